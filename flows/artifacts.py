@@ -1,0 +1,81 @@
+"""What a run leaves in the Prefect UI: the funnel, samples to read, training curves, evaluations.
+
+Artifacts are for looking; the numbers themselves are the dataset's, and the same queries give them again.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.stages import Stage
+from tasks import catalog
+from tasks.store import STUDENTS, Dataset
+
+PREVIEW = 5  # samples to read, accepted and rejected each
+CURVES = ("loss", "reward", "kl", "accuracy")
+
+
+def publish_funnel(dataset: Dataset) -> None:
+    """The funnel as a table, and a few accepted and rejected samples as text."""
+    con = catalog.connect(dataset)
+    create_table_artifact(_rows(catalog.funnel(con)), key="funnel", description="Where samples are lost")
+    accepted = con.execute(f"select sample_id, text from accepted limit {PREVIEW}").fetchall()
+    rejected = con.execute(
+        f"""select sample_id, text, "check", reason from rejected
+            qualify row_number() over (partition by "check", reason order by sample_id) = 1 limit {2 * PREVIEW}"""
+    ).fetchall()
+    parts = [f"### accepted `{sample}`\n{_fenced(text)}" for sample, text in accepted]
+    parts += [f"### rejected `{sample}`: {check}, {reason}\n{_fenced(text)}" for sample, text, check, reason in rejected]
+    create_markdown_artifact("\n\n".join(parts) or "No samples yet.", key="samples", description="Samples to read")
+
+
+def publish_curve(dataset: Dataset, stage: Stage) -> None:
+    """A training stage's metrics over its steps, as a picture."""
+    file = dataset.file(f"{STUDENTS}/{stage}/metrics.jsonl")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    picture = base64.b64encode(_plot(rows, stage)).decode()
+    markdown = f"![{stage}: metrics over steps](data:image/png;base64,{picture})"
+    create_markdown_artifact(markdown, key=f"curve-{stage}", description=f"Training of {stage}")
+
+
+def publish_evaluations(dataset: Dataset) -> None:
+    """Every evaluation with its interval, as a table."""
+    table = catalog.evaluations(catalog.connect(dataset))
+    create_table_artifact(_rows(table), key="evaluations", description="Held-out accuracy with 95 % intervals")
+
+
+def _plot(rows: list[dict[str, Any]], stage: Stage) -> bytes:
+    from matplotlib.figure import Figure
+
+    shown = [name for name in CURVES if any(isinstance(row.get(name), int | float) for row in rows)]
+    figure = Figure(figsize=(4.5 * max(len(shown), 1), 3), layout="constrained")
+    for place, name in enumerate(shown, 1):
+        axes = figure.add_subplot(1, len(shown), place)
+        points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
+        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "")
+        axes.set(title=f"{stage}: {name}", xlabel="step")
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=90)
+    return buffer.getvalue()
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    return [{key: _plain(value) for key, value in row.items()} for row in table.to_pylist()]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    return value if isinstance(value, int | str | type(None)) else str(value)
+
+
+def _fenced(text: str) -> str:
+    """As a code block, whatever backticks the model wrote; long texts are cut."""
+    return "````text\n" + text[:2000].replace("````", "'```") + "\n````"

@@ -1,0 +1,178 @@
+"""The `stillhouse` command: every verb parses its words, then calls the flow or query that does the work.
+
+Heavy imports (Prefect, torch, DuckDB) happen inside the verbs, so that `--help` and a recipe's errors answer at
+once. Exit codes: 0 done, 1 work failed, 2 usage or recipe error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.recipe import Recipe, load_recipe
+from model.errors import RecipeError, StillhouseError
+
+app = typer.Typer(
+    name="stillhouse",
+    help="Verified reasoning data and distilled students: generate, verify, select, distil, refine, evaluate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.", show_default=False)]
+DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="The dataset's folder.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides one recipe value; may be given several times."),
+]
+
+
+@app.command(epilog="Example: `stillhouse run deployments/recipes/demo.toml --set generate.replicas=8`")
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    only: Annotated[
+        str, typer.Option(metavar="STAGE,…", help="problems, generate, verify, sft, distill, grpo, evaluate")
+    ] = "",
+) -> None:
+    """Runs the whole recipe, or some of its stages, here and now; what is done already is not done again."""
+    from flows.stages import parse_stages
+
+    loaded = load_recipe(recipe, overrides or [])
+    stages = parse_stages(only)
+    from flows.embedded import run_embedded
+
+    run_embedded(loaded, stages, command=f"stillhouse run {recipe}")
+
+
+@app.command(epilog="Example: `stillhouse plan deployments/recipes/r1_distill_qwen_1_5b.toml`")
+def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Says what a recipe would cost: shards, samples, tokens, disk, GPU hours, money. Makes nothing."""
+    from flows.planning import plan as plan_recipe
+    from flows.planning import render
+
+    loaded = load_recipe(recipe, overrides or [])
+    typer.echo(render(plan_recipe(loaded, _measured_rates(loaded))))
+
+
+@app.command(epilog="Example: `stillhouse status data/demo`")
+def status(dataset: DatasetFolder) -> None:
+    """Stages, shards by state, rates, and what failed and why."""
+    from flows.screens import status_screen
+
+    status_screen(_existing(dataset))
+
+
+@app.command(epilog='Example: `stillhouse sql data/demo "select reason, count(*) from rejected group by all"`')
+def sql(
+    dataset: DatasetFolder,
+    query: Annotated[str, typer.Argument(metavar="SQL", help="One statement.", show_default=False)] = "",
+    output: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="Reads the statement from a file.")] = None,
+) -> None:
+    """Queries the dataset, also while a run is making it. Without SQL: lists the views."""
+    from flows.screens import sql_screen
+
+    sql_screen(_existing(dataset), file.read_text() if file else query, output)
+
+
+@app.command(epilog="Example: `stillhouse rerun data/demo --failed`")
+def rerun(
+    dataset: DatasetFolder,
+    failed: Annotated[bool, typer.Option("--failed", help="The shards that failed, and only those.")] = False,
+    where: Annotated[str, typer.Option(metavar="SQL", help="The samples for which this predicate holds.")] = "",
+    overrides: Overrides = None,
+) -> None:
+    """Makes new attempts for failed shards or chosen samples; every other file stays as it is."""
+    if failed == bool(where):
+        raise RecipeError("say which rows: either --failed, or --where \"finish_reason = 'length'\"")
+    from flows.embedded import rerun_embedded
+
+    rerun_embedded(_existing(dataset), failed, where, overrides or [])
+
+
+@app.command(epilog="Example: `stillhouse explain data/demo 3f2a…` (the first digits of an id are enough)")
+def explain(
+    dataset: DatasetFolder, sample_id: Annotated[str, typer.Argument(metavar="SAMPLE_ID", show_default=False)]
+) -> None:
+    """Tells one sample's whole history: problem, provenance, text, verdicts, fate."""
+    from flows.screens import explain_screen
+
+    explain_screen(_existing(dataset), sample_id)
+
+
+@app.command(epilog="Example: `stillhouse evaluate data/demo/students/sft/model --recipe deployments/recipes/demo.toml`")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder.", show_default=False)],
+    recipe: Annotated[Path, typer.Option(help="Whose held-out problems, template and sampling are used.")],
+    name: Annotated[str, typer.Option(help="The model's name in the view `evaluations`.")] = "",
+    overrides: Overrides = None,
+) -> None:
+    """Measures pass@k (unbiased) and cons@N with 95 % intervals on problems that training never saw."""
+    loaded = load_recipe(recipe, overrides or [])
+    from flows.embedded import evaluate_embedded
+
+    evaluate_embedded(loaded, model, name or Path(model).name)
+
+
+@app.command(epilog="Example: `prefect server start` in one terminal, then `stillhouse deploy` in another")
+def deploy(
+    pool: Annotated[str, typer.Option(help="The work pool that the deployments use; made if it is not there.")] = "stillhouse",
+) -> None:
+    """Registers every flow as a deployment with the Prefect server of the current profile."""
+    from flows.deploy import deploy_all
+
+    deploy_all(pool)
+
+
+def _existing(dataset: Path) -> Path:
+    if not (dataset / "recipe.json").is_file():
+        raise RecipeError(f"{dataset} is not a dataset (no recipe.json there); `stillhouse run RECIPE` makes one")
+    return dataset
+
+
+def _measured_rates(recipe: Recipe) -> dict[str, float] | None:
+    """Rates that a pilot run of the same dataset has measured, if there is one."""
+    folder = Path(recipe.dataset)
+    if not (folder / "recipe.json").is_file():
+        return None
+    from tasks.catalog import connect, measured_rates
+
+    return measured_rates(connect(folder))
+
+
+def main() -> None:
+    """Entry point: turns our errors into one line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except StillhouseError as error:
+        typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
+        sys.exit(2 if not error.retryable else 1)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        _usage_error_or_raise(error)
+
+
+def _usage_error_or_raise(error: Exception) -> None:
+    """click's own errors (a missing argument, an unknown option) end with code 2; anything else is a bug."""
+    from click.exceptions import ClickException
+
+    if not isinstance(error, ClickException):
+        raise error
+    error.show()
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

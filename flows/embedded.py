@@ -1,0 +1,121 @@
+"""How the command line runs flows: in this process, with Prefect's own temporary server and no other.
+
+Prefect's log goes to the dataset's logs/run.log; the terminal shows progress bars and, at the end, a page of
+results. Ctrl-C (and SIGTERM) stops the engine and the trainer, keeps what is finished, and says how to resume.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from rich.console import Console
+
+from flows.recipe import Recipe, parse_recipe
+from flows.stages import ALL_STAGES, Stage
+from tasks.progress import shown
+from tasks.store import Dataset
+
+# A run needs no account, no telemetry, and no server that outlives it.
+SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "INFO",
+    "PREFECT_LOGGING_TO_API_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+}
+
+
+def run_embedded(recipe: Recipe, stages: Sequence[Stage], command: str) -> None:
+    """Runs the recipe's stages and prints the page of results."""
+    from flows.screens import results_screen
+
+    def work() -> None:
+        from flows.factory import factory
+
+        factory(recipe, tuple(stages))
+
+    _run(recipe, work, command)
+    results_screen(Path(recipe.dataset), complete=tuple(stages) == ALL_STAGES)
+
+
+def rerun_embedded(dataset: Path, failed: bool, where: str, overrides: Sequence[str]) -> None:
+    """Makes new attempts for failed shards or chosen samples of a dataset, under the recipe stored with it."""
+    recipe = parse_recipe(Dataset.open(dataset).recipe() or {}, [f"dataset={dataset}", *overrides], str(dataset))
+    made: list[int] = []
+
+    def work() -> None:
+        from flows.rerun import rerun
+
+        made.extend(rerun(recipe, failed, where))
+
+    _run(recipe, work, f"stillhouse rerun {dataset}" + (" --failed" if failed else f' --where "{where}"'))
+    which = f"shards {', '.join(map(str, made))}" if made else "nothing: no row was chosen"
+    Console().print(f"re-run: {which}")
+
+
+def evaluate_embedded(recipe: Recipe, model: str, name: str) -> None:
+    """Measures one model folder on a recipe's held-out problems and prints the figures."""
+    from flows.screens import evaluations_screen
+
+    def work() -> None:
+        from flows.evaluate import evaluate
+
+        evaluate(recipe, model, name)
+
+    _run(recipe, work, f"stillhouse evaluate {model}")
+    evaluations_screen(Path(recipe.dataset), name)
+
+
+def _run(recipe: Recipe, work: Callable[[], None], command: str) -> None:
+    console = Console(stderr=True)
+    dataset = Dataset.create(recipe.dataset)
+    for key, value in SETTINGS.items():
+        os.environ.setdefault(key, value)
+    with _stoppable(), _log_to(dataset.file("logs/run.log"), console), shown(console):
+        try:
+            work()
+        except KeyboardInterrupt:
+            console.print(f"\nInterrupted. What was finished is kept; go on with: {command}", highlight=False)
+            raise
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does, so that engine and trainer are stopped in order."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _log_to(file: Path, console: Console) -> Iterator[None]:
+    """Prefect's and our log records go to a file; a terminal has the bars, a pipe gets our own lines too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    to_file = logging.FileHandler(file, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    import prefect.logging.configuration  # noqa: F401  # Prefect sets its handlers on import; ours replace them
+
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "uvicorn", "stillhouse"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [to_file], False
+        logger.setLevel(logging.INFO)
+    if not console.is_terminal:
+        logging.getLogger("stillhouse").addHandler(logging.StreamHandler(sys.stderr))
+    try:
+        yield
+    finally:
+        to_file.close()

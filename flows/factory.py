@@ -1,0 +1,29 @@
+"""The whole recipe, stage after stage: problems, generation, verification, distillation, refinement, evaluation."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from flows.distil import DISTILLING, distil
+from flows.evaluate import evaluate
+from flows.generate import MAKING, generate
+from flows.recipe import Recipe
+from flows.refine import refine
+from flows.stages import ALL_STAGES, Stage
+from flows.wiring import opened
+
+
+@flow(name="factory", flow_run_name="{recipe.name}")
+def factory(recipe: Recipe, only: tuple[Stage, ...] = ALL_STAGES) -> None:
+    """Runs the stages in `only`, each doing what is left to do; a second run of a finished recipe does nothing."""
+    making = tuple(stage for stage in MAKING if stage in only)
+    distilling = tuple(stage for stage in DISTILLING if stage in only)
+    with opened(recipe):
+        if making:
+            generate(recipe, making)
+        if distilling:
+            distil(recipe, distilling)
+        if Stage.GRPO in only:
+            refine(recipe)
+        if Stage.EVALUATE in only:
+            evaluate(recipe)

@@ -1,0 +1,102 @@
+"""Rejection sampling: the teacher answers every problem several times, and rules decide what is kept.
+
+R1, section 2.3.3: several outputs per prompt, the correct ones retained. Here every output is retained with its
+verdicts; which are correct is a query. A shard is verified while the next ones are being generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from flows.artifacts import publish_funnel
+from flows.recipe import Recipe
+from flows.shards import Window, patient, raise_for_failures
+from flows.stages import Stage
+from flows.wiring import opened, provenance_of, teacher_engine, template_of, tokenizer_of, verifier_pool
+from model.records import content_hash
+from tasks.generate import Generation, generate_shard
+from tasks.load import load
+from tasks.progress import ticking
+from tasks.run import Run
+from tasks.store import Dataset
+from tasks.verify import verify_shard
+from tasks.work import (
+    pending_generate,
+    pending_verify,
+    plan_generate,
+    plan_verify,
+    planned_shards,
+    train_problem_ids,
+    wanted_samples,
+)
+
+MAKING = (Stage.PROBLEMS, Stage.GENERATE, Stage.VERIFY)
+
+
+@flow(name="generate", flow_run_name="generate {recipe.name}", task_runner=ThreadPoolTaskRunner(max_workers=600))
+def generate(recipe: Recipe, only: tuple[Stage, ...] = MAKING) -> None:
+    """Makes what the recipe asks for and the dataset lacks.
+
+    Raises ShardsFailedError when some shards stay failed after all their attempts; the others are kept.
+    """
+    with opened(recipe) as run:
+        if Stage.PROBLEMS in only:
+            load(run.dataset, [section.to_source() for section in recipe.problems])
+        if Stage.GENERATE in only:
+            plan(recipe, run)
+        make_shards(recipe, run, only)
+        publish_funnel(run.dataset)
+
+
+def plan(recipe: Recipe, run: Run) -> list[int]:
+    """Adds shards for whatever the recipe wants beyond what was planned before."""
+    wanted = wanted_samples(
+        train_problem_ids(run.dataset), provenance_of(recipe), recipe.generate.replicas, recipe.generate.max_tokens
+    )
+    fingerprint = content_hash("recipe", recipe.fingerprint_fields(), digits=12)
+    return plan_generate(run.dataset, wanted, shard_size=recipe.generate.shard_size, fingerprint=fingerprint)
+
+
+def make_shards(
+    recipe: Recipe, run: Run, only: Collection[Stage] = MAKING, shards: Collection[int] | None = None
+) -> None:
+    """Generates and verifies what is pending (among `shards`, where given), several shards in flight."""
+    with verifier_pool(recipe) as pool, teacher_engine(recipe, run) as engine:
+        plan_verify(run.dataset, {check.name: check.version for check in pool.checks})
+        to_make, to_check = _todo(run.dataset, only, shards)
+        if not to_make and not to_check:
+            return
+        if to_make:
+            engine.client()  # an engine that cannot start is one clear error, not one for every shard
+        generation = Generation(engine, tokenizer_of(recipe), template_of(recipe), provenance_of(recipe))
+        generating, verifying = patient(generate_shard, recipe.generate), patient(verify_shard, recipe.generate)
+        window = Window(recipe.generate.shards_in_flight)
+        samples = _rows(run.dataset, to_make)
+        with (
+            ticking("generate", samples, "samples") as making,
+            ticking("verify", samples + _rows(run.dataset, to_check), "samples") as checking,
+        ):
+            futures = [window.submit(verifying, run, pool, shard, checking) for shard in to_check]
+            for shard in to_make:
+                made = window.submit(generating, run, generation, shard, making)
+                futures.append(made)
+                if Stage.VERIFY in only:
+                    futures.append(verifying.submit(run, pool, made, checking))
+            raise_for_failures(run.dataset, futures)
+
+
+def _todo(dataset: Dataset, only: Collection[Stage], shards: Collection[int] | None) -> tuple[list[int], list[int]]:
+    """Shards to generate, and shards to verify whose samples are there already."""
+    to_make = pending_generate(dataset) if Stage.GENERATE in only else []
+    to_check = [work.shard for work in pending_verify(dataset)] if Stage.VERIFY in only else []
+    if shards is None:
+        return to_make, to_check
+    return [n for n in to_make if n in shards], [n for n in to_check if n in shards]
+
+
+def _rows(dataset: Dataset, shards: Collection[int]) -> int:
+    plans = planned_shards(dataset)
+    return sum(plans[shard].rows for shard in shards if shard in plans)

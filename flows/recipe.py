@@ -1,0 +1,334 @@
+"""The recipe: the one TOML file that says how a dataset and its students are made.
+
+`load_recipe` reads, overrides and validates; whatever is wrong becomes a RecipeError whose first line
+names the dotted key and, for an unknown one, the nearest that exists. People write only what differs from
+the defaults; `Recipe.resolved()` is the whole. A `Recipe` is a plain pydantic model and so a Prefect flow
+parameter as it is.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from flows.recipe_sections import (
+    AcceptSection,
+    DistillSection,
+    EvaluateSection,
+    GenerateSection,
+    GRPOSection,
+    PlanSection,
+    PricesSection,
+    Problems,
+    Section,
+    SFTSection,
+    StudentSection,
+    Teacher,
+    TemplateSection,
+    VerifySection,
+    VLLMTeacher,
+)
+from model.errors import RecipeError
+
+_INPUT_CHARS = 60
+
+
+class Recipe(Section):
+    """How a dataset and its students are made."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """Name of the recipe and of its Prefect flow runs."""
+    dataset: str = Field("", max_length=4096)
+    """Folder of the dataset, relative to the working directory; empty: `data/` and the name."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of training and evaluation (a sample's seed comes from its id)."""
+    teacher: Teacher
+    """The model that answers the problems."""
+    student: StudentSection
+    """The model that learns from the accepted answers."""
+    problems: tuple[Problems, ...] = Field(min_length=1)
+    """Sources of problems."""
+    template: TemplateSection = TemplateSection()
+    """The wording around a problem."""
+    generate: GenerateSection = GenerateSection()
+    """Sampling from the teacher."""
+    verify: VerifySection = VerifySection()
+    """Checking every sample."""
+    accept: AcceptSection = AcceptSection()
+    """Which samples are accepted."""
+    sft: SFTSection = SFTSection()
+    """Supervised fine-tuning on the accepted samples."""
+    distill: DistillSection = DistillSection()
+    """KL to a live teacher's token distributions."""
+    grpo: GRPOSection = GRPOSection()
+    """Reinforcement learning with verifiers as rewards."""
+    evaluate: EvaluateSection = EvaluateSection()
+    """Measurement on held-out problems."""
+    prices: PricesSection = PricesSection()
+    """What an hour costs, for `stillhouse plan`."""
+    plan: PlanSection = PlanSection()
+    """Assumptions of `stillhouse plan`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_dataset(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and not values.get("dataset") and isinstance(values.get("name"), str):
+            return {**values, "dataset": f"data/{values['name']}"}
+        return values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        for conflict in _conflicts(self):
+            raise ValueError(conflict)
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, defaults included, as JSON values; `parse_recipe` of it is this recipe again."""
+        return self.model_dump(mode="json")
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """What a dataset is bound to, by dotted key: all that shapes the distribution of its samples.
+
+        The rest (limits, replicas, more problems, selection, training) may change over a dataset's life.
+        """
+        fields: dict[str, Any] = {
+            "teacher.model": self.teacher.model,
+            "teacher.revision": self.teacher.revision,
+        }
+        template = self.template.model_dump(mode="json")
+        fields.update({f"template.{key}": value for key, value in template.items()})
+        fields["generate.temperature"] = self.generate.temperature
+        fields["generate.top_p"] = self.generate.top_p
+        return fields
+
+
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file, with `section.key=value` overrides (values as in TOML; bare words are text).
+
+    Raises RecipeError: no such file, not TOML, unknown or ill-typed key, sections that do not fit together.
+    """
+    return parse_recipe(_read_toml(Path(path)), overrides, origin=str(path))
+
+
+def parse_recipe(values: Mapping[str, Any], overrides: Sequence[str] = (), origin: str = "recipe") -> Recipe:
+    """The recipe in a mapping (parsed TOML, a `recipe.json`). Raises RecipeError as `load_recipe` does."""
+    merged: dict[str, Any] = _copy(dict(values))
+    for override in overrides:
+        _override(merged, override)
+    try:
+        return Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise RecipeError(_explain(error, merged, origin)) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise RecipeError(f"no such recipe: {path}") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder; a recipe is a TOML file") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not a text file in UTF-8 (byte {error.start})") from error
+    except OSError as error:
+        raise RecipeError(f"cannot read {path}: {error.strerror or error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+
+
+# --- what spans two sections -----------------------------------------------------------------------
+
+
+def _conflicts(recipe: Recipe) -> Iterator[str]:
+    """One sentence, dotted key first, for each pair of settings that cannot both be meant."""
+    yield from _selection_conflicts(recipe)
+    yield from _length_conflicts(recipe)
+    yield from _stage_conflicts(recipe)
+    yield from _source_conflicts(recipe)
+
+
+def _selection_conflicts(recipe: Recipe) -> Iterator[str]:
+    accept, checks = recipe.accept, recipe.verify.checks
+    for check in accept.require:
+        if check not in checks:
+            yield f"accept.require names `{check}`, which is not in verify.checks ({', '.join(checks)})"
+    low, high = accept.pass_rate
+    if low > high:
+        yield f"accept.pass_rate runs from low to high, not from {low} to {high}"
+    if accept.max_chars and accept.max_chars < accept.min_chars:
+        yield f"accept.max_chars = {accept.max_chars} is below accept.min_chars = {accept.min_chars}"
+    for k in recipe.evaluate.k:
+        if k > recipe.evaluate.replicas:
+            yield f"evaluate.k asks for pass@{k}, but evaluate.replicas = {recipe.evaluate.replicas} samples"
+
+
+def _length_conflicts(recipe: Recipe) -> Iterator[str]:
+    if not isinstance(recipe.teacher, VLLMTeacher):
+        return
+    room = recipe.teacher.max_model_len
+    for section, limit in (
+        ("generate", recipe.generate.max_tokens),
+        ("evaluate", recipe.evaluate.max_tokens),
+    ):
+        if limit >= room:
+            message = f"{section}.max_tokens = {limit} leaves no room for a prompt"
+            yield f"{message} in teacher.max_model_len = {room}"
+
+
+def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
+    enabled = {"student": True, "sft": recipe.sft.enabled, "distill": recipe.distill.enabled}
+    for name, stage in (("distill", recipe.distill), ("grpo", recipe.grpo)):
+        if stage.enabled and not enabled[stage.init]:
+            remedy = 'start from "student", or enable it'
+            yield f'{name}.init = "{stage.init}", but {stage.init}.enabled = false: {remedy}'
+
+
+def _source_conflicts(recipe: Recipe) -> Iterator[str]:
+    labels: dict[str, int] = {}
+    for index, section in enumerate(recipe.problems):
+        label = section.to_source().label
+        if label in labels:
+            where = f"problems.{index} has the same label `{label}` as problems.{labels[label]}"
+            yield f"{where}: remove it, or give it another `source`"
+        labels[label] = index
+
+
+# --- overrides -------------------------------------------------------------------------------------
+
+
+def _copy(value: Any) -> Any:
+    """A copy that overrides may write into: tuples become lists, inner tables stay untouched."""
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(f"--set {override}: write it as section.key=value, as in generate.replicas=8")
+    here: Any = values
+    for part in parts[:-1]:
+        here = here.setdefault(part, {}) if isinstance(here, dict) else _item(here, part, override)
+    if isinstance(here, dict):
+        here[parts[-1]] = _toml_value(text)
+    else:
+        _item(here, parts[-1], override)
+        here[int(parts[-1])] = _toml_value(text)
+
+
+def _item(values: Any, part: str, override: str) -> Any:
+    if not isinstance(values, list):
+        raise RecipeError(f"--set {override}: there is no section before `{part}` to set it in")
+    if not part.isdigit() or int(part) >= len(values):
+        last = len(values) - 1
+        raise RecipeError(f"--set {override}: `{part}` is no place in a list; give a number from 0 to {last}")
+    return values[int(part)]
+
+
+def _toml_value(text: str) -> Any:
+    """`4`, `0.5`, `true`, `["a"]`, `{a = 1}` as in TOML; anything else is taken as text."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+# --- errors ----------------------------------------------------------------------------------------
+
+
+def _explain(error: ValidationError, values: Any, origin: str) -> str:
+    lines = [_line(item, values) for item in error.errors(include_url=False)]
+    return "\n".join([f"{origin}: {lines[0]}", *(f"  also: {line}" for line in lines[1:])])
+
+
+def _line(item: Any, values: Any) -> str:
+    path = _without_tags(item["loc"], values)
+    dotted = ".".join(str(part) for part in path)
+    message = str(item["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if item["type"] == "extra_forbidden":
+        return f"unknown key `{dotted}`{_nearest(path, values)}"
+    if item["type"] == "missing":
+        return f"`{dotted}` is missing"
+    if not dotted:
+        return message
+    if isinstance(item["input"], dict | list | tuple):
+        return f"{dotted}: {message}"
+    return f"{dotted} = {repr(item['input'])[:_INPUT_CHARS]}: {message}"
+
+
+def _without_tags(location: tuple[int | str, ...], values: Any) -> list[int | str]:
+    """pydantic puts a union's chosen type into the path (`teacher.vllm.model`); people did not write that."""
+    path: list[int | str] = []
+    here = values
+    for part in location:
+        if isinstance(here, Mapping) and part not in here and part == here.get("type"):
+            continue
+        path.append(part)
+        if isinstance(here, Mapping):
+            here = here.get(part)
+        elif isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
+            here = here[part]
+    return path
+
+
+def _nearest(path: Sequence[int | str], values: Any) -> str:
+    """A hint: the same key elsewhere in the recipe, else the most alike one of the same section."""
+    wrong, parents = str(path[-1]), list(path[:-1])
+    named = ".".join(part for part in path if isinstance(part, str))
+    elsewhere = [dotted for dotted in _dotted_keys(Recipe) if dotted.rsplit(".", 1)[-1] == wrong]
+    if named in elsewhere:
+        return f"; it belongs to another `{'.'.join(map(str, parents))}.type`"
+    if elsewhere:
+        return f"; did you mean `{elsewhere[0]}`?"
+    siblings = list(_section_at(parents, values).model_fields)
+    prefix = "".join(f"{part}." for part in parents)
+    close = difflib.get_close_matches(wrong, siblings, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean `{prefix}{close[0]}`?"
+    close = difflib.get_close_matches(wrong, siblings, n=1, cutoff=0.0)
+    return f"; the nearest is `{prefix}{close[0]}` (known there: {', '.join(siblings)})"
+
+
+def _section_at(parents: Sequence[int | str], values: Any) -> type[BaseModel]:
+    section: type[BaseModel] = Recipe
+    here = values
+    for part in parents:
+        here = here[part]
+        if isinstance(part, str):
+            choices = _sections_of(section.model_fields[part].annotation)
+        tags = [
+            choice
+            for choice in choices
+            if _tag(choice) == (here.get("type") if isinstance(here, dict) else None)
+        ]
+        section = (tags or choices)[0]
+    return section
+
+
+def _sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """All models that appear in an annotation such as `tuple[A | B, ...]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for argument in get_args(annotation) for section in _sections_of(argument)]
+
+
+def _tag(section: type[BaseModel]) -> Any:
+    field = section.model_fields.get("type")
+    return field.default if field else None
+
+
+def _dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = _sections_of(field.annotation)
+        yield f"{prefix}{name}"
+        for child in inner:
+            yield from _dotted_keys(child, f"{prefix}{name}.")

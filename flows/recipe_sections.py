@@ -1,0 +1,515 @@
+"""The sections of a recipe, each a pydantic model: a field has one sentence of meaning, a bound, a source.
+
+The sentences travel into the JSON schema and from there into Prefect's form. Nothing here reads a file or
+decides anything; what spans two sections is checked in `flows/recipe.py`. Loads neither torch nor Prefect
+nor vLLM. Sources: R1 = arXiv 2501.12948; GRPO = arXiv 2402.03300; Dr. GRPO = arXiv 2503.20783; DAPO =
+arXiv 2503.14476.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tasks.builtin_problems import BUILTIN_SETS
+from tasks.sources import ProblemSource
+
+# The checks that come with Stillhouse (model/rewards/registry.py; a test holds the two lists together).
+CHECK_NAMES = ("finish", "format", "math", "language", "length")
+
+# R1, Table 1: the template that R1-Zero was trained with.
+R1_SYSTEM = (
+    "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. "
+    "The Assistant first thinks about the reasoning process in the mind and then provides the User with the "
+    "answer. The reasoning process and answer are enclosed within <think> </think> and <answer> </answer> "
+    "tags, respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>."
+)
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Temperature = Annotated[float, Field(ge=0.0, le=2.0)]
+TopP = Annotated[float, Field(gt=0.0, le=1.0)]
+Tokens = Annotated[int, Field(ge=1, le=1_000_000)]
+Seconds = Annotated[float, Field(gt=0.0, le=7 * 24 * 3600.0)]
+Attempts = Annotated[int, Field(ge=1, le=20)]
+LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
+Normalise = Literal["token", "sequence", "constant"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys fail, values are final, docstrings become descriptions."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        validate_default=True,
+    )
+
+
+# --- models ----------------------------------------------------------------------------------------
+
+
+class VLLMTeacher(Section):
+    """A vLLM server that the run starts, watches and stops."""
+
+    type: Literal["vllm"] = "vllm"
+    """A server managed by the run."""
+    model: str = Field(min_length=1)
+    """Hub name, folder, or `builtin:` name of the model that answers the problems."""
+    revision: str = Field(default="main", min_length=1)
+    """Branch, tag or commit on the hub; part of every sample's id: name a commit for a dataset that lasts."""
+    python: str = ""
+    """Interpreter of the environment that has vLLM; empty: this one."""
+    max_model_len: Tokens = 4096
+    """Longest prompt plus completion, in tokens, that the engine makes room for."""
+    max_num_seqs: int = Field(default=256, ge=1, le=16_384)
+    """Sequences that the engine decodes at once."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "bfloat16"
+    """Number format of weights and activations in the engine."""
+    enforce_eager: bool = False
+    """Skips compilation and CUDA graphs: starts sooner, decodes slower on a GPU."""
+    gpus: int = Field(default=1, ge=0, le=64)
+    """GPUs per engine (tensor parallel); 0 runs the engine on the CPU."""
+    extra_args: tuple[str, ...] = ()
+    """Further words for vLLM's command line, as they are."""
+
+
+class OpenAITeacher(Section):
+    """Endpoints that already run and speak OpenAI's completions protocol."""
+
+    type: Literal["openai"] = "openai"
+    """Servers that somebody else runs."""
+    urls: tuple[str, ...] = Field(min_length=1)
+    """Base URLs up to and including `/v1`; requests go round over those that answer."""
+    model: str = Field(min_length=1)
+    """The model's name as the endpoints know it."""
+    revision: str = ""
+    """What tells this model from another of the same name; part of every sample's id."""
+    api_key_env: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """Environment variable that holds the key (the key itself never stands in a recipe)."""
+
+    @field_validator("urls")
+    @classmethod
+    def _http(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            if not re.match(r"https?://[^/\s]+", url):
+                raise ValueError(f"{url!r} is not an http(s) URL such as http://127.0.0.1:8000/v1")
+        return urls
+
+
+Teacher = Annotated[VLLMTeacher | OpenAITeacher, Field(discriminator="type")]
+
+
+class StudentSection(Section):
+    """The model that is distilled into."""
+
+    model: str = Field(min_length=1)
+    """Hub name, folder, or `builtin:` name of the model that training starts from."""
+    revision: str = Field(default="main", min_length=1)
+    """Branch, tag or commit on the hub."""
+
+
+# --- problems --------------------------------------------------------------------------------------
+
+
+class ColumnsSection(Section):
+    """Which column holds what; a dotted name reaches into nested values (`messages.0.content`)."""
+
+    prompt: str = Field(default="prompt", min_length=1)
+    """Column with the question."""
+    gold: str = Field(default="gold", min_length=1)
+    """Column with the right answer; may be missing unless it is named here."""
+    tests: str = Field(default="tests", min_length=1)
+    """Column with unit tests, for code; may be missing unless it is named here."""
+    metadata: tuple[str, ...] = ()
+    """Further columns that are kept as JSON with the problem."""
+
+
+class ProblemsSection(Section):
+    """What every source of problems has."""
+
+    limit: int = Field(default=0, ge=0)
+    """Problems taken from the source, in its order; 0 takes all."""
+    held_out: Share = 0.0
+    """Share of distinct prompts kept for evaluation only, chosen by the prompt's hash; 1 for a benchmark."""
+    domain: str = Field(default="math", pattern=r"^[a-z][a-z0-9_]*$")
+    """What kind of problem it is: `math`, `code`, `general`, …"""
+    source: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", max_length=100)
+    """Label in the `source` column; empty: the set's name or the file's stem."""
+    max_prompt_chars: int = Field(default=32_000, ge=1, le=10_000_000)
+    """Longer prompts are rejected."""
+
+    def to_source(self) -> ProblemSource:
+        """The same settings for `tasks/problems.py`."""
+        return ProblemSource.of(self.model_dump())
+
+
+class MappedSection(ProblemsSection):
+    """A source whose columns are not ours."""
+
+    columns: ColumnsSection = ColumnsSection()
+    """Which column holds what."""
+    gold_pattern: str = ""
+    """Regular expression with one group; its last match in the gold column is the answer (`####\\s*(.+)`)."""
+
+    @field_validator("gold_pattern")
+    @classmethod
+    def _one_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        if pattern and groups != 1:
+            raise ValueError(f"needs exactly one group (…) around the answer, this has {groups}")
+        return pattern
+
+
+class JsonlProblems(MappedSection):
+    """One JSON object per line."""
+
+    type: Literal["jsonl"] = "jsonl"
+    """A JSON Lines file, or the same compressed as .gz."""
+    path: str = Field(min_length=1)
+    """The file, relative to the working directory."""
+
+
+class CsvProblems(MappedSection):
+    """A table with a line of column names."""
+
+    type: Literal["csv"] = "csv"
+    """A CSV file, or the same compressed as .gz."""
+    path: str = Field(min_length=1)
+    """The file, relative to the working directory."""
+
+
+class ParquetProblems(MappedSection):
+    """A Parquet file."""
+
+    type: Literal["parquet"] = "parquet"
+    """A Parquet file."""
+    path: str = Field(min_length=1)
+    """The file, relative to the working directory."""
+
+
+class HFProblems(MappedSection):
+    """A dataset of the Hugging Face hub, or a folder in its layout."""
+
+    type: Literal["hf"] = "hf"
+    """A dataset that the `datasets` package reads."""
+    name: str = Field(min_length=1)
+    """Hub name (`org/set`) or a local folder."""
+    config: str = ""
+    """Configuration (subset) of the dataset; empty: its default."""
+    split: str = Field(default="train", min_length=1)
+    """Split of the dataset."""
+    revision: str = Field(default="main", min_length=1)
+    """Branch, tag or commit on the hub."""
+    expected_rows: int = Field(default=0, ge=0)
+    """Rows that the dataset's card states, for `stillhouse plan` only; 0: not stated."""
+
+
+class BuiltinProblems(ProblemsSection):
+    """A set that comes with Stillhouse."""
+
+    type: Literal["builtin"] = "builtin"
+    """A seeded family of reasoning-gym: no file, no network."""
+    name: Literal["sums-2x1", "sums-3x1", "sums-2x2", "products-1x1"]
+    """Name of the set: `sums-3x1` are three terms of one digit."""
+
+
+assert set(BUILTIN_SETS) == {"sums-2x1", "sums-3x1", "sums-2x2", "products-1x1"}
+
+Problems = Annotated[
+    JsonlProblems | CsvProblems | ParquetProblems | HFProblems | BuiltinProblems, Field(discriminator="type")
+]
+
+
+# --- template, generation --------------------------------------------------------------------------
+
+
+class Shot(Section):
+    """A worked turn that only the teacher sees."""
+
+    user: str = Field(min_length=1)
+    """The example's question."""
+    assistant: str = Field(min_length=1)
+    """The example's whole answer, the prefill included."""
+
+
+class TemplateSection(Section):
+    """What teacher and student see around a problem."""
+
+    name: str = Field(default="think-answer", pattern=r"^[A-Za-z0-9._-]+$")
+    """Name in the `template` column, where a hash of all fields follows it."""
+    system: str = R1_SYSTEM
+    """System message (default: R1, Table 1); empty leaves the turn out."""
+    prefill: str = "<think>\n"
+    """Text that every completion starts with, given for free."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=("</answer>",), max_length=4)
+    """Texts that end a completion and stay in it."""
+    shots: tuple[Shot, ...] = ()
+    """Worked turns shown to the teacher only."""
+
+    def to_kwargs(self) -> dict[str, Any]:
+        """Arguments of `model.templates.PromptTemplate`."""
+        shots = tuple((shot.user, shot.assistant) for shot in self.shots)
+        system = self.system or None
+        return {
+            "name": self.name,
+            "system": system,
+            "prefill": self.prefill,
+            "stop": self.stop,
+            "shots": shots,
+        }
+
+
+class GenerateSection(Section):
+    """How the teacher is sampled."""
+
+    replicas: int = Field(default=4, ge=1, le=4096)
+    """Samples per problem."""
+    temperature: Temperature = 0.6
+    """Sampling temperature (R1: 0.6 for evaluation and data, 1.0 for the cold start)."""
+    top_p: TopP = 0.95
+    """Nucleus of the distribution that is sampled from (R1: 0.95)."""
+    max_tokens: Tokens = 2048
+    """Longest completion; raising it later makes new work only for samples that it had cut."""
+    shard_size: int = Field(default=2048, ge=1, le=100_000)
+    """Samples per shard, the unit of work and retry."""
+    shards_in_flight: int = Field(default=4, ge=1, le=256)
+    """Shards that stream into the engine together, so that none's last long answer leaves it idle."""
+    concurrency: int = Field(default=256, ge=1, le=65_536)
+    """Requests in flight over all shards."""
+    attempts: Attempts = 3
+    """Tries at a shard before it counts as failed."""
+    retry_delay_seconds: float = Field(default=2.0, ge=0.0, le=3600.0)
+    """Wait before the second try; it doubles with every further one."""
+    timeout_seconds: Seconds = 3600.0
+    """Longest wait for one request (32k tokens take the better part of an hour on a full engine)."""
+
+
+# --- verification, selection -----------------------------------------------------------------------
+
+
+class VerifySection(Section):
+    """Which checks every sample goes through."""
+
+    checks: tuple[str, ...] = Field(default=CHECK_NAMES, min_length=1)
+    """Checks to run, by name, or as `package.module:factory` for one of your own."""
+    workers: int = Field(default=2, ge=1, le=1024)
+    """Processes that check."""
+    timeout_seconds: float = Field(default=5.0, gt=0.0, le=3600.0)
+    """Hard limit per check and sample; what exceeds it is an `error`, never a `fail`."""
+    format_weight: float = Field(default=0.2, ge=0.0, le=10.0)
+    """λ of R1's reward r = accuracy + λ · format, in the reward column and in GRPO."""
+    language: str = Field(default="en", pattern=r"^[a-z]{2}$")
+    """Language that the reasoning should be in (ISO 639-1)."""
+    language_share: Share = 0.9
+    """Least share of words in that language that passes (ours: R1 publishes no threshold)."""
+
+    @field_validator("checks")
+    @classmethod
+    def _known(cls, checks: tuple[str, ...]) -> tuple[str, ...]:
+        for check in checks:
+            if check not in CHECK_NAMES and ":" not in check:
+                raise ValueError(f"there is no check {check!r} (there are: {', '.join(CHECK_NAMES)})")
+        if len(set(checks)) < len(checks):
+            raise ValueError(f"names a check twice: {', '.join(checks)}")
+        return checks
+
+
+class AcceptSection(Section):
+    """Which samples are accepted; changing it costs a query, not a generation."""
+
+    require: tuple[str, ...] = ("finish", "format", "math")
+    """Checks whose verdict must be `pass`, in the order in which losses are counted."""
+    pass_rate: Annotated[tuple[Share, ...], Field(min_length=2, max_length=2)] = (0.0, 1.0)
+    """Lowest and highest share of right samples of a problem, inclusive (RL prompts: often 0.1 to 0.9)."""
+    max_per_problem: int = Field(default=0, ge=0)
+    """Accepted samples kept per problem; 0: no limit."""
+    distinct: bool = True
+    """Whether equal texts of one problem count once."""
+    min_chars: int = Field(default=0, ge=0)
+    """Shortest completion, in characters."""
+    max_chars: int = Field(default=0, ge=0)
+    """Longest completion, in characters; 0: no limit."""
+    where: str = ""
+    """A further SQL condition over the columns of `samples`."""
+
+    def predicate(self) -> str:
+        """`where` and the length limits as one SQL condition; empty when there is none."""
+        parts = [f"({self.where})"] * bool(self.where.strip())
+        parts += [f"length(text) >= {self.min_chars}"] * bool(self.min_chars)
+        parts += [f"length(text) <= {self.max_chars}"] * bool(self.max_chars)
+        return " and ".join(parts)
+
+
+# --- training --------------------------------------------------------------------------------------
+
+
+class OptimiserSection(Section):
+    """What every training stage has."""
+
+    enabled: bool = False
+    """Whether the stage runs."""
+    learning_rate: LearningRate = 1e-4
+    """Highest learning rate (AdamW)."""
+    warmup_share: Share = 0.03
+    """Share of the steps in which the rate rises to its highest (R1 states none; 0.03 is open-r1's)."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up (R1's distillation: cosine)."""
+    min_lr_share: Share = 0.1
+    """Last learning rate as a share of the highest (R1's distillation: a tenth)."""
+    weight_decay: float = Field(default=0.0, ge=0.0, le=1.0)
+    """AdamW's weight decay."""
+    grad_clip: float = Field(default=1.0, gt=0.0, le=1000.0)
+    """Largest norm of the gradient."""
+    max_length: Tokens = 4096
+    """Longest prompt plus completion, in tokens."""
+    checkpoint_every: int = Field(default=50, ge=1)
+    """Optimizer steps between checkpoints; a retry resumes from the last one."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads of the training process; 0 leaves it to torch."""
+    dtype: Dtype = "bfloat16"
+    """Number format of the forward pass; weights and optimizer stay in float32."""
+    attempts: Attempts = 3
+    """Tries at the stage, each resuming where the last one got to."""
+
+
+class SFTSection(OptimiserSection):
+    """Supervised fine-tuning on accepted samples; the loss is on the completion only."""
+
+    enabled: bool = True
+    """Whether the stage runs."""
+    init: Literal["student"] = "student"
+    """Weights to start from."""
+    epochs: int = Field(default=2, ge=1, le=1000)
+    """Passes over the accepted samples (R1's distillation: 2 to 3)."""
+    tokens_per_batch: int = Field(default=65_536, ge=1, le=100_000_000)
+    """Tokens per optimizer step, prompts included."""
+    normalise: Normalise = "token"
+    """What the loss is divided by: the batch's tokens, each sequence's own |o| (R1), or a constant."""
+    max_steps: int = Field(default=0, ge=0)
+    """Ends the stage after so many optimizer steps; 0: after its epochs."""
+
+
+class DistillSection(SFTSection):
+    """KL to a live teacher's token distributions on the accepted samples; same tokenizer on both sides."""
+
+    enabled: bool = False
+    """Whether the stage runs."""
+    init: Literal["student", "sft"] = "student"  # type: ignore[assignment]
+    """Weights to start from."""
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    """KL(teacher ‖ student), KL(student ‖ teacher), or generalised Jensen-Shannon (arXiv 2306.13649)."""
+    beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """The teacher's weight in the mixture of `jsd`."""
+    temperature: float = Field(default=1.0, gt=0.0, le=100.0)
+    """Softens both distributions."""
+    teacher: str = ""
+    """Model to learn from; empty: the recipe's teacher."""
+
+
+class GRPOSection(OptimiserSection):
+    """Group relative policy optimisation with the same verifiers as rewards."""
+
+    init: Literal["student", "sft", "distill"] = "sft"
+    """Weights that the policy and its frozen reference start from."""
+    steps: int = Field(default=100, ge=1)
+    """Rounds of sampling and updating."""
+    problems_per_step: int = Field(default=8, ge=1, le=65_536)
+    """Problems per round."""
+    group_size: int = Field(default=8, ge=2, le=1024)
+    """Samples per problem, G (GRPO: 64; R1: 16)."""
+    temperature: float = Field(default=1.0, gt=0.0, le=2.0)
+    """Sampling temperature of the rollouts (R1: 1.0)."""
+    max_tokens: Tokens = 1024
+    """Longest rollout."""
+    learning_rate: LearningRate = 1e-6
+    """Highest learning rate (GRPO: 1e-6, R1: 3e-6)."""
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    """How the learning rate falls after the warm-up."""
+    clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
+    """ε below 1 within which a token's ratio may move the policy."""
+    clip_high: float = Field(default=0.2, gt=0.0, le=100.0)
+    """ε above 1 (GRPO: as below; DAPO: 0.28)."""
+    kl_weight: float = Field(default=0.02, ge=0.0, le=10.0)
+    """β of the k3 penalty towards the frozen reference (GRPO: 0.04, R1: 0.001)."""
+    advantage: Literal["grpo", "dr_grpo"] = "grpo"
+    """(r - mean)/std of the group, or r - mean alone (Dr. GRPO)."""
+    updates_per_step: int = Field(default=1, ge=1, le=64)
+    """Optimizer steps per round of sampling."""
+    normalise: Normalise = "sequence"
+    """What a loss is divided by (GRPO: each sequence's 1/|o|; Dr. GRPO: a constant; DAPO: all tokens)."""
+    checkpoint_every: int = Field(default=5, ge=1)
+    """Rounds between checkpoints."""
+
+
+# --- evaluation, prices, planning ------------------------------------------------------------------
+
+
+class EvaluateSection(Section):
+    """Unbiased pass@k and cons@N on problems that training never saw."""
+
+    replicas: int = Field(default=4, ge=1, le=4096)
+    """Samples per held-out problem."""
+    temperature: Temperature = 0.6
+    """Sampling temperature (R1: 0.6)."""
+    top_p: TopP = 0.95
+    """Nucleus (R1: 0.95)."""
+    max_tokens: Tokens = 2048
+    """Longest completion."""
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 4), min_length=1)
+    """The k of pass@k; none above `replicas`."""
+    confidence: float = Field(default=0.95, gt=0.0, lt=1.0)
+    """Coverage of the bootstrap intervals over problems."""
+    bootstrap: int = Field(default=2000, ge=100, le=1_000_000)
+    """Resamples for an interval."""
+    limit: int = Field(default=0, ge=0)
+    """Held-out problems used; 0: all."""
+    models: tuple[Literal["teacher", "student", "sft", "distill", "grpo"], ...] = (
+        "teacher",
+        "student",
+        "sft",
+        "distill",
+        "grpo",
+    )
+    """Models to evaluate; those of stages that do not run are left out."""
+
+
+class PricesSection(Section):
+    """What `stillhouse plan` multiplies hours with."""
+
+    gpu_hour: float = Field(default=2.5, ge=0.0)
+    """Price of one GPU (or CPU machine) for an hour."""
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
+    """Currency of the price (ISO 4217)."""
+
+
+class PlanSection(Section):
+    """Assumptions of `stillhouse plan`; each gives way to what a pilot of the same dataset has measured."""
+
+    tokens_per_second: float = Field(default=0.0, ge=0.0)
+    """Completion tokens per second and GPU (or CPU machine) of the teacher; 0: not known."""
+    mean_prompt_tokens: float = Field(default=150.0, ge=0.0)
+    """Mean length of a rendered prompt."""
+    mean_completion_tokens: float = Field(default=0.0, ge=0.0)
+    """Mean length of a completion; 0: half of generate.max_tokens."""
+    accepted_share: Share = 0.5
+    """Share of samples that the accept rule keeps."""
+    bytes_per_token: float = Field(default=2.0, gt=0.0, le=64.0)
+    """Bytes on disk per completion token: 3 of text, kept whole and in parts, over zstd's ratio of 3."""
+    peak_tflops: float = Field(default=989.0, gt=0.0)
+    """Peak of one training device, 10^12 operations a second (H100 SXM, dense bfloat16: 989)."""
+    mfu: float = Field(default=0.4, gt=0.0, le=1.0)
+    """Share of that peak which training reaches (model FLOPs utilisation)."""
+    student_parameters: float = Field(default=0.0, ge=0.0)
+    """Parameters of the student; 0: read from its name (`1.5B`, `135m`)."""
+    teacher_parameters: float = Field(default=0.0, ge=0.0)
+    """Parameters of the teacher; 0: read from its name."""
+    source: str = ""
+    """Where the rates above come from."""

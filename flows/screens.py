@@ -1,0 +1,184 @@
+"""What the command line prints: the page of results, the status, one sample's history, query results.
+
+All figures come from the catalog's queries at the moment of asking; nothing is remembered from the run.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from model.errors import RecipeError
+from tasks import catalog
+from tasks.results import FORMATS, write_result
+from tasks.store import Dataset
+
+NAMES = {
+    "teacher": "teacher, shown worked turns",
+    "student": "student before training",
+    "sft": "after SFT on accepted samples",
+    "distill": "after KL distillation",
+    "grpo": "after GRPO",
+}
+VIEWS = """views: problems, samples, verdicts, accepted, rejected, shards, attempts, funnel, pass_rates, evaluations,
+training; `describe samples` lists a view's columns"""
+
+
+def results_screen(dataset: Path, complete: bool) -> None:
+    """The page at the end of a run: funnel, losses, students, speed, and what to type next."""
+    console = Console(width=110 if not sys.stdout.isatty() else None)
+    con = catalog.connect(dataset)
+    _print_funnel(console, con)
+    _print_evaluations(console, con)
+    _print_speed(console, con)
+    _print_next(console, con, dataset)
+    if complete:
+        console.print("All stages of the recipe are done.", style="bold green")
+
+
+def status_screen(dataset: Path) -> None:
+    """Stages, shards by state, rates, time left, and what failed and why."""
+    console = Console(width=120 if not sys.stdout.isatty() else None)
+    con = catalog.connect(dataset)
+    holder = Dataset.open(dataset).holder()
+    doing = f"run {holder.run_id} is working (pid {holder.pid} on {holder.host})" if holder else "no run is working"
+    console.print(Text(f"{dataset}: {doing}"))
+    rows = catalog.status(con).to_pylist()
+    _print_table(console, "stages", [_stage_row(row) for row in rows])
+    _print_table(console, "failed shards", catalog.failures(con).to_pylist())
+    if not rows:
+        console.print("nothing has been planned yet")
+
+
+def sql_screen(dataset: Path, query: str, output: str) -> None:
+    """One statement's result on standard output; without a statement, what can be asked."""
+    if output not in FORMATS:
+        raise RecipeError(f"--format {output}: use one of {', '.join(FORMATS)}")
+    if not query.strip():
+        raise RecipeError(f"give a statement, as in: stillhouse sql {dataset} \"select * from funnel\"\n{VIEWS}")
+    write_result(catalog.run_sql(catalog.connect(dataset), query), output, sys.stdout.buffer)
+
+
+def explain_screen(dataset: Path, sample: str) -> None:
+    """One sample from its problem to its fate."""
+    history = catalog.explain_sample(catalog.connect(dataset), sample)
+    console = Console(highlight=False, width=110 if not sys.stdout.isatty() else None)
+    newest, problem = history.samples[-1], history.problem
+    fate = history.outcome + (f" at {history.check}: {history.reason}" if history.check else "")
+    console.print(Text(f"sample  {history.sample_id}   {fate}", style="bold"))
+    console.print(Text(f"problem {problem.get('problem_id')}   {problem.get('source')}, gold {problem.get('gold')}"))
+    console.print(Text(str(problem.get("prompt")), style="cyan"))
+    for key in ("teacher", "teacher_revision", "template", "temperature", "top_p", "max_tokens", "replica", "seed"):
+        console.print(Text(f"  {key:<18}{newest[key]}"))
+    console.print(Text(f"  {'tokens':<18}{newest['prompt_tokens']} + {newest['completion_tokens']}"))
+    console.print(Text(f"  {'ended by':<18}{newest['finish_reason']} after {newest['seconds']:.2f} s"))
+    console.print(Text(newest["text"], style="green"))
+    keys = ("check", "version", "verdict", "score", "reason", "milliseconds", "shard")
+    _print_table(console, "verdicts", [{key: row[key] for key in keys} for row in history.verdicts])
+    keys = ("stage", "shard", "attempt", "state", "started_at", "seconds", "error")
+    _print_table(console, "attempts", [{key: row[key] for key in keys} for row in history.attempts])
+
+
+def evaluations_screen(dataset: Path, model: str) -> None:
+    """The figures of one model."""
+    rows = [r for r in catalog.evaluations(catalog.connect(dataset)).to_pylist() if r["model"] == model]
+    keys = ("model", "step", "suite", "metric", "value", "low", "high", "problems", "samples")
+    _print_table(Console(), "evaluations", [{key: row[key] for key in keys} for row in rows])
+
+
+def _print_funnel(console: Console, con: duckdb.DuckDBPyConnection) -> None:
+    rows = catalog.funnel(con).to_pylist()
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["reason"] is not None:
+            reasons.setdefault(row["step"], []).append(f"{row['reason']} {row['lost']}")
+    steps = [row for row in rows if row["reason"] is None]
+    shown = [
+        {"step": r["step"], "samples": r["samples"], "lost": r["lost"], "why": ", ".join(reasons.get(r["step"], []))}
+        for r in steps
+    ]
+    _print_table(console, "funnel", shown)
+
+
+def _print_evaluations(console: Console, con: duckdb.DuckDBPyConnection) -> None:
+    """pass@1 of the last step of each model on the widest suite, with its interval."""
+    rows = con.execute("""
+        select model, step, suite, metric, value, low, high, problems, samples from evaluations
+        qualify row_number() over (partition by model, suite, metric order by step desc, created_at desc) = 1
+        order by created_at, suite""").to_arrow_table().to_pylist()
+    metric = "pass@1"
+    suites = sorted({row["suite"] for row in rows}, key=lambda name: (name != "all", name))
+    shown = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        own = {row["suite"]: row for row in rows if row["model"] == model and row["metric"] == metric}
+        shown.append({"model": NAMES.get(model, model), **{suite: _interval(own.get(suite)) for suite in suites}})
+    _print_table(console, f"held-out accuracy ({metric}, %, with 95 % interval)", shown)
+
+
+def _print_speed(console: Console, con: duckdb.DuckDBPyConnection) -> None:
+    row = con.execute("""
+        select sum(completion_tokens), count(*) from samples""").fetchone()
+    wall = con.execute("""
+        select epoch(max(ended_at) - min(started_at)) from attempts where stage = 'generate' and state = 'completed'
+        """).fetchone()
+    if row and row[0] and wall and wall[0]:
+        console.print(f"teacher: {row[1]} samples, {row[0]} completion tokens, {row[0] / wall[0]:.0f} tokens/s")
+
+
+def _print_next(console: Console, con: duckdb.DuckDBPyConnection, dataset: Path) -> None:
+    found = con.execute("select sample_id from rejected order by \"check\" desc, sample_id limit 1").fetchone()
+    found = found or con.execute("select sample_id from samples limit 1").fetchone()
+    query = 'select \\"check\\", reason, count(*) from rejected group by all'
+    lines = ["next:", f'  stillhouse sql {dataset} "{query}"']
+    if found:
+        lines.append(f"  stillhouse explain {dataset} {found[0]}")
+    lines.append(f"  stillhouse rerun {dataset} --failed")
+    lines.append("  prefect server start  (the UI, at the address it prints), then: stillhouse deploy")
+    console.print(Text("\n".join(lines)))
+
+
+def _print_table(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    for name, value in rows[0].items():
+        table.add_column(name, justify="right" if isinstance(value, int | float) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    console.print(table)
+    console.print()
+
+
+def _stage_row(row: dict[str, Any]) -> dict[str, Any]:
+    states = ("shards", "done", "running", "pending", "failed", "crashed")
+    rate, left = row["rows_per_second"], row["seconds_left"]
+    return {
+        "stage": row["stage"],
+        **{state: row[state] for state in states},
+        "rows": row["rows"],
+        "seconds": row["seconds"],
+        "rows/s": None if rate is None else round(rate, 1),
+        "left": None if not left else f"{left:.0f} s",
+    }
+
+
+def _interval(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return f"{100 * row['value']:.0f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return json.dumps(value) if isinstance(value, dict | list) else str(value)

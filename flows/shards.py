@@ -1,0 +1,57 @@
+"""Shards as Prefect tasks: how many are in flight, how often each is tried, and what is said when some fail."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import Task
+from prefect.futures import PrefectFuture, wait
+from prefect.tasks import exponential_backoff
+
+from flows.recipe_sections import GenerateSection
+from model.errors import ShardsFailedError
+from tasks.run import worth_retrying
+from tasks.store import Dataset
+
+
+class Window:
+    """Lets so many shards be in flight, and submits the next as one ends.
+
+    Prefect then sees a task run when it can start, not all of them at once: its in-memory event queue silently
+    drops what exceeds 10,000 events, about three a task.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._room = threading.Semaphore(size)
+
+    def submit(self, task: Task[..., Any], *arguments: Any) -> PrefectFuture[Any]:
+        """Submits `task` once there is room for it."""
+        # In slices, so that Ctrl-C is heard while all places are taken.
+        while not self._room.acquire(timeout=0.5):
+            pass
+        future = task.submit(*arguments)
+        future.add_done_callback(lambda _: self._room.release())
+        return future
+
+
+def patient(task: Task[..., Any], settings: GenerateSection) -> Task[..., Any]:
+    """The task with the recipe's tries and growing waits between them, for what is worth trying again."""
+    return task.with_options(
+        retries=settings.attempts - 1,
+        retry_delay_seconds=exponential_backoff(settings.retry_delay_seconds),
+        retry_condition_fn=worth_retrying,
+    )
+
+
+def raise_for_failures(dataset: Dataset, futures: Sequence[PrefectFuture[Any]]) -> None:
+    """Waits for all, then raises ShardsFailedError if any failed; a task whose input failed is not counted again."""
+    wait(list(futures))
+    failed = [future.state for future in futures if future.state.is_failed() or future.state.is_crashed()]
+    if failed:
+        first = (failed[0].message or "").splitlines()[0]
+        raise ShardsFailedError(
+            f"{len(failed)} shard tasks failed and the rest is kept: `stillhouse status {dataset.path}` says why, "
+            f"`stillhouse rerun {dataset.path} --failed` tries them again (first: {first})"
+        )

@@ -1,0 +1,191 @@
+"""From the recipe's sections to the objects that tasks are handed: the one place that knows both sides."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prefect.runtime import flow_run
+
+from flows.recipe import Recipe
+from flows.recipe_sections import GRPOSection, OptimiserSection, VLLMTeacher
+from model.errors import RecipeError
+from model.pretrained import load_tokenizer, resolve_model, revision_of
+from model.records import Provenance
+from model.rewards.check import CheckSettings
+from model.rewards.pool import VerifierPool
+from model.sampling.request import SamplingParams
+from model.sampling.vllm_server import EngineOptions
+from model.templates import ChatTokenizer, PromptTemplate
+from tasks.engine import Engine, EngineSpec
+from tasks.run import Run
+from tasks.store import STUDENTS, Dataset
+
+_open_runs: dict[Path, Run] = {}
+
+
+@contextmanager
+def opened(recipe: Recipe) -> Iterator[Run]:
+    """The recipe's dataset, bound to it and locked for this run; a sub-flow joins the run of its parent."""
+    dataset = Dataset.create(recipe.dataset)
+    if dataset.path in _open_runs:
+        yield _open_runs[dataset.path]
+        return
+    run = Run(dataset, flow_run.id or uuid.uuid4().hex)
+    with dataset.lock(run.run_id):
+        dataset.bind(recipe.fingerprint_fields(), recipe.resolved())
+        _open_runs[dataset.path] = run
+        try:
+            yield run
+        finally:
+            del _open_runs[dataset.path]
+
+
+def template_of(recipe: Recipe) -> PromptTemplate:
+    """The recipe's template, worked turns included."""
+    return PromptTemplate(**recipe.template.to_kwargs())
+
+
+def provenance_of(recipe: Recipe) -> Provenance:
+    """What every sample of this recipe is drawn from."""
+    teacher = recipe.teacher
+    managed = isinstance(teacher, VLLMTeacher)
+    return Provenance(
+        teacher=teacher.model,
+        teacher_revision=revision_of(teacher.model, teacher.revision) if managed else teacher.revision,
+        template=template_of(recipe).fingerprint,
+        temperature=recipe.generate.temperature,
+        top_p=recipe.generate.top_p,
+    )
+
+
+def tokenizer_of(recipe: Recipe) -> ChatTokenizer:
+    """The tokenizer whose chat template renders prompts: the teacher's where it is ours, else the student's."""
+    managed = isinstance(recipe.teacher, VLLMTeacher)
+    source = recipe.teacher if managed else recipe.student
+    return load_tokenizer(resolve_model(source.model), source.revision)
+
+
+def student_tokenizer(recipe: Recipe) -> ChatTokenizer:
+    """The tokenizer of the student."""
+    return load_tokenizer(resolve_model(recipe.student.model), recipe.student.revision)
+
+
+def teacher_engine(recipe: Recipe, run: Run) -> Engine:
+    """The recipe's teacher, not started yet."""
+    sampling = recipe.generate
+    return Engine(
+        _teacher_spec(recipe),
+        SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens, recipe.template.stop),
+        concurrency=sampling.concurrency,
+        timeout_seconds=sampling.timeout_seconds,
+        log_path=run.dataset.file("logs/vllm-teacher.log"),
+    )
+
+
+def evaluation_engine(recipe: Recipe, run: Run, *, of_teacher: bool) -> Engine:
+    """The engine that answers held-out problems: the remote teacher's, or a local one for folders of weights."""
+    sampling = recipe.evaluate
+    return Engine(
+        _teacher_spec(recipe) if of_teacher else _local_spec(recipe),
+        SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens, recipe.template.stop),
+        concurrency=recipe.generate.concurrency,
+        timeout_seconds=recipe.generate.timeout_seconds,
+        log_path=run.dataset.file("logs/vllm-evaluate.log"),
+    )
+
+
+def _teacher_spec(recipe: Recipe) -> EngineSpec:
+    teacher = recipe.teacher
+    if isinstance(teacher, VLLMTeacher):
+        return EngineSpec(teacher.model, teacher.revision, options=_options(teacher))
+    return EngineSpec(teacher.model, teacher.revision, teacher.urls, teacher.api_key_env)
+
+
+def _local_spec(recipe: Recipe) -> EngineSpec:
+    """The student in an engine of our own, started like the teacher's where that one is ours."""
+    like = recipe.teacher if isinstance(recipe.teacher, VLLMTeacher) else VLLMTeacher(model=recipe.student.model)
+    return EngineSpec(recipe.student.model, recipe.student.revision, options=_options(like))
+
+
+def _options(teacher: VLLMTeacher) -> EngineOptions:
+    return EngineOptions(
+        python=teacher.python,
+        revision=teacher.revision,
+        max_model_len=teacher.max_model_len,
+        max_num_seqs=teacher.max_num_seqs,
+        dtype=teacher.dtype,
+        enforce_eager=teacher.enforce_eager,
+        gpus=teacher.gpus,
+        extra_args=teacher.extra_args,
+    )
+
+
+def check_settings(recipe: Recipe) -> CheckSettings:
+    """The settings of all checks."""
+    return CheckSettings(language=recipe.verify.language, language_share=recipe.verify.language_share)
+
+
+def verifier_pool(recipe: Recipe, checks: Sequence[str] = ()) -> VerifierPool:
+    """The recipe's checks (or only these of them) in their worker processes, not started yet."""
+    return VerifierPool(
+        checks or recipe.verify.checks,
+        check_settings(recipe),
+        workers=recipe.verify.workers,
+        timeout_seconds=recipe.verify.timeout_seconds,
+    )
+
+
+def training_job(recipe: Recipe, run: Run, stage: str, data: Path) -> dict[str, Any]:
+    """The job of one stage as `model.training` reads it: its section, with every name resolved to a path."""
+    section: OptimiserSection = getattr(recipe, stage)
+    job = section.model_dump(mode="json", exclude={"enabled", "attempts", "init", "teacher"})
+    job |= {
+        "stage": stage,
+        "seed": recipe.seed,
+        "prefill": recipe.template.prefill,
+        "init": str(weights_of(recipe, run, section.init)),  # type: ignore[attr-defined]  # every stage has one
+        "out": str(run.dataset.file(f"{STUDENTS}/{stage}")),
+    }
+    if isinstance(section, GRPOSection):
+        del job["max_length"]  # a rollout's length is its prompt's and max_tokens
+        return job | _rewards(recipe) | {"problems": str(data)}
+    if stage == "distill":
+        job["teacher"] = str(_local_folder(recipe.distill.teacher or recipe.teacher.model))
+    return job | {"examples": str(data)}
+
+
+def weights_of(recipe: Recipe, run: Run, name: str) -> Path:
+    """The folder of the student as it was (`student`) or as a stage has made it (`sft`, `distill`, `grpo`)."""
+    if name == "student":
+        return _local_folder(recipe.student.model)
+    folder = run.dataset.file(f"{STUDENTS}/{name}/model")
+    if not folder.is_dir():
+        raise RecipeError(f"the student of stage {name} is not there yet; run that stage first (`--only {name}`)")
+    return folder
+
+
+def _rewards(recipe: Recipe) -> dict[str, Any]:
+    checks = [check for check in recipe.verify.checks if check in ("format", "math")]
+    return {
+        "stop": list(recipe.template.stop),
+        "format_weight": recipe.verify.format_weight,
+        "checks": checks,
+        "check_settings": asdict(check_settings(recipe)),
+        "check_timeout_seconds": recipe.verify.timeout_seconds,
+    }
+
+
+def _local_folder(model: str) -> Path:
+    """Trainers read folders; a hub name is fetched by the hub's own client, which caches it."""
+    found = resolve_model(model)
+    if isinstance(found, Path):
+        return found
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(found))
+

@@ -1,0 +1,24 @@
+"""Supervised fine-tuning: cross-entropy on completion tokens.
+
+R1's formula −E[(1/|o|) Σ_t log π(o_t | q, o_<t)] is `normalise="sequence"`; the common token mean is "token".
+Rejection-sampling fine-tuning is the same loss on accepted samples only.
+
+Axes: N completion tokens of all rows, one after another; V vocabulary.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from model.losses.log_probs import token_log_probs
+
+
+def sft_loss(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
+    """−Σ_n w_n · log π(o_n), a float32 scalar in nats.
+
+    Args:
+        logits_NV: scores of the token at each completion position, any float type.
+        targets_N: the completion's token ids.
+        weights_N: from `normalise.token_weights`, one per token; a token of weight 0 has no gradient.
+    """
+    return -(weights_N * token_log_probs(logits_NV, targets_N)).sum()

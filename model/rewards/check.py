@@ -1,0 +1,89 @@
+"""What a check may look at (`Scored`), what it says (`Judgement`), and the form that every check has (`Check`).
+
+A check is a pure function of one sample: no file, no clock, no other sample. It says `fail` for what the model
+did wrong, `unscorable` where there is nothing to compare with, and never raises for a sample's content; time-outs,
+crashes and a check's own bugs become `error` in `model/rewards/pool.py`. Comparing samples with one another
+(duplicates, pass rates) is not a check of this form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.records import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One sample beside its problem: all that a check may look at. Lengths are in tokens, as the engine counted them."""
+
+    text: str  # the whole assistant message, the template's opening tag included
+    gold: str | None = None
+    prompt: str = ""
+    tests: str | None = None
+    domain: str = "math"
+    reasoning: str | None = None
+    answer: str | None = None
+    finish_reason: str = "stop"
+    completion_tokens: int = 0
+    max_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """One check's word on one sample. `score` is in [0, 1] unless the check's file says otherwise."""
+
+    verdict: Status
+    score: float | None
+    reason: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSettings:
+    """The settings of all checks; a recipe's `[verify]` section fills them in.
+
+    `language` is an ISO 639-1 code; `language_share` the least share of target-language words that passes (ours:
+    R1 publishes no threshold); `format_tags` the sections that a completion must have, in order; `format_partial`
+    the score of a completion that meets part of the format's specification (R_partial).
+    """
+
+    language: str = "en"
+    language_share: float = 0.9
+    format_tags: tuple[str, ...] = ("think", "answer")
+    format_partial: float = 0.5
+
+
+class Check(Protocol):
+    """A named, versioned function of one sample. `warm_up` loads what the first call would otherwise wait for."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
+
+    def warm_up(self) -> None: ...
+
+    def __call__(self, item: Scored) -> Judgement: ...
+
+
+def passed(reason: str, score: float = 1.0, detail: str | None = None) -> Judgement:
+    """A `pass` with its reason."""
+    return Judgement(Status.PASS, score, reason, detail)
+
+
+def failed(reason: str, score: float = 0.0, detail: str | None = None) -> Judgement:
+    """A `fail`: the model's doing."""
+    return Judgement(Status.FAIL, score, reason, detail)
+
+
+def unscorable(reason: str, detail: str | None = None) -> Judgement:
+    """Nothing to compare with; no score."""
+    return Judgement(Status.UNSCORABLE, None, reason, detail)
+
+
+def errored(reason: str, detail: str | None = None) -> Judgement:
+    """The check could not be carried out; no score, and never a fail."""
+    return Judgement(Status.ERROR, None, reason, detail)

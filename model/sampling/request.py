@@ -1,0 +1,48 @@
+"""What is asked of an engine and what comes back: plain values that any sampler, server or test can build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.records import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """What shapes every completion of a client. `stop` strings end a completion and stay in its text."""
+
+    temperature: float
+    top_p: float = 1.0
+    max_tokens: int = 1024  # default limit in tokens; a Request has its own
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.max_tokens < 1:
+            raise ValueError(f"temperature >= 0, 0 < top_p <= 1 and max_tokens >= 1 are needed: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to be made. `prompt` is the rendered text, prefill included; `key` is the caller's."""
+
+    key: str
+    prompt: str
+    seed: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished request. `text` is what the engine wrote (no prefill), tokens are the engine's own count.
+
+    `seconds` is the time from sending the successful try to its last byte. `refused` completions have empty
+    text, zero tokens and the endpoint's words in `error`.
+    """
+
+    key: str
+    text: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    error: str | None = None

@@ -1,0 +1,42 @@
+"""`python -m model.training JOB.json [--parent PID]`: one training stage as a process of its own.
+
+Exit status: 0 done (also if it was done before), 1 failed, 2 the job is wrong, 75 stopped on request and resumable.
+With --parent the process ends when that process does. Start it again to go on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from model.errors import StillhouseError
+from model.training.process import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG_JOB, StopRequest, die_with
+
+
+def main() -> int:
+    """Reads the job, trains, and tells how it ended by the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m model.training", description=__doc__)
+    parser.add_argument("job", type=Path, help="JSON file with every setting resolved")
+    parser.add_argument("--parent", type=int, help="process id to die with")
+    arguments = parser.parse_args()
+    if arguments.parent is not None:
+        die_with(arguments.parent)
+    stop = StopRequest()
+    from model.training.job import read_job
+    from model.training.loop import Stopped
+    from model.training.runner import run_job
+
+    try:
+        run_job(read_job(arguments.job), stop)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
+    except StillhouseError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return EXIT_FAILED if error.retryable else EXIT_WRONG_JOB
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""KL distillation: on the same completion tokens, the student's distributions are drawn to a live teacher's.
+
+The teacher may see another prompt (`teacher_prompt`, with worked turns) than the student: context distillation. Both
+need the same tokenizer. The turns that all teacher prompts open with are run once and kept as keys and values.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.losses.kl import distillation_loss, divergence
+from model.losses.log_probs import token_log_probs
+from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize
+from model.training.forward import Model, TokenLoss, load_model
+from model.training.job import DistillJob, JobError
+from model.training.loop import MicroBatch, StepWork
+from model.training.sft import ExampleStage
+
+
+class DistillStage(ExampleStage):
+    """Forward, reverse or Jensen-Shannon distance to the teacher, token by token."""
+
+    def __init__(self, job: DistillJob, tokenizer: Tokenizer, device: torch.device) -> None:
+        super().__init__(job, tokenizer, device)
+        self.job: DistillJob = job
+        model, teacher_tokenizer = load_model(job.teacher, job.dtype, device)
+        require_same_tokens(tokenizer, teacher_tokenizer, [e.completion for e in self.examples[:100]])
+        self.vocabulary = max(tokenizer.get_vocab().values()) + 1
+        contexts = [tokenize(tokenizer, e.teacher_prompt + job.prefill) for e in self.examples]
+        self.teacher_rows = [Row(c, row.completion) for c, row in zip(contexts, self.rows, strict=True)]
+        self.teacher = PrefixedModel(model, shared_prefix(contexts), device)
+
+    def prepare(self, step: int) -> StepWork:
+        """The step's examples, with the teacher's last hidden states for them."""
+        micros = []
+        for indices, weights in self.step_rows(step):
+            batch = self.collate(indices, weights)
+            hidden_NH = self.teacher.completion_hidden([self.teacher_rows[i] for i in indices])
+            micros.append(MicroBatch(batch, self.token_loss(batch, hidden_NH)))
+        return StepWork(micros)
+
+    def token_loss(self, batch: TokenBatch, teacher_hidden_NH: Tensor) -> TokenLoss:
+        """Distance at some of a batch's completion tokens, over the token ids that both models have."""
+        head = self.teacher.model.get_output_embeddings()
+
+        def loss(logits_NV: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            with torch.no_grad():
+                teacher_NV = head(teacher_hidden_NH[rows])[:, : self.vocabulary]
+            student_NV = logits_NV[:, : self.vocabulary]
+            job = self.job
+            distance_N = divergence(
+                student_NV, teacher_NV, job.divergence, beta=job.beta, temperature=job.temperature
+            )
+            cross_entropy_N = -token_log_probs(student_NV.detach(), batch.targets_N[rows])
+            metrics = {"divergence": distance_N.detach().sum(), "cross_entropy": cross_entropy_N.sum()}
+            return distillation_loss(distance_N, batch.weights_N[rows]), metrics
+
+        return loss
+
+
+class PrefixedModel:
+    """A frozen model whose rows all open with the same tokens, which are run only once."""
+
+    def __init__(self, model: Model, prefix: list[int], device: torch.device) -> None:
+        self.model, self.prefix, self.device = model, prefix, device
+        self.layers = self._run_prefix() if prefix else []
+
+    @torch.no_grad()
+    def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
+        tokens_1T = torch.tensor([self.prefix], device=self.device)
+        cache = self.model.base_model(input_ids=tokens_1T, use_cache=True).past_key_values
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    @torch.no_grad()
+    def completion_hidden(self, rows: Sequence[Row]) -> Tensor:
+        """The last hidden state where completion tokens are predicted, [N, H]; equal to running the rows whole."""
+        rests = [Row(row.context[len(self.prefix) :], row.completion) for row in rows]
+        batch = collate(rests, [0.0] * len(rows), self.device)
+        cache = self._cache(len(rows))
+        hidden_BTH = self.model.base_model(
+            input_ids=batch.tokens_BT, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
+        return hidden_BTH.flatten(0, 1)[batch.positions_N]
+
+    def _cache(self, rows: int) -> Any:
+        if not self.layers:
+            return None
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for index, (keys, values) in enumerate(self.layers):
+            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
+        return cache
+
+
+def shared_prefix(contexts: Sequence[list[int]]) -> list[int]:
+    """The tokens that all contexts open with; at least one token of each context stays outside."""
+    common = os.path.commonprefix(list(contexts))
+    return common[: min(len(context) for context in contexts) - 1]
+
+
+def require_same_tokens(student: Tokenizer, teacher: Tokenizer, texts: Sequence[str]) -> None:
+    """Raises JobError unless both tokenizers give the same ids: distributions over other tokens mean nothing."""
+    if student.get_vocab() != teacher.get_vocab():
+        raise JobError(
+            "teacher and student have different vocabularies: KL distillation needs one tokenizer; use sft instead"
+        )
+    for text in texts:
+        if tokenize(student, text) != tokenize(teacher, text):
+            raise JobError(f"teacher and student split {text[:60]!r} into different tokens: use sft instead of distill")

@@ -1,0 +1,182 @@
+"""What one training process is told: a JSON file with every setting resolved, read into one of three dataclasses.
+
+The recipe has checked bounds already; here names, types and paths are checked, so that a hand-written job also
+fails with one clear line. All paths are absolute. Nothing here imports torch models or reads weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar
+
+from model.advantages import Advantage
+from model.errors import TrainingError
+from model.losses.kl import Divergence
+from model.losses.normalise import Normalise
+
+
+class JobError(TrainingError):
+    """The job itself is wrong: trying again gives the same error."""
+
+    retryable = False
+
+
+class Schedule(StrEnum):
+    """Learning rate after the warm-up, down to `min_lr_share` of its peak."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+class Precision(StrEnum):
+    """What the model computes in; the optimizer's master weights are float32 in both."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Settings of every stage."""
+
+    stage: ClassVar[str]
+
+    init: Path  # model folder to start from
+    out: Path  # folder of metrics.jsonl, checkpoints/, model/, manifest.json
+    seed: int = 0
+    prefill: str = ""  # assistant text that every completion starts with; given, so never learned
+    learning_rate: float = 1e-4  # peak
+    warmup_share: float = 0.03  # share of all steps with a rising learning rate
+    schedule: Schedule = Schedule.COSINE
+    min_lr_share: float = 0.1
+    weight_decay: float = 0.0  # on matrices only
+    grad_clip: float = 1.0  # largest global gradient norm
+    normalise: Normalise = Normalise.SEQUENCE
+    tokens_per_micro_batch: int = 1024  # padded tokens run at once; bounds memory, does not change the loss
+    checkpoint_every: int = 50  # steps
+    threads: int = 0  # 0: torch's choice
+    dtype: Precision = Precision.BFLOAT16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTJob(Job):
+    """Cross-entropy on accepted completions."""
+
+    stage = "sft"
+
+    examples: Path  # Parquet of TrainingExample
+    epochs: int = 3
+    max_steps: int = 0  # 0: all epochs
+    tokens_per_batch: int = 2048  # prompt and completion tokens per optimizer step, without padding
+    max_length: int = 512  # tokens; longer examples are left out and counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillJob(SFTJob):
+    """KL to a live teacher's token distributions on the same completions."""
+
+    stage = "distill"
+
+    teacher: Path  # model folder with the student's tokenizer
+    divergence: Divergence = Divergence.FORWARD
+    beta: float = 0.5  # jsd only: the teacher's share in the mixture
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOJob(Job):
+    """Group-relative policy optimisation with verifiers as rewards."""
+
+    stage = "grpo"
+
+    problems: Path  # Parquet with columns problem_id, prompt (as the student sees it), gold
+    steps: int = 12
+    problems_per_step: int = 8
+    group_size: int = 8
+    updates_per_step: int = 1  # optimizer updates on one set of rollouts
+    max_tokens: int = 48  # completion tokens of a rollout; also the length of normalise = "constant"
+    temperature: float = 1.0
+    stop: tuple[str, ...] = ()  # texts that end a rollout, kept in it
+    advantage: Advantage = Advantage.GRPO
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_weight: float = 0.02
+    format_weight: float = 0.2  # λ of the reward
+    checks: tuple[str, ...] = ("format", "math")
+    check_settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of model.rewards.check.CheckSettings
+    check_timeout_seconds: float = 5.0
+
+
+JOBS: dict[str, type[Job]] = {job.stage: job for job in (SFTJob, DistillJob, GRPOJob)}
+
+
+def read_job(path: Path) -> Job:
+    """The job in a JSON file. Raises JobError for anything that does not fit, naming the field."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JobError(f"cannot read the job {path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise JobError(f"{path}: a job is a JSON object")
+    stage = raw.pop("stage", None)
+    if stage not in JOBS:
+        raise JobError(f"{path}: stage is {stage!r}, expected one of {', '.join(JOBS)}")
+    return job_from(JOBS[stage], raw)
+
+
+def job_from(kind: type[Job], raw: dict[str, Any]) -> Job:
+    """A job of the given kind from plain JSON values. Raises JobError, naming the field."""
+    hints = typing.get_type_hints(kind)
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for name in raw.keys() - known.keys():
+        nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise JobError(f"a {kind.stage} job has no field {name!r}; the nearest is {nearest!r}")
+    for name in _required(kind) - raw.keys():
+        raise JobError(f"a {kind.stage} job needs the field {name!r}")
+    values = {name: _value(name, hints[name], value) for name, value in raw.items()}
+    for name, value in values.items():
+        if isinstance(value, Path) and name != "out" and not value.exists():
+            raise JobError(f"{name}: there is no {value}")
+    return kind(**values)
+
+
+def as_json(job: Job) -> dict[str, Any]:
+    """The job as plain JSON values; `job_from` reads them back."""
+    values = {name: _plain(value) for name, value in dataclasses.asdict(job).items()}
+    return {"stage": job.stage, **values}
+
+
+def _required(kind: type[Job]) -> set[str]:
+    missing = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    return {field.name for field in fields if field.default is missing and field.default_factory is missing}
+
+
+def _value(name: str, hint: Any, raw: Any) -> Any:
+    """`raw` as the type of its field."""
+    origin = typing.get_origin(hint) or hint
+    try:
+        if origin is tuple and isinstance(raw, list):
+            return tuple(raw)
+        if issubclass(origin, (Path, StrEnum)):
+            return origin(raw)
+    except (TypeError, ValueError) as error:
+        raise JobError(f"{name}: {error}") from error
+    accepted: type | types.UnionType = int | float if origin is float else origin
+    if not isinstance(raw, accepted) or isinstance(raw, bool):
+        raise JobError(f"{name}: {raw!r} is not a {origin.__name__}")
+    return float(raw) if origin is float else raw
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

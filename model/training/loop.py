@@ -1,0 +1,141 @@
+"""The one training loop. A stage (sft, distill, grpo) says only how a step's data become a loss.
+
+    for every step: prepare micro-batches → gradients of each, summed → clip → AdamW → one line of metrics
+
+The loss is a plain sum over tokens with weights made for the whole global batch, so cutting it into micro-batches
+changes neither value nor gradient. A step is a function of (weights, optimizer state, job seed, step number): a run
+that was killed and resumed from a checkpoint gives the same losses, bit for bit on a CPU with one thread.
+One process, one device; sharding over GPUs is not done here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from model.errors import TrainingError
+from model.training.checkpoint import restore_checkpoint, save_checkpoint
+from model.training.data import TokenBatch, Tokenizer
+from model.training.forward import Model, TokenLoss, backward
+from model.training.job import Job
+from model.training.optimizer import MasterAdamW, learning_rate
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Tokens that are run at once, and what their logits cost."""
+
+    tokens: TokenBatch
+    loss: TokenLoss
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """One step's whole global batch, gone through `updates` times."""
+
+    micro_batches: Sequence[MicroBatch]
+    updates: int = 1
+    metrics: Mapping[str, float] = field(default_factory=dict)  # known before the first update
+
+
+class Stage(Protocol):
+    """What a training stage has to say."""
+
+    @property
+    def total_steps(self) -> int: ...
+
+    def prepare(self, step: int) -> StepWork:
+        """The work of step 1 … total_steps, a function of the step and the current weights."""
+        ...
+
+
+class Stopped(Exception):  # noqa: N818 - a request that was met, not an error
+    """The process was asked to stop, and has written a checkpoint."""
+
+
+class StopSignal(Protocol):
+    """Has someone asked the process to stop?"""
+
+    received: bool
+
+
+def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: StopSignal) -> dict[str, float]:
+    """Trains `model` in place from the last checkpoint to the last step; returns the last step's metrics.
+
+    Raises:
+        Stopped: `stop` was received; a checkpoint of the step that had just ended is on disk.
+        TrainingError: the loss is no longer a number.
+    """
+    optimizer = MasterAdamW(model, job.weight_decay)
+    checkpoints = job.out / "checkpoints"
+    begun = restore_checkpoint(checkpoints, optimizer)
+    log = MetricsLog(job.out / "metrics.jsonl", keep=begun)
+    line: dict[str, float] = {}
+    for step in range(begun + 1, stage.total_steps + 1):
+        line = run_step(job, stage, model, optimizer, step)
+        log.append(line)
+        if stop.received or (step % job.checkpoint_every == 0 and step < stage.total_steps):
+            save_checkpoint(checkpoints, step, model, tokenizer, optimizer)
+        if stop.received:
+            raise Stopped(f"stopped after step {step} of {stage.total_steps}; start the same job to go on")
+    return line
+
+
+def run_step(job: Job, stage: Stage, model: Model, optimizer: MasterAdamW, step: int) -> dict[str, float]:
+    """One step: its line of metrics (loss in nats, times in seconds, the rest as named by the stage)."""
+    started = time.perf_counter()
+    torch.manual_seed(job.seed * 1_000_003 + step)
+    rate = learning_rate(job, step, stage.total_steps)
+    work = stage.prepare(step)
+    prepared = time.perf_counter()
+    line = {"step": step, "total_steps": stage.total_steps, "lr": rate, **work.metrics}
+    for _ in range(work.updates if work.micro_batches else 0):
+        line |= accumulate(model, optimizer, work.micro_batches)
+        line["grad_norm"] = optimizer.step(rate, job.grad_clip)
+        require_number(line)
+    seconds = time.perf_counter() - started
+    tokens = sum(micro.tokens.tokens_BT.numel() for micro in work.micro_batches)
+    line |= {"tokens": tokens, "seconds": seconds, "prepare_seconds": prepared - started}
+    line["tokens_per_second"] = tokens * work.updates / seconds
+    return line
+
+
+def accumulate(model: Model, optimizer: MasterAdamW, micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
+    """Gradients of the whole global batch, into the optimizer; its loss and the per-token means of its metrics."""
+    loss, sums = 0.0, dict[str, float]()
+    for micro in micro_batches:
+        part, metrics = backward(model, micro.tokens, micro.loss)
+        optimizer.collect()
+        loss += part
+        sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
+    tokens = sum(micro.tokens.token_count for micro in micro_batches)
+    return {"loss": loss, "loss_tokens": tokens} | {name: value / tokens for name, value in sums.items()}
+
+
+def require_number(line: Mapping[str, float]) -> None:
+    """Raises TrainingError where loss or gradient is infinite or not a number."""
+    if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
+        raise TrainingError(
+            f"step {line['step']:.0f}: loss {line['loss']}, gradient norm {line['grad_norm']}: lower learning_rate"
+        )
+
+
+class MetricsLog:
+    """`metrics.jsonl`, one object per step. Lines after the checkpoint that a run goes on from are dropped."""
+
+    def __init__(self, path: Path, keep: int) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        path.write_text("".join(lines[:keep]), encoding="utf-8")
+
+    def append(self, line: Mapping[str, float]) -> None:
+        """Adds one step, visible to readers at once."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

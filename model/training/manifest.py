@@ -1,0 +1,71 @@
+"""Which job a training folder belongs to, and whether it is done.
+
+A job's identity is its settings and the contents of what it reads (not the paths: a moved dataset is the same
+dataset). `job-started.json` binds the folder to it before the first step; `manifest.json` comes last of all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from model.training.checkpoint import write_file
+from model.training.job import Job, JobError, as_json
+
+# How the work is carried out; not what comes out of it.
+_NOT_IDENTITY = {"out", "threads", "checkpoint_every", "tokens_per_micro_batch", "check_timeout_seconds"}
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """Every setting that shapes the result; a path stands for the digest of what it holds."""
+    plain = as_json(job)
+    values = {"stage": job.stage}
+    for field in fields(job):
+        if field.name not in _NOT_IDENTITY:
+            value = getattr(job, field.name)
+            values[field.name] = content_digest(value) if isinstance(value, Path) else plain[field.name]
+    return values
+
+
+def content_digest(path: Path) -> str:
+    """Digest of a file, or of a folder's files with their names (not its subfolders)."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:24]
+    members = {child.name: content_digest(child) for child in sorted(path.iterdir()) if child.is_file()}
+    return hashlib.blake2b(json.dumps(members).encode()).hexdigest()[:24]
+
+
+def bind(out: Path, wanted: dict[str, Any]) -> None:
+    """Ties the folder to this job, or raises JobError saying which settings differ from the job begun there."""
+    path = out / "job-started.json"
+    if not path.exists():
+        write_file(path, json.dumps(wanted, indent=2))
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    names = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
+    if names:
+        differences = "; ".join(f"{name} was {begun.get(name)!r}, now {wanted.get(name)!r}" for name in names)
+        raise JobError(f"{out} holds another job's training ({differences}): remove it or train elsewhere")
+
+
+def is_done(out: Path) -> bool:
+    """Has the job that this folder is bound to come to its end?"""
+    return (out / "manifest.json").exists()
+
+
+def write_manifest(out: Path, job: Job, wanted: dict[str, Any], results: dict[str, Any]) -> None:
+    """Says that the folder is complete: call it last."""
+    model = {path.name: path.stat().st_size for path in sorted((out / "model").iterdir())}
+    manifest = {
+        "job": as_json(job),
+        "identity": wanted,
+        "model_files": model,
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        **results,
+    }
+    write_file(out / "manifest.json", json.dumps(manifest, indent=2))

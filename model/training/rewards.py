@@ -1,0 +1,42 @@
+"""The verifiers of `model/rewards` as GRPO's reward: the same functions that chose the training data.
+
+A rollout whose accuracy could not be judged (a time-out, a gold answer that does not parse) is `nan`, not 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from model.rewards.check import CheckSettings, Scored
+from model.rewards.pool import VerifierPool
+from model.rewards.reward import reward
+from model.training.grpo import Reward
+from model.training.job import GRPOJob
+from model.training.rollouts import Rollout
+
+
+@contextmanager
+def verifier_reward(job: GRPOJob) -> Iterator[Reward]:
+    """r = accuracy + λ·format by the job's checks, carried out in a worker process with a hard time limit."""
+    settings = CheckSettings(**job.check_settings)
+    pool = VerifierPool(job.checks, settings, workers=1, timeout_seconds=job.check_timeout_seconds)
+
+    def score(rollouts: Sequence[Rollout], golds: Sequence[str | None]) -> list[float]:
+        items = [as_scored(rollout, gold, job) for rollout, gold in zip(rollouts, golds, strict=True)]
+        return [reward(judgements, job.format_weight, unscored=math.nan) for judgements in pool.judge(items)]
+
+    with pool:
+        yield score
+
+
+def as_scored(rollout: Rollout, gold: str | None, job: GRPOJob) -> Scored:
+    """A rollout as the checks see it: the whole assistant message, the prefill included."""
+    return Scored(
+        text=job.prefill + rollout.text,
+        gold=gold,
+        finish_reason=rollout.finish_reason,
+        completion_tokens=len(rollout.row.completion),
+        max_tokens=job.max_tokens,
+    )

@@ -1,0 +1,117 @@
+"""Completions of the policy as it is now. `Rollouts` is the interface; here transformers generates in this process.
+
+Token ids come back as they were sampled, never re-tokenised from text, so that their probabilities are those that
+training scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from model.records import FinishReason
+from model.training.data import Row, Tokenizer, tokenize
+from model.training.forward import Model
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One sampled completion: its tokens behind their context, and its text up to and with the stop string."""
+
+    row: Row
+    text: str
+    finish_reason: FinishReason
+
+
+class Rollouts(Protocol):
+    """A sampler of the current policy. Randomness comes from torch's generator, which the step has seeded."""
+
+    def sample(self, contexts: Sequence[str]) -> list[Rollout]:
+        """One completion of every context (prompt and prefill), in order."""
+        ...
+
+
+class LocalRollouts:
+    """All contexts as one left-padded batch through `generate` of the model that is being trained."""
+
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, *, temperature: float, max_tokens: int, stop: Sequence[str]
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.temperature, self.max_tokens, self.stop = temperature, max_tokens, tuple(stop)
+
+    @torch.no_grad()
+    def sample(self, contexts: Sequence[str]) -> list[Rollout]:
+        """See `Rollouts`."""
+        contexts_ids = [tokenize(self.tokenizer, context) for context in contexts]
+        tokens_BT, mask_BT = pad_left(contexts_ids, self.tokenizer.eos_token_id, self.model.device)
+        ended = StopTexts(self.tokenizer, self.stop, tokens_BT.shape)
+        out_BT = self.model.generate(
+            input_ids=tokens_BT,
+            attention_mask=mask_BT,
+            stopping_criteria=[ended],
+            do_sample=True,
+            temperature=self.temperature,
+            top_k=0,
+            top_p=1.0,
+            repetition_penalty=1.0,
+            max_new_tokens=self.max_tokens,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.eos_token_id,
+        )
+        new = out_BT[:, tokens_BT.shape[1] :].tolist()
+        return [self._rollout(c, n, e) for c, n, e in zip(contexts_ids, new, ended.lengths, strict=True)]
+
+    def _rollout(self, context: list[int], tokens: list[int], stopped_at: int) -> Rollout:
+        """Cuts a row where it ended: at its stop text, at its end-of-turn token, or at the token limit."""
+        eos = self.tokenizer.eos_token_id
+        if stopped_at:
+            tokens = tokens[:stopped_at]
+            text = cut_after_stop(self.tokenizer.decode(tokens), self.stop)
+        elif eos in tokens:
+            tokens = tokens[: tokens.index(eos) + 1]
+            text = self.tokenizer.decode(tokens[:-1])
+        else:
+            return Rollout(Row(context, tokens), self.tokenizer.decode(tokens), FinishReason.LENGTH)
+        return Rollout(Row(context, tokens), text, FinishReason.STOP)
+
+
+class StopTexts:
+    """A stopping criterion of transformers: a row ends with the token that completes a stop text.
+
+    Only the newest tokens are decoded; every token is at least one byte, so as many as the longest stop has bytes do.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], context_shape: Sequence[int]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        rows, self.context_length = context_shape
+        self.lengths = [0] * rows  # tokens until the stop text was complete; 0: not yet
+        self.window = max((len(text.encode()) for text in stop), default=0)
+
+    def __call__(self, tokens_BT: Tensor, _scores: Any, **_: Any) -> Tensor:
+        """Which rows have ended, bool, [B]."""
+        length = tokens_BT.shape[1] - self.context_length
+        if self.stop:
+            recent = tokens_BT[:, self.context_length :][:, -self.window :]
+            for b, text in enumerate(self.tokenizer.batch_decode(recent)):
+                if not self.lengths[b] and any(stop in text for stop in self.stop):
+                    self.lengths[b] = length
+        return torch.tensor([length > 0 for length in self.lengths], device=tokens_BT.device)
+
+
+def cut_after_stop(text: str, stop: Sequence[str]) -> str:
+    """The text up to the end of the stop text that comes first."""
+    ends = [text.index(s) + len(s) for s in stop if s in text]
+    return text[: min(ends)] if ends else text
+
+
+def pad_left(rows: Sequence[list[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens and attention mask, [B, T], each row at the right edge."""
+    width = max(len(row) for row in rows)
+    tokens = [[pad_id] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,80 @@
+"""One job from its folder's lock to its manifest; the stage is chosen here and nowhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from model.errors import TrainingError
+from model.training.checkpoint import save_model, write_folder
+from model.training.data import Tokenizer
+from model.training.distill import DistillStage
+from model.training.forward import Model, load_model
+from model.training.grpo import GRPOStage
+from model.training.job import DistillJob, GRPOJob, Job, SFTJob
+from model.training.loop import Stage, StopSignal, train
+from model.training.manifest import bind, identity, is_done, write_manifest
+from model.training.process import sole_owner
+from model.training.rewards import verifier_reward
+from model.training.rollouts import LocalRollouts
+from model.training.sft import SFTStage
+
+
+def run_job(job: Job, stop: StopSignal) -> None:
+    """Trains to the end and writes `model/` and the manifest; returns at once where that was done before.
+
+    Raises:
+        JobError: the job does not fit its inputs, or the folder belongs to another job.
+        Stopped: the process was asked to stop; the same job goes on from there.
+        TrainingError: training failed, or another process holds the folder.
+    """
+    with sole_owner(job.out):
+        wanted = identity(job)
+        bind(job.out, wanted)
+        if not is_done(job.out):
+            train_to_manifest(job, wanted, stop)
+
+
+def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal) -> None:
+    """The work of `run_job`, for a folder that is ours and not done."""
+    started = time.perf_counter()
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = load_model(job.init, job.dtype, device)
+    try:
+        with open_stage(job, model, tokenizer, device) as stage:
+            last = train(job, stage, model, tokenizer, stop)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(f"out of memory: lower tokens_per_micro_batch ({job.tokens_per_micro_batch})") from error
+    write_folder(job.out / "model", lambda scratch: save_model(scratch, model, tokenizer))
+    results = {
+        "steps": stage.total_steps,
+        "seconds": time.perf_counter() - started,
+        "left_out": getattr(stage, "left_out", 0),
+        "last_step": last,
+    }
+    write_manifest(job.out, job, wanted, results)
+
+
+@contextmanager
+def open_stage(job: Job, model: Model, tokenizer: Tokenizer, device: torch.device) -> Iterator[Stage]:
+    """The stage that a job asks for, with what it needs while it runs."""
+    match job:
+        case DistillJob():
+            yield DistillStage(job, tokenizer, device)
+        case SFTJob():
+            yield SFTStage(job, tokenizer, device)
+        case GRPOJob():
+            reference, _ = load_model(job.init, job.dtype, device)
+            rollouts = LocalRollouts(
+                model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop
+            )
+            with verifier_reward(job) as reward:
+                yield GRPOStage(job, model, reference, rollouts, reward)
+        case _:
+            raise AssertionError(f"no stage for {job.stage}")

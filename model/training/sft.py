@@ -1,0 +1,85 @@
+"""Supervised fine-tuning: examples → batches by a token budget → cross-entropy on their completions.
+
+`ExampleStage` is what SFT and KL distillation share: which examples make up a step, and how their tokens are weighted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.losses.normalise import token_weights
+from model.losses.sft import sft_loss
+from model.records import TrainingExample
+from model.training.data import (
+    Row,
+    TokenBatch,
+    Tokenizer,
+    collate,
+    completion_row,
+    epoch_batches,
+    micro_batches,
+    read_examples,
+)
+from model.training.forward import TokenLoss
+from model.training.job import JobError, SFTJob
+from model.training.loop import MicroBatch, StepWork
+
+
+class ExampleStage:
+    """The steps of a job that reads a fixed list of examples."""
+
+    def __init__(self, job: SFTJob, tokenizer: Tokenizer, device: torch.device) -> None:
+        self.job, self.device = job, device
+        found = read_examples(job.examples)
+        rows = [completion_row(tokenizer, e.prompt, e.completion, job.prefill, e.sample_id) for e in found]
+        kept = [i for i, row in enumerate(rows) if row.length <= job.max_length]
+        if not kept:
+            raise JobError(f"all {len(rows)} examples are longer than max_length = {job.max_length} tokens: raise it")
+        self.examples: list[TrainingExample] = [found[i] for i in kept]
+        self.rows: list[Row] = [rows[i] for i in kept]
+        self.left_out = len(rows) - len(kept)
+        self.batches = self._all_batches()
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of all epochs, at most `max_steps`."""
+        return len(self.batches)
+
+    def _all_batches(self) -> list[list[int]]:
+        lengths = [row.length for row in self.rows]
+        epochs = range(self.job.epochs)
+        batches = [b for e in epochs for b in epoch_batches(lengths, self.job.tokens_per_batch, self.job.seed, e)]
+        return batches[: self.job.max_steps or None]
+
+    def step_rows(self, step: int) -> list[tuple[list[int], list[float]]]:
+        """The micro-batches of a step: indices of examples, and the weight of one token of each."""
+        chosen = self.batches[step - 1]
+        lengths_B = torch.tensor([len(self.rows[i].completion) for i in chosen])
+        weights = token_weights(lengths_B, self.job.normalise, self.job.max_length).tolist()
+        groups = micro_batches([self.rows[i].length for i in chosen], self.job.tokens_per_micro_batch)
+        return [([chosen[b] for b in group], [weights[b] for b in group]) for group in groups]
+
+    def collate(self, indices: Sequence[int], weights: Sequence[float]) -> TokenBatch:
+        """The student's batch of some examples."""
+        return collate([self.rows[i] for i in indices], weights, self.device)
+
+
+class SFTStage(ExampleStage):
+    """Cross-entropy on completions."""
+
+    def prepare(self, step: int) -> StepWork:
+        """The step's examples as micro-batches."""
+        batches = [self.collate(indices, weights) for indices, weights in self.step_rows(step)]
+        return StepWork([MicroBatch(batch, sft_token_loss(batch)) for batch in batches])
+
+
+def sft_token_loss(batch: TokenBatch) -> TokenLoss:
+    """Cross-entropy of some of a batch's completion tokens."""
+
+    def loss(logits_NV: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+        return sft_loss(logits_NV, batch.targets_N[rows], batch.weights_N[rows]), {}
+
+    return loss

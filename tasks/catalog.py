@@ -1,0 +1,322 @@
+"""SQL over a dataset: an in-memory DuckDB connection with the views of the design, and the questions we ask.
+
+Parquet is the truth, DuckDB the lens: there is no database file, any number of readers may ask while a run
+is going on, and each sees what was complete when it connected. A connection reads the dataset's own files
+and nothing else, and `run_sql` lets no statement through that would write. The views are in `tasks/views.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from model.errors import RecipeError
+from model.records import EVALUATION_SCHEMA, PROBLEM_SCHEMA, SAMPLE_SCHEMA, VERDICT_SCHEMA
+from tasks import views
+from tasks.snapshot import Snapshot, take_snapshot
+from tasks.store import TEXT_HASH, Dataset
+from tasks.views import AcceptRule
+
+_EMPTY = {
+    "empty_problems": PROBLEM_SCHEMA,
+    "empty_samples": SAMPLE_SCHEMA.append(pa.field(TEXT_HASH, pa.uint64())),
+    "empty_verdicts": VERDICT_SCHEMA.append(pa.field("filename", pa.string())),
+    "empty_evaluations": EVALUATION_SCHEMA,
+}
+_EXPLAINED = re.compile(r"\s*explain(?:\s+analyze)?\s+(.*)", re.IGNORECASE | re.DOTALL)
+_SHORTEST_PREFIX = 6
+
+
+class QueryError(RecipeError):
+    """SQL that a user wrote does not parse, names an unknown column, or would write."""
+
+
+def connect(dataset: Dataset | str | Path, accept: AcceptRule | None = None) -> duckdb.DuckDBPyConnection:
+    """A connection with all views over what is complete now; `accept` None takes the rule of the last recipe.
+
+    Raises StoreError where there is no dataset, QueryError where the rule's `where` is no predicate.
+    """
+    dataset = dataset if isinstance(dataset, Dataset) else Dataset.open(dataset)
+    snapshot, rule = take_snapshot(dataset), accept or stored_rule(dataset)
+    con = duckdb.connect(":memory:", config=_config())
+    con.execute(f"set allowed_paths = {views.file_list(snapshot.files())}")
+    con.execute("set enable_external_access = false")
+    con.execute("set lock_configuration = true")
+    _create_tables(con, snapshot)
+    _create_views(con, snapshot, rule)
+    return con
+
+
+def stored_rule(dataset: Dataset) -> AcceptRule:
+    """The accept rule of the recipe that last ran, or the default one."""
+    recipe = dataset.recipe() or {}
+    return AcceptRule.of(recipe.get("accept", {}))
+
+
+def run_sql(con: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
+    """The result of one reading statement; QueryError with one line for any other."""
+    try:
+        statements = con.extract_statements(query)
+        _refuse_writing(statements)
+        return _ask(con, query)
+    except duckdb.Error as error:
+        raise QueryError(_one_line(error)) from error
+
+
+def check_predicate(con: duckdb.DuckDBPyConnection, view: str, predicate: str) -> None:
+    """QueryError unless `predicate` is one SQL condition over the columns of `view`."""
+    query = f"select 1 from {view} where (\n{predicate}\n)"
+    try:
+        statements = con.extract_statements(query)
+        _refuse_writing(statements)
+        _ask(con, f"explain {query}")
+    except duckdb.Error as error:
+        raise QueryError(f"`{predicate}` is no condition over {view}: {_one_line(error)}") from error
+
+
+def sample_ids(con: duckdb.DuckDBPyConnection, where: str) -> list[str]:
+    """Ids of the samples for which `where` holds, a condition over `outcomes`; QueryError for a wrong one.
+
+    `outcomes` has all columns of `samples` and what a rejected one was lost at: "check", reason, verdict.
+    """
+    check_predicate(con, "outcomes", where)
+    rows = con.execute(
+        f"select sample_id from outcomes where (\n{where}\n) order by shard, sample_id"
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def funnel(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Where samples are lost: a row per step (`reason` null), then one per reason; no idle steps."""
+    return _ask(con, "select step, samples, lost, reason from funnel")
+
+
+def reasons(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Rejected samples by the check they were lost at and its reason, most first."""
+    return _ask(
+        con,
+        """
+        select "check", reason, count(*) as samples from rejected
+        group by all order by samples desc, "check", reason""",
+    )
+
+
+def pass_rates(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Per problem: samples, passed, failed, pass_rate; hardest first."""
+    return _ask(con, "from pass_rates order by pass_rate, problem_id")
+
+
+def evaluations(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Every metric of every evaluated model, with its interval, in the order in which they were made."""
+    return _ask(con, "from evaluations order by created_at, model, suite, metric")
+
+
+def failures(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Shards that failed or crashed, and the error of their last attempt."""
+    return _ask(
+        con,
+        """
+        select stage, shard, state, attempts, error_type, error from shards
+        where state in ('failed', 'crashed') order by stage, shard""",
+    )
+
+
+def status(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Per stage: shards by state, rows done, and at the newest run's rate the rate (rows/s) and seconds left.
+
+    A rate is rows over wall time from the first to the last end of that run's completed attempts, so that
+    several shards in flight count as they should; null where nothing was completed, seconds_left too.
+    """
+    return _ask(
+        con,
+        """
+        with newest as (
+            select stage, arg_max(run_id, started_at) as run_id from attempts group by stage),
+        rates as (
+            select stage, sum(a.rows) / nullif(epoch(max(ended_at) - min(started_at)), 0) as rows_per_second,
+                   sum(a.rows) / nullif(count(a.rows), 0) as rows_per_shard
+            from attempts a join newest using (stage, run_id) where a.state = 'completed' group by stage)
+        select s.stage, count(*) as shards,
+               count(*) filter (where state = 'done') as done,
+               count(*) filter (where state = 'running') as running,
+               count(*) filter (where state = 'pending') as pending,
+               count(*) filter (where state = 'failed') as failed,
+               count(*) filter (where state = 'crashed') as crashed,
+               sum(s.rows)::bigint as rows, sum(s.seconds) as seconds,
+               any_value(r.rows_per_second) as rows_per_second,
+               (shards - done) * any_value(r.rows_per_shard) / any_value(r.rows_per_second) as seconds_left
+        from shards s left join rates r using (stage)
+        group by s.stage order by min(s.finished_at) nulls last, s.stage""",
+    )
+
+
+def training_rows(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Accepted samples: sample_id, problem_id, the problem's prompt, text, gold; by problem and replica."""
+    return _ask(
+        con,
+        """
+        select a.sample_id, a.problem_id, p.prompt, a.text, p.gold
+        from accepted a join problems p using (problem_id)
+        order by a.problem_id, a.replica""",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SampleHistory:
+    """All that the dataset knows of one sample. Each list holds rows as dicts, oldest first.
+
+    `samples` has more than one row where it was made again; `outcome` is `accepted` or `rejected`, then with
+    `check` and `reason`; `attempts` are those of the shards it was in.
+    """
+
+    sample_id: str
+    outcome: str
+    check: str | None
+    reason: str | None
+    problem: dict[str, Any]
+    samples: list[dict[str, Any]]
+    verdicts: list[dict[str, Any]]
+    attempts: list[dict[str, Any]]
+
+
+def explain_sample(con: duckdb.DuckDBPyConnection, sample: str) -> SampleHistory:
+    """One sample's whole history, found by its id or by its first 6 or more digits.
+
+    QueryError when no sample or more than one begins so.
+    """
+    full = _find(con, sample)
+    made = _dicts(con, "select * from all_samples where sample_id = ? order by shard", full)
+    lost = _dicts(con, "select lost_at, reason from judged where sample_id = ?", full)[0]
+    shards = ", ".join(str(row["shard"]) for row in made)
+    return SampleHistory(
+        sample_id=full,
+        outcome="rejected" if lost["lost_at"] else "accepted",
+        check=lost["lost_at"],
+        reason=lost["reason"],
+        problem=next(iter(_dicts(con, "from problems where problem_id = ?", made[-1]["problem_id"])), {}),
+        samples=made,
+        verdicts=_dicts(con, 'from all_verdicts where sample_id = ? order by shard, "check", version', full),
+        attempts=_dicts(
+            con,
+            "from attempts where stage in ('generate', 'verify')"
+            f" and shard in ({shards}) order by started_at",
+        ),
+    )
+
+
+def _find(con: duckdb.DuckDBPyConnection, sample: str) -> str:
+    if len(sample) < _SHORTEST_PREFIX:
+        raise QueryError(f"`{sample}` is too short for a sample id: give {_SHORTEST_PREFIX} digits or more")
+    rows = con.execute(
+        "select distinct sample_id from samples where starts_with(sample_id, ?) order by 1 limit 2", [sample]
+    ).fetchall()
+    if not rows:
+        raise QueryError(f"no sample's id begins with `{sample}`; `select sample_id from samples` lists them")
+    if len(rows) > 1:
+        raise QueryError(
+            f"several samples' ids begin with `{sample}` ({rows[0][0]}, {rows[1][0]}, …): give more digits"
+        )
+    return str(rows[0][0])
+
+
+def _ask(con: duckdb.DuckDBPyConnection, query: str, *values: Any) -> pa.Table:
+    """A query's whole result, on a cursor of its own: half-read results of others do not get in the way."""
+    with con.cursor() as cursor:
+        return cursor.sql(query, params=list(values)).to_arrow_table()
+
+
+def _dicts(con: duckdb.DuckDBPyConnection, query: str, *values: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = _ask(con, query, *values).to_pylist()
+    return rows
+
+
+def _config() -> dict[str, Any]:
+    """No network, no extensions fetched; what does not fit in memory spills outside the dataset."""
+    return {
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "python_enable_replacements": False,  # a table's name never means a variable of ours
+        "enable_external_file_cache": False,  # a file may be replaced under an open connection
+        "temp_directory": str(Path(tempfile.gettempdir()) / f"stillhouse-sql-{os.getpid()}"),
+    }
+
+
+def _create_tables(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
+    """What lives in memory: shards, attempts, training curves, and the types of the empty tables."""
+    empty = {name: schema.empty_table() for name, schema in _EMPTY.items()}
+    tables = {
+        "shards": snapshot.shards,
+        "attempts": snapshot.attempts,
+        "training": snapshot.training,
+        "verdict_files": snapshot.verdict_table,
+    }
+    for name, table in (empty | tables).items():
+        con.register("arriving", table)
+        con.execute(f"create table {name} as from arriving")
+        con.unregister("arriving")
+
+
+def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, rule: AcceptRule) -> None:
+    superseding = bool(snapshot.superseding)
+    _scan(con, "problems", snapshot.problems, "empty_problems")
+    _scan(con, "evaluations", snapshot.evaluations, "empty_evaluations")
+    _scan(con, "all_samples", snapshot.samples, "empty_samples")
+    replaced = views.read_files(snapshot.superseding, "empty_samples")
+    con.execute(
+        f"create table superseded as select sample_id, max(shard) as shard {replaced} group by sample_id"
+    )
+    con.execute(views.samples(superseding))
+    con.execute(views.all_verdicts(snapshot.verdict_table.column("filename").to_pylist()))
+    con.execute(views.verdicts(superseding))
+    if rule.where.strip():
+        check_predicate(con, "samples", rule.where)
+    con.execute(views.tested(rule, _current_files(snapshot), superseding))
+    con.execute(views.pass_rates())
+    con.execute(views.judged(rule))
+    for view in (views.outcomes(), views.accepted(), views.rejected(), views.funnel(rule)):
+        con.execute(view)
+
+
+def _scan(con: duckdb.DuckDBPyConnection, view: str, files: Sequence[str], empty: str) -> None:
+    con.execute(f"create view {view} as {views.read_files(files, empty)}")
+
+
+def _current_files(snapshot: Snapshot) -> Mapping[str, list[str]]:
+    """Per check the verdict files that count."""
+    current: dict[str, list[str]] = {}
+    for file in snapshot.verdict_table.to_pylist():
+        if file["current"]:
+            current.setdefault(file["check"], []).append(file["filename"])
+    return current
+
+
+def _refuse_writing(statements: list[Any]) -> None:
+    if len(statements) != 1:
+        raise QueryError(f"one SQL statement is expected, not {len(statements)}")
+    if not _only_reads(statements[0]):
+        raise QueryError(
+            "a dataset is read with SQL, never written: use select, from, with, pivot, describe or explain"
+        )
+
+
+def _only_reads(statement: Any) -> bool:
+    """SELECT in all spellings, PIVOT, and EXPLAIN of those (EXPLAIN ANALYZE carries out what it explains)."""
+    if statement.type == duckdb.StatementType.EXPLAIN:
+        inner = _EXPLAINED.fullmatch(statement.query)
+        return inner is not None and all(map(_only_reads, duckdb.extract_statements(inner[1])))
+    return statement.type in (duckdb.StatementType.SELECT, duckdb.StatementType.MULTI)
+
+
+def _one_line(error: duckdb.Error) -> str:
+    """DuckDB's message without the picture of the query; a table or column that it proposes is kept."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    hints = [line for line in lines[1:] if line.startswith(("Candidate", "Did you mean"))]
+    return " ".join(lines[:1] + hints[:1])

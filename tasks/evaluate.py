@@ -1,0 +1,252 @@
+"""One model on the held-out problems: sample, verify with the same checks, and write pass@k and cons@N with intervals.
+
+An answer counts as right when it passes every check that the recipe's accept rule requires. An evaluation is
+keyed by what it measured (weights, template, sampling, problems, checks), so asking twice measures once; its
+samples are kept beside it, to read why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pyarrow as pa
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from model.metrics import bootstrap_interval, cons_at_n, pass_at_k
+from model.records import (
+    EVALUATION_SCHEMA,
+    Evaluation,
+    Problem,
+    Provenance,
+    Status,
+    content_hash,
+    sample_id,
+    sample_seed,
+    to_table,
+)
+from model.rewards.check import Scored
+from model.rewards.pool import VerifierPool
+from model.sampling.request import Request
+from model.templates import ChatTokenizer, PromptTemplate, split_completion
+from tasks.attempts import attempt
+from tasks.engine import Engine
+from tasks.progress import ticking
+from tasks.run import Run
+from tasks.store import EVALUATIONS
+
+STAGE = "evaluate"
+ALL = "all"  # the suite of every held-out problem; each source is a suite too
+
+ANSWER_SCHEMA = pa.schema(
+    [
+        pa.field("problem_id", pa.string(), nullable=False),
+        pa.field("replica", pa.int32(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("answer", pa.string()),
+        pa.field("completion_tokens", pa.int32(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Contestant:
+    """Who is measured: a name and a step for the table, the weights, and the template they are shown.
+
+    `served` is the folder or name for the engine; None keeps whatever the engine serves (a remote teacher).
+    """
+
+    model: str
+    step: int
+    served: str | None
+    revision: str
+    template: PromptTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What is measured on: held-out problems and how often each is sampled."""
+
+    problems: tuple[Problem, ...]
+    replicas: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    k: tuple[int, ...]
+    require: tuple[str, ...]
+    confidence: float
+    bootstrap: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One judged completion; the rows of ANSWER_SCHEMA."""
+
+    problem_id: str
+    replica: int
+    model: str
+    step: int
+    source: str
+    correct: bool
+    reason: str
+    answer: str | None
+    completion_tokens: int
+    text: str
+
+
+def evaluation_key(contestant: Contestant, suite: Suite, versions: Mapping[str, str]) -> str:
+    """Names an evaluation by everything that its numbers depend on."""
+    problems = sorted(problem.problem_id for problem in suite.problems)
+    how = [suite.replicas, suite.max_tokens, suite.temperature, suite.top_p, list(suite.k), list(suite.require)]
+    statistics = [suite.confidence, suite.bootstrap, suite.seed]
+    who = [contestant.model, contestant.step, contestant.revision, contestant.template.fingerprint]
+    return content_hash("evaluation", who, how, statistics, problems, dict(versions), digits=16)
+
+
+@task(name="evaluate", task_run_name="evaluate {contestant.model} step {contestant.step}", cache_policy=NO_CACHE)
+def evaluate(
+    run: Run, engine: Engine, tokenizer: ChatTokenizer, pool: VerifierPool, contestant: Contestant, suite: Suite
+) -> str:
+    """Measures one model and writes its rows; returns the evaluation's key."""
+    key = evaluation_key(contestant, suite, {check.name: check.version for check in pool.checks})
+    relative = f"{EVALUATIONS}/{key}.parquet"
+    if run.dataset.read_manifest(relative) is not None:
+        return key
+    started = time.monotonic()
+    with attempt(run.dataset, f"{STAGE}/{contestant.model}", contestant.step, run.run_id) as record:
+        if contestant.served is not None:
+            engine.serve(contestant.served)
+        answers = _answers(engine, tokenizer, pool, contestant, suite)
+        rows = measure(answers, contestant, suite)
+        seconds = time.monotonic() - started
+        run.dataset.write_shard(
+            f"{EVALUATIONS}/answers/{key}.parquet",
+            to_table(answers, ANSWER_SCHEMA),
+            schema=ANSWER_SCHEMA,
+            fingerprint=key,
+        )
+        run.dataset.write_shard(
+            relative, to_table(rows, EVALUATION_SCHEMA), schema=EVALUATION_SCHEMA, fingerprint=key, seconds=seconds
+        )
+        record.rows = len(answers)
+    return key
+
+
+def _answers(
+    engine: Engine, tokenizer: ChatTokenizer, pool: VerifierPool, contestant: Contestant, suite: Suite
+) -> list[Answer]:
+    jobs = [(problem, replica) for problem in suite.problems for replica in range(suite.replicas)]
+    requests = [_request(engine, tokenizer, contestant, suite, *job) for job in jobs]
+    label = f"evaluate {contestant.model}" + (f" @{contestant.step}" if contestant.step else "")
+    with ticking(label, len(requests), "answers") as ticker:
+        completions = engine.client().complete(requests, on_done=lambda c: ticker.count(c.completion_tokens))
+    texts = [contestant.template.prefill + completion.text for completion in completions]
+    items = [
+        Scored(
+            text=text,
+            gold=problem.gold,
+            prompt=problem.prompt,
+            tests=problem.tests,
+            domain=problem.domain,
+            reasoning=split_completion(text)[0],
+            answer=split_completion(text)[1],
+            finish_reason=completion.finish_reason,
+            completion_tokens=completion.completion_tokens,
+            max_tokens=suite.max_tokens,
+        )
+        for (problem, _), text, completion in zip(jobs, texts, completions, strict=True)
+    ]
+    verdicts = pool.run(items)
+    names = [check.name for check in pool.checks]
+    answers = []
+    for (problem, replica), item, results in zip(jobs, items, verdicts, strict=True):
+        judged = {name: judgement for name, (judgement, _) in zip(names, results, strict=True)}
+        lost = next((name for name in suite.require if judged[name].verdict is not Status.PASS), None)
+        answers.append(
+            Answer(
+                problem_id=problem.problem_id,
+                replica=replica,
+                model=contestant.model,
+                step=contestant.step,
+                source=problem.source,
+                correct=lost is None,
+                reason="correct" if lost is None else f"{lost}: {judged[lost].reason}",
+                answer=item.answer,
+                completion_tokens=item.completion_tokens,
+                text=item.text,
+            )
+        )
+    return answers
+
+
+def _request(
+    engine: Engine,
+    tokenizer: ChatTokenizer,
+    contestant: Contestant,
+    suite: Suite,
+    problem: Problem,
+    replica: int,
+) -> Request:
+    template = contestant.template
+    source = Provenance(
+        contestant.model, contestant.revision, template.fingerprint, suite.temperature, suite.top_p
+    )
+    key = sample_id(problem.problem_id, source, replica)
+    prompt = template.render(tokenizer, problem.prompt) + template.prefill
+    return Request(key, prompt, sample_seed(key) if engine.spec.takes_seeds else None, suite.max_tokens)
+
+
+def measure(answers: Sequence[Answer], contestant: Contestant, suite: Suite) -> list[Evaluation]:
+    """pass@k and cons@N, for all problems and for each source, with bootstrap intervals over problems."""
+    by_source: dict[str, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
+    for answer in answers:
+        by_source[answer.source][answer.problem_id].append(answer)
+        by_source[ALL][answer.problem_id].append(answer)
+    if len(by_source) == 2:  # one source: `all` would say the same twice
+        del by_source[ALL]
+    rows = []
+    for name, problems in sorted(by_source.items()):
+        for metric, values in _metrics(list(problems.values()), suite).items():
+            rows.append(_row(contestant, suite, name, metric, values))
+    return rows
+
+
+def _metrics(problems: Sequence[Sequence[Answer]], suite: Suite) -> dict[str, list[float]]:
+    """Each metric's value per problem."""
+    counts = [(len(answers), sum(answer.correct for answer in answers)) for answers in problems]
+    metrics = {f"pass@{k}": [pass_at_k(n, right, k) for n, right in counts] for k in suite.k}
+    if suite.replicas > 1:
+        metrics[f"cons@{suite.replicas}"] = [
+            cons_at_n([a.answer for a in answers], [a.correct for a in answers]) for answers in problems
+        ]
+    return metrics
+
+
+def _row(contestant: Contestant, suite: Suite, name: str, metric: str, values: Sequence[float]) -> Evaluation:
+    low, high = bootstrap_interval(
+        values, confidence=suite.confidence, resamples=suite.bootstrap, seed=suite.seed
+    )
+    return Evaluation(
+        model=contestant.model,
+        step=contestant.step,
+        suite=name,
+        metric=metric,
+        value=sum(values) / len(values),
+        low=low,
+        high=high,
+        problems=len(values),
+        samples=len(values) * suite.replicas,
+        template=contestant.template.fingerprint,
+        model_path=contestant.served or "",
+        created_at=datetime.now(UTC).isoformat(),
+    )

@@ -1,0 +1,77 @@
+"""From the dataset to what a trainer reads: rendered prompts and accepted completions, frozen for one student.
+
+The choice itself is the view `accepted`; this file only renders it with the two views of the template (the
+teacher saw the worked turns, the student does not) and writes it beside the student it is for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from model.errors import TrainingError
+from model.records import EXAMPLE_SCHEMA, PROBLEM_SCHEMA, Problem, TrainingExample, content_hash, to_table
+from model.templates import ChatTokenizer, PromptTemplate
+from tasks.catalog import connect, training_rows
+from tasks.inputs import problems_of_split
+from tasks.run import Run
+
+SELECTIONS = "selections"
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How prompts become text for one student: its tokenizer and the template, worked turns included."""
+
+    tokenizer: ChatTokenizer
+    template: PromptTemplate
+
+
+@task(name="select", task_run_name="select for {student}", cache_policy=NO_CACHE)
+def select_examples(run: Run, rendering: Rendering, student: str) -> Path:
+    """Writes the accepted samples as training examples; TrainingError when there is not one."""
+    teacher, alone = rendering.template, rendering.template.without_shots()
+    rows = [
+        TrainingExample(
+            sample_id=row["sample_id"],
+            problem_id=row["problem_id"],
+            prompt=alone.render(rendering.tokenizer, row["prompt"]),
+            teacher_prompt=teacher.render(rendering.tokenizer, row["prompt"]),
+            completion=row["text"],
+            gold=row["gold"],
+        )
+        for row in training_rows(connect(run.dataset)).to_pylist()
+    ]
+    if not rows:
+        raise TrainingError(
+            "not one sample is accepted, so there is nothing to train on; "
+            f'see `stillhouse sql {run.dataset.path} "select * from funnel"`'
+        )
+    return _write(run, student, rows)
+
+
+@task(name="select problems", task_run_name="select problems for {student}", cache_policy=NO_CACHE)
+def select_problems(run: Run, rendering: Rendering, student: str) -> Path:
+    """Writes the training problems with a gold answer, their prompts rendered for the student."""
+    alone = rendering.template.without_shots()
+    rows = [
+        replace(problem, prompt=alone.render(rendering.tokenizer, problem.prompt))
+        for problem in problems_of_split(run.dataset, "train")
+        if problem.gold
+    ]
+    if not rows:
+        raise TrainingError("no training problem has a gold answer, so GRPO has nothing to reward")
+    return _write(run, student, rows)
+
+
+def _write(run: Run, student: str, rows: list[TrainingExample] | list[Problem]) -> Path:
+    """Named by its content: a job that names the file has said what it is trained on."""
+    schema = EXAMPLE_SCHEMA if isinstance(rows[0], TrainingExample) else PROBLEM_SCHEMA
+    digest = content_hash("selection", [asdict(row) for row in rows], digits=12)
+    relative = f"{SELECTIONS}/{student}-{digest}.parquet"
+    if run.dataset.read_manifest(relative) is None:
+        run.dataset.write_shard(relative, to_table(rows, schema), schema=schema, fingerprint=digest)
+    return run.dataset.file(relative)

@@ -1,0 +1,116 @@
+"""One training stage as a process of its own: write its job, start it, follow its metrics, read how it ended.
+
+The process resumes from its last complete checkpoint by itself, so a retry is the same call again. A stage that
+is done (its manifest fits the job) costs nothing; one whose inputs changed is moved aside, never overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from model.errors import TrainingError
+from model.pretrained import revision_of
+from model.training.process import EXIT_DONE, EXIT_STOPPED, EXIT_WRONG_JOB
+from tasks.attempts import attempt
+from tasks.processes import last_lines, run_watched
+from tasks.progress import Ticker, ticking
+from tasks.run import Run
+from tasks.store import STUDENTS
+
+# Spinning OpenMP threads beside another busy process fall to 1-3 tokens/s; waiting ones do not.
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+INPUTS = "inputs.json"  # what the student in this folder is made of
+SET_ASIDE = "old"
+_SHOWN = ("loss", "kl", "reward", "accuracy", "tokens_per_second")
+
+
+@task(name="train", task_run_name="train {student}", cache_policy=NO_CACHE)
+def train(run: Run, student: str, job: Mapping[str, Any]) -> Path:
+    """Trains one student (or resumes, or finds it done) and returns its model folder.
+
+    Raises TrainingError with the process's last words; not retryable when the job itself is wrong.
+    """
+    out = run.dataset.file(f"{STUDENTS}/{student}")
+    if is_done(out, job):
+        return out / "model"
+    _prepare(run, student, job)
+    job_file = out / "job.json"
+    log = run.dataset.file(f"logs/train-{student}.log")
+    with attempt(run.dataset, student, 0, run.run_id) as record, ticking(f"train {student}", None, "steps") as ticker:
+        follower = _Follower(out / "metrics.jsonl", ticker)
+        command = [sys.executable, "-m", "model.training", str(job_file)]
+        status = run_watched(command, log, ENVIRONMENT | {"STILLHOUSE_PARENT": str(os.getpid())}, follower.poll)
+        if status != EXIT_DONE:
+            raise _failure(student, status, log)
+        record.rows = follower.step
+    return out / "model"
+
+
+def is_done(out: Path, job: Mapping[str, Any]) -> bool:
+    """Whether the student in `out` is complete and was trained by this very job, from these very weights."""
+    return (out / "manifest.json").is_file() and _stored_inputs(out) == _inputs(job)
+
+
+def _prepare(run: Run, student: str, job: Mapping[str, Any]) -> None:
+    """Writes the job; a student that another job began is moved aside, never overwritten."""
+    out = run.dataset.file(f"{STUDENTS}/{student}")
+    stored = _stored_inputs(out)
+    if stored is not None and stored != _inputs(job):
+        out.rename(run.dataset.file(f"{STUDENTS}/{SET_ASIDE}-{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
+    run.dataset.write_text(f"{STUDENTS}/{student}/{INPUTS}", json.dumps(_inputs(job), indent=1))
+    run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps(dict(job), indent=1))
+
+
+def _inputs(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The job and the content of the weights it starts from: their folder's name does not change with them."""
+    revisions = {key: revision_of(Path(job[key])) for key in ("init", "teacher") if job.get(key)}
+    return json.loads(json.dumps({"job": dict(job), "revisions": revisions}))
+
+
+def _stored_inputs(out: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads((out / INPUTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+class _Follower:
+    """Reads what the trainer appends to its metrics file and shows the last step."""
+
+    def __init__(self, metrics: Path, ticker: Ticker) -> None:
+        self._metrics, self._ticker = metrics, ticker
+        self.step = 0
+
+    def poll(self) -> None:
+        """Shows the newest whole line, if there is one."""
+        lines = last_lines(self._metrics, count=2)
+        for line in reversed(lines):
+            try:
+                row = json.loads(line)
+            except ValueError:  # the last line may be half written; the one before it is whole
+                continue
+            self.step = int(row["step"])
+            note = "  ".join(f"{key} {row[key]:.3g}" for key in _SHOWN if isinstance(row.get(key), int | float))
+            self._ticker.set(self.step, row.get("total_steps"), note)
+            return
+
+
+def _failure(student: str, status: int, log: Path) -> TrainingError:
+    lines = last_lines(log)
+    why = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no output")
+    if status < 0:
+        why = f"killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
+    if status == EXIT_STOPPED:
+        why = "it was asked to stop, and saved a checkpoint"
+    error = TrainingError(f"training {student} ended with status {status}: {why} (log: {log})")
+    error.retryable = status != EXIT_WRONG_JOB
+    return error

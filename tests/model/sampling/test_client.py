@@ -1,0 +1,254 @@
+"""The client against a real HTTP server: order, one bound over all threads, and every way an endpoint can fail."""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from model.errors import SamplerError
+from model.records import FinishReason
+from model.sampling import client as client_module
+from model.sampling.client import CompletionsClient
+from model.sampling.request import Completion, Request, SamplingParams
+from tests.fake_endpoint import FakeEndpoint, solve
+
+PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=64, stop=("</answer>",))
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.setattr(client_module, "WATCH_SECONDS", 0.05)
+
+
+@pytest.fixture
+def endpoint() -> Iterator[FakeEndpoint]:
+    with FakeEndpoint() as server:
+        yield server
+
+
+def make_client(*urls: str, concurrency: int = 8, timeout_seconds: float = 20.0, **more: Any) -> CompletionsClient:
+    return CompletionsClient(
+        urls, "fake", PARAMS, concurrency=concurrency, timeout_seconds=timeout_seconds, **more
+    )
+
+
+def question(number: int, max_tokens: int = 64) -> Request:
+    return Request(f"key-{number}", f"Calculate {number} + 1.\n<think>\n", seed=number, max_tokens=max_tokens)
+
+
+def test_completions_come_in_the_order_of_the_requests(endpoint: FakeEndpoint) -> None:
+    requests = [question(number) for number in range(50)]
+    with make_client(endpoint.url) as client:
+        completions = client.complete(requests)
+    assert [done.key for done in completions] == [request.key for request in requests]
+    assert [done.text for done in completions] == [solve(asked.prompt, asked.seed) for asked in requests]
+    assert {done.finish_reason for done in completions} == {FinishReason.STOP}
+    assert completions[0].completion_tokens > 0
+    assert completions[0].prompt_tokens == 5  # words: Calculate 0 + 1. <think>
+
+
+def test_what_is_sent(endpoint: FakeEndpoint) -> None:
+    with make_client(endpoint.url) as client:
+        client.complete([question(7, max_tokens=33)])
+    assert endpoint.requests == [
+        {
+            "model": "fake",
+            "prompt": "Calculate 7 + 1.\n<think>\n",
+            "seed": 7,
+            "n": 1,
+            "max_tokens": 33,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "stop": ["</answer>"],
+            "include_stop_str_in_output": True,
+            "add_special_tokens": False,
+        }
+    ]
+
+
+def test_no_requests_no_completions(endpoint: FakeEndpoint) -> None:
+    with make_client(endpoint.url) as client:
+        assert client.complete([]) == []
+
+
+def test_an_answer_over_the_limit_ends_with_length(endpoint: FakeEndpoint) -> None:
+    with make_client(endpoint.url) as client:
+        (done,) = client.complete([question(1, max_tokens=2)])
+    assert (done.finish_reason, done.completion_tokens) == (FinishReason.LENGTH, 2)
+
+
+def test_one_bound_holds_over_all_calling_threads(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.seconds = 0.03
+    with make_client(endpoint.url, concurrency=5) as client, ThreadPoolExecutor(4) as threads:
+        calls = [[question(10 * call + number) for number in range(10)] for call in range(4)]
+        results = list(threads.map(client.complete, calls))
+    assert [len(completions) for completions in results] == [10] * 4
+    assert endpoint.most_in_flight == 5
+
+
+def test_a_call_need_not_wait_for_another_calls_last_answer(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.mode, endpoint.faults.fail_first, endpoint.faults.fail_key = "hang", -1, "Calculate 99 "
+    with make_client(endpoint.url, concurrency=2) as client, ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(client.complete, [question(99)])
+        assert len(client.complete([question(number) for number in range(20)])) == 20
+        assert not slow.done()
+        client._submit(client._close()).result()  # ends the slow call, as leaving the block would
+        with pytest.raises(CancelledError):
+            slow.result(timeout=5)
+
+
+def test_every_completion_is_reported_once_in_the_calling_thread(endpoint: FakeEndpoint) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def on_done(completion: Completion) -> None:
+        seen.append((completion.key, threading.get_ident()))
+
+    with make_client(endpoint.url) as client:
+        client.complete([question(number) for number in range(30)], on_done)
+    assert sorted(key for key, _ in seen) == sorted(f"key-{number}" for number in range(30))
+    assert {thread for _, thread in seen} == {threading.get_ident()}
+
+
+def test_an_error_of_the_callback_ends_the_call(endpoint: FakeEndpoint) -> None:
+    def on_done(completion: Completion) -> None:
+        raise ZeroDivisionError(completion.key)
+
+    with make_client(endpoint.url) as client, pytest.raises(ZeroDivisionError):
+        client.complete([question(number) for number in range(30)], on_done)
+
+
+@pytest.mark.parametrize("mode", ["500", "429", "drop", "garbage", "abort"])
+def test_what_infrastructure_did_is_tried_again(endpoint: FakeEndpoint, mode: str) -> None:
+    endpoint.faults.mode, endpoint.faults.fail_first = mode, 2
+    with make_client(endpoint.url) as client:
+        completions = client.complete([question(number) for number in range(5)])
+    assert [done.error for done in completions] == [None] * 5
+    assert len(endpoint.requests) == 15  # two failures and one answer for each
+
+
+def test_an_endpoint_that_keeps_failing_ends_the_call(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.fail_first, endpoint.faults.fail_key = -1, "Calculate 3 "
+    with make_client(endpoint.url) as client, pytest.raises(SamplerError) as failure:
+        client.complete([question(number) for number in range(5)])
+    assert str(failure.value) == f"{endpoint.url} failed 4 tries of one request: HTTP 500: told to fail"
+    assert failure.value.retryable
+
+
+def test_a_prompt_that_the_endpoint_refuses_is_that_rows_data(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.max_prompt_chars = 100
+    long = Request("long", "word " * 1000, seed=1, max_tokens=8)
+    with make_client(endpoint.url) as client:
+        before, refused, after = client.complete([question(1), long, question(2)])
+    assert (before.finish_reason, after.finish_reason) == (FinishReason.STOP, FinishReason.STOP)
+    assert (refused.finish_reason, refused.text, refused.completion_tokens) == (FinishReason.REFUSED, "", 0)
+    assert refused.error is not None
+    assert refused.error.startswith("maximum context length is 100")
+    assert len(refused.error) == 200  # the endpoint quoted the prompt; we do not
+    assert len(endpoint.requests) == 3
+
+
+def test_an_endpoint_that_refuses_everything_is_an_error(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.mode, endpoint.faults.fail_first = "422", -1
+    with make_client(endpoint.url) as client, pytest.raises(SamplerError, match="32 requests in a row") as failure:
+        client.complete([question(number) for number in range(100)])
+    assert not failure.value.retryable
+
+
+@pytest.mark.parametrize(("mode", "remedy"), [("401", "API key"), ("403", "API key"), ("404", "no model 'fake'")])
+def test_what_the_user_did_is_raised_at_once(endpoint: FakeEndpoint, mode: str, remedy: str) -> None:
+    endpoint.faults.mode, endpoint.faults.fail_first = mode, -1
+    with make_client(endpoint.url) as client, pytest.raises(SamplerError, match=remedy) as failure:
+        client.complete([question(1)])
+    assert not failure.value.retryable
+    assert len(endpoint.requests) == 1
+
+
+def test_the_api_key_is_sent() -> None:
+    with FakeEndpoint(api_key="secret") as endpoint:
+        with make_client(endpoint.url, api_key="secret") as client:
+            assert client.complete([question(1)])[0].error is None
+        with make_client(endpoint.url, api_key="other") as client, pytest.raises(SamplerError, match="401"):
+            client.complete([question(1)])
+
+
+def test_a_request_without_an_answer_times_out(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.mode, endpoint.faults.fail_first = "hang", -1
+    start = time.monotonic()
+    with make_client(endpoint.url, timeout_seconds=0.3) as client:
+        with pytest.raises(SamplerError, match=r"no answer within 0.3 s"):
+            client.complete([question(1)])
+    assert time.monotonic() - start < 3
+    assert len(endpoint.requests) == 2  # a time-out costs two of four tries
+
+
+def test_nobody_listens() -> None:
+    with make_client("http://127.0.0.1:9/v1") as client:
+        with pytest.raises(SamplerError, match=r"http://127.0.0.1:9/v1 failed 4 tries.*ConnectError"):
+            client.complete([question(1)])
+
+
+def test_a_dead_url_beside_a_living_one_costs_no_completion(endpoint: FakeEndpoint) -> None:
+    with make_client("http://127.0.0.1:9/v1", endpoint.url) as client:
+        completions = client.complete([question(number) for number in range(40)])
+    assert {done.finish_reason for done in completions} == {FinishReason.STOP}
+    assert len(endpoint.requests) == 40
+
+
+def test_load_is_shared_between_urls(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.seconds = 0.01
+    with FakeEndpoint() as second:
+        second.faults.seconds = 0.01
+        with make_client(endpoint.url, second.url) as client:
+            client.complete([question(number) for number in range(100)])
+        assert 35 <= len(second.requests) <= 65
+
+
+def test_an_engine_that_died_ends_the_call_within_a_second_or_two(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.mode, endpoint.faults.fail_first = "hang", -1
+    start = time.monotonic()
+    with make_client(endpoint.url, timeout_seconds=3600, alive=lambda: time.monotonic() - start < 0.2) as client:
+        with pytest.raises(SamplerError, match=r"the engine behind .* has died"):
+            client.complete([question(number) for number in range(20)])
+    assert time.monotonic() - start < 2
+
+
+def test_ctrl_c_cancels_the_requests(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.mode, endpoint.faults.fail_first = "hang", -1
+    with make_client(endpoint.url, timeout_seconds=3600) as client:
+        threading.Timer(0.3, _thread.interrupt_main).start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            client.complete([question(number) for number in range(8)])
+        assert time.monotonic() - start < 2
+        wait_until(lambda: endpoint.cancelled == 8)  # the engine was told: the connections are closed
+
+
+def test_a_stop_string_that_the_endpoint_names_but_cuts_off_is_put_back() -> None:
+    assert client_module._with_stop("<answer>7", "</answer>", ("</answer>",)) == "<answer>7</answer>"
+    assert client_module._with_stop("<answer>7</answer>", "</answer>", ("</answer>",)) == "<answer>7</answer>"
+    assert client_module._with_stop("done", None, ("</answer>",)) == "done"
+    assert client_module._with_stop("done", 2, ("</answer>",)) == "done"  # a token id: the end-of-turn token
+
+
+def test_a_client_outside_its_block_says_so(endpoint: FakeEndpoint) -> None:
+    with pytest.raises(RuntimeError, match="outside its `with` block"):
+        make_client(endpoint.url).complete([question(1)])
+
+
+def test_a_url_without_scheme_is_named() -> None:
+    with pytest.raises(SamplerError, match="'localhost:8000' is not an http"), make_client("localhost:8000"):
+        pass
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)

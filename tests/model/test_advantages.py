@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from model.advantages import Advantage, group_advantages, silent_groups
+
+
+def test_one_winner_in_four() -> None:
+    advantages = group_advantages(torch.tensor([[0.0, 1.0, 0.0, 0.0]]), Advantage.GRPO)[0].tolist()
+    assert advantages == pytest.approx([-1 / math.sqrt(3), math.sqrt(3), -1 / math.sqrt(3), -1 / math.sqrt(3)])
+
+
+def test_the_std_divides_by_the_group_size() -> None:
+    rewards_PG = torch.tensor([[1.0, 0, 0, 1, 0, 0, 0, 0]])
+    assert group_advantages(rewards_PG, Advantage.GRPO)[0, 0].item() == pytest.approx(1.7321, abs=5e-5)
+
+
+def test_dr_grpo_only_centres() -> None:
+    rewards_PG = torch.tensor([[1.0, 0.0, 0.0, 0.0], [2.0, 2.0, 0.0, 0.0]])
+    assert group_advantages(rewards_PG, Advantage.DR_GRPO).tolist() == [
+        [0.75, -0.25, -0.25, -0.25],
+        [1.0, 1.0, -1.0, -1.0],
+    ]
+
+
+@pytest.mark.parametrize("kind", list(Advantage))
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 1.2])
+def test_a_silent_group_is_exactly_zero(kind: Advantage, reward: float) -> None:
+    """0.1 and 1.2 have rounded means: (r − mean) / (std + 1e-6) would not be 0."""
+    rewards_PG = torch.full((2, 7), reward)
+    assert group_advantages(rewards_PG, kind).tolist() == [[0.0] * 7] * 2
+    assert silent_groups(rewards_PG).tolist() == [True, True]
+
+
+def test_groups_do_not_see_one_another() -> None:
+    pair_PG = torch.tensor([[1.0, 0.0], [5.0, 1.0]])
+    assert group_advantages(pair_PG, Advantage.GRPO).tolist() == [[1.0, -1.0], [1.0, -1.0]]

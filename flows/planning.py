@@ -165,7 +165,7 @@ def _training(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
 
 
 def _example_tokens(recipe: Recipe, known: _Known, accepted: float | None) -> float | None:
-    """Tokens of one pass over the accepted samples, prompt included; a long one is cut at sft.max_length."""
+    """Tokens of one pass over the accepted samples, prompts included, none above sft.max_length."""
     samples, prompt, completion = known["samples"], known["prompt_tokens"], known["completion_tokens"]
     if accepted is None or not samples:
         return None

@@ -250,19 +250,32 @@ def _explain(error: ValidationError, values: Any, origin: str) -> str:
 
 
 def _line(item: Any, values: Any) -> str:
+    """One of pydantic's errors in our words, dotted key first."""
     path = _without_tags(item["loc"], values)
     dotted = ".".join(str(part) for part in path)
+    match item["type"]:
+        case "extra_forbidden":
+            return f"unknown key `{dotted}`{_nearest(path, values)}"
+        case "missing":
+            return f"`{dotted}` is missing"
+        case "union_tag_not_found":
+            return f"`{dotted}.type` is missing"
+        case "union_tag_invalid":
+            return f"{dotted}.type = {item['ctx']['tag']!r}: should be one of {item['ctx']['expected_tags']}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{dotted} = {_shown(item['input'])}: should be a section with keys of its own"
     message = str(item["msg"]).removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    if item["type"] == "extra_forbidden":
-        return f"unknown key `{dotted}`{_nearest(path, values)}"
-    if item["type"] == "missing":
-        return f"`{dotted}` is missing"
+    message = (message[:1].lower() + message[1:]).replace("tuple", "list")
     if not dotted:
         return message
     if isinstance(item["input"], dict | list | tuple):
         return f"{dotted}: {message}"
-    return f"{dotted} = {repr(item['input'])[:_INPUT_CHARS]}: {message}"
+    return f"{dotted} = {_shown(item['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _INPUT_CHARS else f"{text[:_INPUT_CHARS]}…"
 
 
 def _without_tags(location: tuple[int | str, ...], values: Any) -> list[int | str]:

@@ -35,7 +35,7 @@ Seconds = Annotated[float, Field(gt=0.0, le=7 * 24 * 3600.0)]
 Attempts = Annotated[int, Field(ge=1, le=20)]
 LearningRate = Annotated[float, Field(gt=0.0, le=1.0)]
 Normalise = Literal["token", "sequence", "constant"]
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "bfloat16"]
 
 
 class Section(BaseModel):
@@ -369,7 +369,9 @@ class OptimiserSection(Section):
     grad_clip: float = Field(default=1.0, gt=0.0, le=1000.0)
     """Largest norm of the gradient."""
     max_length: Tokens = 4096
-    """Longest prompt plus completion, in tokens."""
+    """Longest prompt plus completion, in tokens; longer examples are left out and counted."""
+    tokens_per_micro_batch: Tokens = 16_384
+    """Padded tokens that run through the model at once: bounds memory, leaves the loss as it is."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Optimizer steps between checkpoints; a retry resumes from the last one."""
     threads: int = Field(default=0, ge=0, le=1024)

@@ -36,7 +36,7 @@ CONVERSION = 1  # raise it when `_convert` changes what it writes
 MARKER = "stillhouse.json"  # written last: file sizes and provenance of a converted folder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
-READ_BYTES = 1 << 22
+GGUF_MAGIC = b"GGUF"
 
 Say = Callable[[str], None]
 
@@ -101,7 +101,7 @@ def check_model_folder(folder: Path) -> None:
     try:
         config = json.loads((folder / "config.json").read_text())
         wanted = _indexed_shards(folder)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TypeError, KeyError, AttributeError) as error:
         raise ModelFolderError(f"{folder} holds an unreadable model: {error}") from None
     if not isinstance(config, dict) or "model_type" not in config:
         raise ModelFolderError(f"{folder}/config.json names no model_type; it is not a transformers model")
@@ -268,6 +268,9 @@ def _convert_in_subprocess(gguf: Path, out: Path) -> None:
 
 def _convert(gguf: Path, out: Path) -> None:
     """Dequantises `gguf` to bfloat16 and saves model and tokenizer in `out`."""
+    with gguf.open("rb") as file:
+        if file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
+            raise ModelFolderError(f"{gguf} is not a GGUF file; install its package again")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from model.errors import RecipeError
+from model.errors import RecipeError, StoreError
 from model.records import EVALUATION_SCHEMA, PROBLEM_SCHEMA, SAMPLE_SCHEMA, VERDICT_SCHEMA
 from tasks import views
 from tasks.snapshot import Snapshot, take_snapshot
@@ -63,23 +64,17 @@ def stored_rule(dataset: Dataset) -> AcceptRule:
 
 def run_sql(con: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     """The result of one reading statement; QueryError with one line for any other."""
-    try:
-        statements = con.extract_statements(query)
-        _refuse_writing(statements)
-        return _ask(con, query)
-    except duckdb.Error as error:
-        raise QueryError(_one_line(error)) from error
+    with _query_errors():
+        _refuse_writing(con.extract_statements(query))
+    return _ask(con, query)
 
 
 def check_predicate(con: duckdb.DuckDBPyConnection, view: str, predicate: str) -> None:
     """QueryError unless `predicate` is one SQL condition over the columns of `view`."""
     query = f"select 1 from {view} where (\n{predicate}\n)"
-    try:
-        statements = con.extract_statements(query)
-        _refuse_writing(statements)
-        _ask(con, f"explain {query}")
-    except duckdb.Error as error:
-        raise QueryError(f"`{predicate}` is no condition over {view}: {_one_line(error)}") from error
+    with _query_errors(f"`{predicate}` is no condition over {view}: "):
+        _refuse_writing(con.extract_statements(query))
+        con.execute(f"explain {query}").fetchall()
 
 
 def sample_ids(con: duckdb.DuckDBPyConnection, where: str) -> list[str]:
@@ -88,10 +83,9 @@ def sample_ids(con: duckdb.DuckDBPyConnection, where: str) -> list[str]:
     `outcomes` has all columns of `samples` and what a rejected one was lost at: "check", reason, verdict.
     """
     check_predicate(con, "outcomes", where)
-    rows = con.execute(
-        f"select sample_id from outcomes where (\n{where}\n) order by shard, sample_id"
-    ).fetchall()
-    return [row[0] for row in rows]
+    query = f"select sample_id from outcomes where (\n{where}\n) order by shard, sample_id"
+    ids: list[str] = _ask(con, query).column(0).to_pylist()
+    return ids
 
 
 def funnel(con: duckdb.DuckDBPyConnection) -> pa.Table:
@@ -215,22 +209,32 @@ def explain_sample(con: duckdb.DuckDBPyConnection, sample: str) -> SampleHistory
 def _find(con: duckdb.DuckDBPyConnection, sample: str) -> str:
     if len(sample) < _SHORTEST_PREFIX:
         raise QueryError(f"`{sample}` is too short for a sample id: give {_SHORTEST_PREFIX} digits or more")
-    rows = con.execute(
-        "select distinct sample_id from samples where starts_with(sample_id, ?) order by 1 limit 2", [sample]
-    ).fetchall()
+    query = "select distinct sample_id from samples where starts_with(sample_id, ?) order by 1 limit 2"
+    rows = _ask(con, query, sample).column(0).to_pylist()
     if not rows:
         raise QueryError(f"no sample's id begins with `{sample}`; `select sample_id from samples` lists them")
     if len(rows) > 1:
         raise QueryError(
-            f"several samples' ids begin with `{sample}` ({rows[0][0]}, {rows[1][0]}, …): give more digits"
+            f"several samples' ids begin with `{sample}` ({rows[0]}, {rows[1]}, …): give more digits"
         )
-    return str(rows[0][0])
+    return str(rows[0])
 
 
 def _ask(con: duckdb.DuckDBPyConnection, query: str, *values: Any) -> pa.Table:
     """A query's whole result, on a cursor of its own: half-read results of others do not get in the way."""
-    with con.cursor() as cursor:
+    with _query_errors(), con.cursor() as cursor:
         return cursor.sql(query, params=list(values)).to_arrow_table()
+
+
+@contextmanager
+def _query_errors(context: str = "") -> Iterator[None]:
+    """DuckDB's refusals as ours: a file that does not read is the store's, anything else the query's."""
+    try:
+        yield
+    except duckdb.IOException as error:
+        raise StoreError(f"{context}{_one_line(error)}") from error
+    except duckdb.Error as error:
+        raise QueryError(f"{context}{_one_line(error)}") from error
 
 
 def _dicts(con: duckdb.DuckDBPyConnection, query: str, *values: Any) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ ALL = "all"  # the suite of every held-out problem; each source is a suite too
 
 ANSWER_SCHEMA = pa.schema(
     [
+        pa.field("sample_id", pa.string(), nullable=False),
         pa.field("problem_id", pa.string(), nullable=False),
         pa.field("replica", pa.int32(), nullable=False),
         pa.field("model", pa.string(), nullable=False),
@@ -92,6 +93,7 @@ class Suite:
 class Answer:
     """One judged completion; the rows of ANSWER_SCHEMA."""
 
+    sample_id: str
     problem_id: str
     replica: int
     model: str
@@ -169,11 +171,12 @@ def _answers(
     verdicts = pool.run(items)
     names = [check.name for check in pool.checks]
     answers = []
-    for (problem, replica), item, results in zip(jobs, items, verdicts, strict=True):
+    for (problem, replica), request, item, results in zip(jobs, requests, items, verdicts, strict=True):
         judged = {name: judgement for name, (judgement, _) in zip(names, results, strict=True)}
         lost = next((name for name in suite.require if judged[name].verdict is not Status.PASS), None)
         answers.append(
             Answer(
+                sample_id=request.key,
                 problem_id=problem.problem_id,
                 replica=replica,
                 model=contestant.model,

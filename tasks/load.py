@@ -22,6 +22,7 @@ from model.errors import RecipeError
 from model.records import PROBLEM_SCHEMA, Problem, content_hash, to_table
 from tasks.problems import ProblemReader, Reject
 from tasks.progress import ticking
+from tasks.sources import ProblemSource
 from tasks.store import PROBLEMS, Dataset, shard_name
 
 LOADED = f"{PROBLEMS}/loaded.json"
@@ -39,7 +40,7 @@ class Loaded:
 
 
 @task(name="load problems", cache_policy=NO_CACHE)
-def load(dataset: Dataset, sources: Sequence[Mapping[str, Any]]) -> Loaded:
+def load(dataset: Dataset, sources: Sequence[ProblemSource]) -> Loaded:
     """Reads all sources unless nothing about them has changed since the last load."""
     fingerprint = _fingerprint(sources)
     record = dataset.read_json(LOADED)
@@ -102,10 +103,10 @@ def _by_reason(rejects: Mapping[str, Sequence[Reject]]) -> dict[str, int]:
     return dict(Counter(row.reason for rows in rejects.values() for row in rows))
 
 
-def _fingerprint(sources: Sequence[Mapping[str, Any]]) -> str:
+def _fingerprint(sources: Sequence[ProblemSource]) -> str:
     """Of the settings and of every local file's size and time: a source that grew is read again."""
-    stats = [_stat(str(source.get("path") or source.get("name") or "")) for source in sources]
-    return content_hash("sources", json.loads(json.dumps(list(sources), default=str)), stats)
+    stats = [_stat(source.path or source.name) for source in sources]
+    return content_hash("sources", [asdict(source) for source in sources], stats)
 
 
 def _stat(location: str) -> list[list[Any]]:

@@ -41,11 +41,11 @@ class Holder:
 def hold(dataset: Path, run_id: str, wait_seconds: float = WAIT_SECONDS) -> Iterator[Holder]:
     """Holds the dataset for one run; StoreError naming the other run where one is under way."""
     lock = FileLock(dataset / LOCK, timeout=wait_seconds, thread_local=False)
-    try:
-        with durable.store_errors(dataset / LOCK):
+    with durable.store_errors(dataset / LOCK):
+        try:
             lock.acquire()
-    except Timeout as error:
-        raise durable.refused(_in_use(dataset)) from error
+        except Timeout as error:
+            raise durable.refused(_in_use(dataset)) from error
     try:
         me = Holder(run_id, os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat())
         durable.write_bytes(dataset, dataset / HOLDER, json.dumps(asdict(me)).encode())

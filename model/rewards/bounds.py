@@ -1,8 +1,9 @@
 r"""May this expression be given to a computer algebra system? Caps on size, checked on the string alone.
 
-`10^{9^9}` parses in a moment and then takes all memory there is; the verifier pool would stop it, at the price of a
-time-out and a worker. These caps turn the common cases away for nothing. They are not a proof of harmlessness
-(nested factorials, for one, get through): the pool's time-out and memory cap remain the guarantee.
+`10^{9^9}` parses in a moment and then takes all memory there is; the verifier pool would stop it, at the
+price of a time-out and a worker. These caps turn the common cases away for nothing. They are not a proof of
+harmlessness (nested factorials, for one, get through): the pool's time-out and memory cap remain the
+guarantee.
 """
 
 from __future__ import annotations

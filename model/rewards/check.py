@@ -1,9 +1,9 @@
-"""What a check may look at (`Scored`), what it says (`Judgement`), and the form that every check has (`Check`).
+"""What a check may look at (`Scored`), what it says (`Judgement`), and the form all checks have (`Check`).
 
-A check is a pure function of one sample: no file, no clock, no other sample. It says `fail` for what the model
-did wrong, `unscorable` where there is nothing to compare with, and never raises for a sample's content; time-outs,
-crashes and a check's own bugs become `error` in `model/rewards/pool.py`. Comparing samples with one another
-(duplicates, pass rates) is not a check of this form.
+A check is a pure function of one sample: no file, no clock, no other sample. It says `fail` for what the
+model did wrong, `unscorable` where there is nothing to compare with, and never raises for a sample's content;
+time-outs, crashes and a check's own bugs become `error` in `model/rewards/pool.py`. Comparing samples with
+one another (duplicates, pass rates) is not a check of this form.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from model.records import Status
+from model.records import Problem, Sample, Status
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One sample beside its problem: all that a check may look at. Lengths are in tokens, as the engine counted them."""
+    """One sample beside its problem: all that a check may look at. Lengths are in tokens."""
 
     text: str  # the whole assistant message, the template's opening tag included
     gold: str | None = None
@@ -28,6 +28,22 @@ class Scored:
     finish_reason: str = "stop"
     completion_tokens: int = 0
     max_tokens: int = 0
+
+
+def scored(problem: Problem, sample: Sample) -> Scored:
+    """The two records side by side, as checks see them."""
+    return Scored(
+        text=sample.text,
+        gold=problem.gold,
+        prompt=problem.prompt,
+        tests=problem.tests,
+        domain=problem.domain,
+        reasoning=sample.reasoning,
+        answer=sample.answer,
+        finish_reason=sample.finish_reason,
+        completion_tokens=sample.completion_tokens,
+        max_tokens=sample.max_tokens,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +60,9 @@ class Judgement:
 class CheckSettings:
     """The settings of all checks; a recipe's `[verify]` section fills them in.
 
-    `language` is an ISO 639-1 code; `language_share` the least share of target-language words that passes (ours:
-    R1 publishes no threshold); `format_tags` the sections that a completion must have, in order; `format_partial`
-    the score of a completion that meets part of the format's specification (R_partial).
+    `language` is an ISO 639-1 code; `language_share` the least share of target-language words that passes
+    (ours: R1 publishes no threshold); `format_tags` the sections that a completion must have, in order;
+    `format_partial` the score of a completion that meets part of the format's specification (R_partial).
     """
 
     language: str = "en"
@@ -56,7 +72,7 @@ class CheckSettings:
 
 
 class Check(Protocol):
-    """A named, versioned function of one sample. `warm_up` loads what the first call would otherwise wait for."""
+    """A named, versioned function of one sample. `warm_up` loads what the first call would wait for."""
 
     @property
     def name(self) -> str: ...

@@ -4,9 +4,9 @@ The answer is looked for in the final part, what follows the last `</think>`, in
   1. the last `<answer>` section (an unclosed one runs to the end);
   2. the last `\boxed{…}` (inside the answer section too, where there is one);
   3. the last number within the final part's last 10,000 characters.
-A text without think tags is all final part; one whose `<think>` never closes has only step 1, since a number or a box
-in the middle of a thought is no answer. Time is linear in the text, whatever it holds. What the answer means is judged
-in `model/rewards/math.py`.
+A text without think tags is all final part; one whose `<think>` never closes has only step 1, since a number
+or a box in the middle of a thought is no answer. Time is linear in the text, whatever it holds. What the
+answer means is judged in `model/rewards/math.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Did the completion end by itself? `length` means that max_tokens cut it; such a sample is work again once that rises."""
+"""Did the completion end by itself, or did `max_tokens` cut it? A cut one is work again once that rises.
+
+Whether the text looks complete is not asked: only what the engine said.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from model.rewards.check import CheckSettings, Judgement, Scored, errored, faile
 
 
 def judge_finish(finish_reason: str) -> Judgement:
-    """pass `stopped`, fail `truncated`, or error: `refused` by the endpoint, or a finish reason nobody knows."""
+    """pass `stopped`, fail `truncated`, or error: `refused`, or a finish reason nobody knows."""
     if finish_reason == FinishReason.STOP:
         return passed("stopped")
     if finish_reason == FinishReason.LENGTH:

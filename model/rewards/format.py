@@ -1,9 +1,9 @@
 r"""Does a completion keep to `<think> … </think> <answer> … </answer>`? R1's grading in two steps.
 
 First the basic structure: every tag is there, closed, and in the right order without nesting; without it the
-effective format reward is 0. With it, the specification has four requirements: each tag occurs once, nothing stands
-outside the tags, the reasoning is not blank, the answer is not blank. All of them: R_full (1.0, `pass`). Some of them:
-R_partial (a setting). None: 0. The content of the sections is not looked at.
+effective format reward is 0. With it, the specification has four requirements: each tag occurs once, nothing
+stands outside the tags, the reasoning is not blank, the answer is not blank. All of them: R_full (1.0,
+`pass`). Some of them: R_partial (a setting). None: 0. The content of the sections is not looked at.
 Source: r_format_effective of the R1 paper's format reward (arXiv 2501.12948).
 """
 
@@ -19,8 +19,8 @@ Span = tuple[int, int]
 def judge_format(text: str, tags: tuple[str, ...] = ("think", "answer"), partial: float = 0.5) -> Judgement:
     """Grade the text against the tags' sections. The reason of a fail is the first thing that is not met.
 
-    With `tags=("think",)` whatever follows `</think>` counts as the last section, as models that know no answer
-    tag write it. Linear in the text.
+    With `tags=("think",)` whatever follows `</think>` counts as the last section, as models that know no
+    answer tag write it. Linear in the text.
     """
     spans = _sections(text, tags)
     if isinstance(spans, str):
@@ -36,8 +36,8 @@ def judge_format(text: str, tags: tuple[str, ...] = ("think", "answer"), partial
 def _sections(text: str, tags: tuple[str, ...]) -> list[Span] | str:
     """The inner span of every section, or what is wrong with the basic structure.
 
-    A section runs from the first opening tag to the last closing tag, so that a repeated tag is still a structure
-    (it breaks a requirement instead); sections must then follow one another.
+    A section runs from the first opening tag to the last closing tag, so that a repeated tag is still a
+    structure (it breaks a requirement instead); sections must then follow one another.
     """
     spans: list[Span] = []
     for tag in tags:

@@ -1,11 +1,12 @@
 """What share of a chain's words is in the target language? R1's language-consistency measure.
 
-Maths, code and markup are masked; the rest is cut into pieces of one script each. A piece in a script that the target
-language does not use is foreign by that alone; one in its own script goes to lingua (low-accuracy mode: trigram models
-of a few languages that share a script; measured: 15 MB, 0.1 s to load, 1 s per million characters). Pieces that lingua
-is not sure of count for neither side. With fewer than ten words left nothing can be told: `unscorable`, never a fail.
-Score: target words / (target + foreign words); a Chinese, Japanese or Thai character counts as a word. Only the first
-200,000 characters are read. Borrowed single words are not found.
+Maths, code and markup are masked; the rest is cut into pieces of one script each. A piece in a script that
+the target language does not use is foreign by that alone; one in its own script goes to lingua (low-accuracy
+mode: trigram models of a few languages that share a script; measured: 15 MB, 0.1 s to load, 1 s per million
+characters). Pieces that lingua is not sure of count for neither side. With fewer than ten words left nothing
+can be told: `unscorable`, never a fail. Score: target words / (target + foreign words); a Chinese, Japanese
+or Thai character counts as a word. Only the first 200,000 characters are read. Borrowed single words are not
+found.
 Source: R1's language reward (arXiv 2501.12948); the thresholds are ours.
 """
 
@@ -25,6 +26,7 @@ from model.rewards.versions import version_string
 MAX_CHARACTERS = 200_000
 MIN_WORDS = 10
 MIN_LETTERS = 30  # a shorter piece is joined to the next of its script and paragraph
+MIN_UNSPACED = 10  # the same for scripts whose characters say more
 MAX_LETTERS = 400  # a longer one is cut even inside a sentence
 SURE = 0.75  # lingua's confidence from which a piece counts as foreign
 _SPAN = 160  # characters of the offending piece that a verdict keeps
@@ -43,13 +45,27 @@ _SCRIPTS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 _UNSPACED = ("han_kana", "thai")
 # Possible targets that are not looked for otherwise: each language more costs a tenth of the time.
-_MORE_TARGETS = {"latin": ("nl", "sv", "pl", "cs", "ro", "tr", "vi", "id"), "cyrillic": ("bg",), "arabic": ("ur",)}
-SCRIPT_OF = {code: script for script, (_, codes) in _SCRIPTS.items() for code in (*codes, *_MORE_TARGETS.get(script, ()))}
+_MORE_TARGETS = {
+    "latin": ("nl", "sv", "pl", "cs", "ro", "tr", "vi", "id"),
+    "cyrillic": ("bg",),
+    "arabic": ("ur",),
+}
+SCRIPT_OF = {
+    code: script
+    for script, (_, codes) in _SCRIPTS.items()
+    for code in (*codes, *_MORE_TARGETS.get(script, ()))
+}
 
-_RUN = re.compile("|".join(rf"(?P<{name}>[{chars}]{{1,64}}(?:['’][{chars}]{{1,64}})*)" for name, (chars, _) in _SCRIPTS.items()))
+_RUN = re.compile(
+    "|".join(
+        rf"(?P<{name}>[{chars}]{{1,64}}(?:['’][{chars}]{{1,64}})*)" for name, (chars, _) in _SCRIPTS.items()
+    )
+)
 _SENTENCE = re.compile(r"[.!?;:。！？；：]+(?:\s|$)|[。！？；]|\n")
 _FENCES = (("```", "```"), ("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"))
-_MARKUP = re.compile(r"\$[^$\n]{1,500}\$|`[^`\n]{1,500}`|\\[A-Za-z]+|</?[a-z]+>|https?://\S+|\b[^\W\d_]*+[\d_]\w*")
+_MARKUP = re.compile(
+    r"\$[^$\n]{1,500}\$|`[^`\n]{1,500}`|\\[A-Za-z]+|</?[a-z]+>|https?://\S+|\b[^\W\d_]*+[\d_]\w*"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +93,7 @@ class LanguageShare:
 
 
 def judge_language(text: str, language: str = "en", least_share: float = 0.9) -> Judgement:
-    """pass `target_language`, fail `other_language` (its span in the detail), or unscorable `too_little_text`."""
+    """pass `target_language`, fail `other_language` (detail: its span), unscorable `too_little_text`."""
     found = language_share(text, language)
     if found.target_words + found.foreign_words < MIN_WORDS:
         return unscorable("too_little_text")
@@ -101,7 +117,7 @@ def language_share(text: str, language: str = "en") -> LanguageShare:
 
 
 def mask(text: str) -> str:
-    """The text with maths, code, tags, LaTeX commands, links and words with digits replaced by spaces. Linear."""
+    """The text without maths, code, tags, LaTeX commands, links and words with digits. Linear."""
     for opening, closing in _FENCES:
         text = _without_blocks(text, opening, closing)
     return _MARKUP.sub(" ", text)
@@ -123,11 +139,15 @@ def _paragraph_pieces(paragraph: str) -> Iterator[Piece]:
             script = str(match.lastgroup)
             runs.append(match.group())
             letters += len(match.group())
-        if letters >= MIN_LETTERS:
+        if letters >= _least_letters(script):
             yield _piece(script, runs)
             runs, letters = [], 0
     if runs:
         yield _piece(script, runs)
+
+
+def _least_letters(script: str) -> int:
+    return MIN_UNSPACED if script in _UNSPACED else MIN_LETTERS
 
 
 def _piece(script: str, runs: list[str]) -> Piece:
@@ -144,7 +164,8 @@ def _is_foreign(piece: Piece, language: str) -> bool | None:
     common = _SCRIPTS[piece.script][1]
     if common == (language,):
         return False
-    return _foreign_by_lingua(piece.text, language, common if language in common else (*common, language))
+    foreign = _foreign_by_lingua(piece.text, language, common if language in common else (*common, language))
+    return None if foreign and len(piece.text) < _least_letters(piece.script) else foreign
 
 
 def _foreign_by_lingua(text: str, language: str, candidates: tuple[str, ...]) -> bool | None:
@@ -152,8 +173,7 @@ def _foreign_by_lingua(text: str, language: str, candidates: tuple[str, ...]) ->
     best = ranked[0]
     if best.language.iso_code_639_1.name.lower() == language:
         return False
-    is_sure = len(text) >= MIN_LETTERS and best.value >= SURE
-    return True if is_sure else None
+    return True if best.value >= SURE else None
 
 
 @lru_cache(maxsize=8)

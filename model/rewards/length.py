@@ -1,6 +1,7 @@
 """How long is the completion? The score is its length in characters, the detail its length in tokens.
 
-No threshold is applied here: minimum and maximum belong to the selection rule, where changing them costs a query.
+No threshold is applied here: minimum and maximum belong to the selection rule, where changing them costs a
+query.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 r"""Most answers need no algebra: compare them as strings, numbers, words or choice letters, in microseconds.
 
-`compare_literally` says pass or fail where that is certain, and None where a computer algebra system has to decide
-(`1/3` and `0.333333`, `10\%` and `0.1`, anything with a symbol in it). Numbers are compared exactly, as fractions; a
-difference above 2e-6 is a fail, as it is for Math-Verify, which rounds to 6 decimals; smaller ones are left to it.
+`compare_literally` says pass or fail where that is certain, and None where a computer algebra system has to
+decide (`1/3` and `0.333333`, `10\%` and `0.1`, anything with a symbol in it). Numbers are compared exactly,
+as fractions; a difference above 2e-6 is a fail, as it is for Math-Verify, which rounds to 6 decimals; smaller
+ones are left to it.
 """
 
 from __future__ import annotations
@@ -16,20 +17,47 @@ from model.rewards.check import Judgement, failed, passed
 _MAX_SCIENTIFIC = 100  # greatest exponent of ten that is written out
 _UNDECIDED_BELOW = Fraction(2, 1_000_000)
 
-# Zero-width and direction marks, and the control characters that are no white space: they carry no meaning here.
+# Zero-width and direction marks, and control characters that are no white space: without meaning here.
 _INVISIBLE = dict.fromkeys(
-    [*range(0x09), *range(0x0E, 0x1C), 0x7F, *range(0x200B, 0x2010), *range(0x202A, 0x202F)]
-    + [*range(0x2060, 0x206A), 0xFEFF]
+    [
+        *(*range(0x09), *range(0x0E, 0x1C), 0x7F),
+        *(*range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x206A), 0xFEFF),
+    ]
 )
 _LOOKALIKES = str.maketrans(
-    {"−": "-", "\u00a0": " ", "\u2009": " ", "\u202f": " ", "°": r"^\circ", "²": "^2", "³": "^3", "π": r"\pi "}
-    | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}"}
-    | {"∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "×": r"\times ", "÷": r"\div ", "·": r"\cdot "}
+    {
+        "−": "-",
+        "\u00a0": " ",
+        "\u2009": " ",
+        "\u202f": " ",
+        "°": r"^\circ",
+        "²": "^2",
+        "³": "^3",
+        "π": r"\pi ",
+    }
+    | {
+        "½": r"\frac{1}{2}",
+        "¼": r"\frac{1}{4}",
+        "¾": r"\frac{3}{4}",
+        "⅓": r"\frac{1}{3}",
+        "⅔": r"\frac{2}{3}",
+    }
+    | {
+        "∞": r"\infty ",
+        "≤": r"\le ",
+        "≥": r"\ge ",
+        "≠": r"\ne ",
+        "×": r"\times ",
+        "÷": r"\div ",
+        "·": r"\cdot ",
+    }
 )
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _COMMANDS = (r"\boxed{", r"\text{", r"\mathrm{", r"\textbf{", r"\mathbf{")
-_LEAD_IN = re.compile(r"(?:so |thus |therefore )?(?:the )?(?:final |correct )?answer(?: is)?\s*[:=]?\s+", re.IGNORECASE)
+_LEAD_IN = re.compile(
+    r"(?:so |thus |therefore )?(?:the )?(?:final |correct )?answer(?: is)?\s*[:=]?\s+", re.IGNORECASE
+)
 _SPACING = re.compile(r"\\[,!;: ]|~|\\quad|\\qquad")
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?)(?![a-zA-Z])")
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
@@ -47,19 +75,22 @@ _WORDS = re.compile(r"(?=.*[A-Za-z]{3})[A-Za-z'-]+(?: +[A-Za-z'-]+){0,3}")
 _WITH_UNIT = re.compile(r"(.*\d)\s+([A-Za-z]{3,}(?: [A-Za-z]+){0,2})")
 # Words behind a number that make another number, or another expression, of it.
 _NO_UNITS = frozenset(
-    "and dozen dozens factorial hundred hundreds million millions billion billions percent squared cubed thousand "
-    "thousands trillion times over half halves third thirds quarter quarters plus minus mod sin cos tan cot sec csc log exp "
-    "sqrt pairs pair degrees radians".split()
-)
+    {
+        "and", "or", "dozen", "dozens", "pair", "pairs", "factorial", "hundred", "hundreds", "thousand",
+        "thousands", "million", "millions", "billion", "billions", "trillion", "percent", "degrees",
+        "radians", "squared", "cubed", "times", "over", "plus", "minus", "mod", "half", "halves", "third",
+        "thirds", "quarter", "quarters", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt",
+    }
+)  # fmt: skip
 _BARE_CHOICE = re.compile(r"\(?([A-Ea-e])\)?[.:]?")
 _NAMED_CHOICE = re.compile(r"(?:option|choice)\s*:?\s*\(?([A-E])\)?\.?", re.IGNORECASE)
 _CHOICE_WITH_TEXT = re.compile(r"(?:\(([A-E])\)|([A-E])[).:])\s*\S")
 
 
 def compare_literally(answer: str, gold: str) -> Judgement | None:
-    """pass `equal_string` or `equal_number`, fail `not_equal`, or None: not decidable without algebra."""
+    """pass `equal_string` or `equal_number`, fail `not_equal`, or None: algebra has to decide."""
     answer_core, gold_core = peel(answer), peel(gold)
-    if canonical(answer_core) == canonical(gold_core):
+    if canonical(answer_core) == canonical(gold_core) != "":
         return passed("equal_string")
     if re.fullmatch(r"\(?[A-E]\)?", gold_core):
         return _verdict(choice(answer_core) == choice(gold_core), "equal_string")
@@ -71,7 +102,7 @@ def compare_literally(answer: str, gold: str) -> Judgement | None:
 
 
 def peel(text: str) -> str:
-    r"""The text without what merely surrounds it: `$…$`, `\boxed{…}`, `**…**`, a lead-in, a final full stop."""
+    r"""The text without what merely surrounds it: `$…$`, `\boxed{…}`, `**…**`, a lead-in, a full stop."""
     core = text.translate(_INVISIBLE).translate(_LOOKALIKES).strip()
     for _ in range(8):
         peeled = _peel_once(core)
@@ -99,12 +130,12 @@ def number(core: str) -> Fraction | None:
 
 
 def words(core: str) -> str | None:
-    """The lower-case words of an answer that is nothing but words (`odd`, `Monday`); None for anything else."""
+    """The lower-case words of an answer that is nothing but words (`odd`, `Monday`), else None."""
     return " ".join(core.lower().split()) if _WORDS.fullmatch(core) else None
 
 
 def choice(core: str) -> str | None:
-    """The letter of a multiple-choice answer: `B`, `(b)`, `B.`, `Option B`, `(B) 42`; None for anything else."""
+    """The letter of a multiple-choice answer: `B`, `(b)`, `B.`, `Option B`, `(B) 42`; else None."""
     found = _BARE_CHOICE.fullmatch(core) or _NAMED_CHOICE.fullmatch(core) or _CHOICE_WITH_TEXT.match(core)
     return next(letter.upper() for letter in found.groups() if letter) if found else None
 
@@ -147,7 +178,11 @@ def _ungrouped(text: str) -> Fraction | None:
         return -value if value is not None and sign == "-" else value
     if scientific := _SCIENTIFIC.fullmatch(text):
         exponent = int(scientific.group(2))
-        return Fraction(scientific.group(1)) * Fraction(10) ** exponent if abs(exponent) <= _MAX_SCIENTIFIC else None
+        return (
+            Fraction(scientific.group(1)) * Fraction(10) ** exponent
+            if abs(exponent) <= _MAX_SCIENTIFIC
+            else None
+        )
     return None
 
 

@@ -1,13 +1,15 @@
 r"""Is the completion's final answer mathematically equal to the gold answer?
 
-In order: extraction of a short answer (`extraction.py`), comparison as literals (`literal.py`, no sympy), caps on size
-(`bounds.py`), and only then Math-Verify, gold first, since its `verify` is not symmetric. Math-Verify's own alarms are
-switched off: they work in main threads only and do not cover everything, so the verifier pool's hard time-out does
-their work. Called outside a pool, an expression made for it can take for ever.
+In order: extraction of a short answer (`extraction.py`), comparison as literals (`literal.py`, no sympy),
+caps on size (`bounds.py`), and only then Math-Verify, gold first, since its `verify` is not symmetric.
+Math-Verify's own alarms are switched off: they work in main threads only and do not cover everything, so the
+verifier pool's hard time-out does their work. Called outside a pool, an expression made for it can take for
+ever.
 
-Reasons. pass: equal_string, equal_number, equivalent. fail: no_answer, not_equal, answer_unparseable, out_of_bounds (the
-answer exceeds the caps, which no sensible answer does). unscorable: no_gold, gold_unparseable, gold_out_of_bounds.
-Known and left to a judge: 60° and π/3, 1/3 and 0.3333 are not equal here. Only the last box or section counts.
+Reasons. pass: equal_string, equal_number, equivalent. fail: no_answer, not_equal, answer_unparseable,
+out_of_bounds (the answer exceeds the caps, which no sensible answer does). unscorable: no_gold,
+gold_unparseable, gold_out_of_bounds. Known and left to a judge: 60° and π/3, 1/3 and 0.3333 are not equal
+here. Only the last box or section counts.
 """
 
 from __future__ import annotations
@@ -53,9 +55,10 @@ def judge_symbolically(answer: str, gold: str) -> Judgement:
 
 
 def as_latex(text: str) -> str:
-    r"""The text as Math-Verify reads it best: bare maths in `$…$`, a word in `\text{…}`, prose and LaTeX as they are.
+    r"""The text as Math-Verify reads it best: bare maths in `$…$`, a word in `\text{…}`, else as it is.
 
-    Unwrapped, `x <= 2` reads as 2 and `(1,2)` as nothing; a dollar sign that opens nothing is taken for money.
+    Unwrapped, `x <= 2` reads as 2 and `(1,2)` as nothing; a dollar sign that opens nothing is taken for
+    money.
     """
     text = text.replace(r"\$", "").strip()
     if text.count("$") % 2:
@@ -82,7 +85,7 @@ def _equivalent(gold: str, answer: str) -> Judgement:
 
 @lru_cache(maxsize=1024)
 def _values(text: str) -> list[Any]:
-    """What Math-Verify reads in the text: [value, its string], or nothing. Never print these: `str` may not return."""
+    """Math-Verify's reading, [value, its string], or nothing. Never print it: `str` may not return."""
     # About 0.5 s of imports, which answers that compare as literals never pay.
     from math_verify import parse
 

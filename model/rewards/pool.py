@@ -1,13 +1,15 @@
 """Checks in worker processes that are killed for good when they hang: no sample can stop a batch.
 
-Each worker belongs to one thread of the pool, which feeds it chunks of samples, waits at most `timeout_seconds` for
-each verdict, and starts a new worker when one hangs or dies. A hung check is `error`/`timed_out` after one time-out; a
-verdict at which a worker dies is tried once more in a fresh worker and then is `error`/`worker_died`; every other
-verdict is what it would have been. `run` may be called from any thread, and from several at once.
+Each worker belongs to one thread of the pool, which feeds it chunks of samples, waits at most
+`timeout_seconds` for each verdict, and starts a new worker when one hangs or dies. A hung check is
+`error`/`timed_out` after one time-out; a verdict at which a worker dies is tried once more in a fresh worker
+and then is `error`/`worker_died`; every other verdict is what it would have been. `run` may be called from
+any thread, and from several at once.
 
-Workers are started with `subprocess`, not `multiprocessing`: nothing of the caller's main module is imported again
-(no torch in a worker), and it works from threads and under any start method. Not promised: that a check cannot harm
-the machine otherwise (that is the sandbox's part); the memory cap and death with the parent need Linux.
+Workers are started with `subprocess`, not `multiprocessing`: nothing of the caller's main module is imported
+again (no torch in a worker), and it works from threads and under any start method. Not promised: that a check
+cannot harm the machine otherwise (that is the sandbox's part); the memory cap and death with the parent need
+Linux.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _CLOSE_SECONDS = 5.0
 
 @dataclass
 class _Chunk:
-    """Items that travel together, the verdicts so far (item by item, check by check), and a future for all of them."""
+    """Items that travel together, their verdicts so far (by item, then check), and a future for all."""
 
     items: Sequence[Scored]
     timed: list[Timed] = field(default_factory=list)
@@ -50,8 +52,9 @@ class _Chunk:
 class VerifierPool:
     """`workers` processes that carry out the named checks.
 
-    `timeout_seconds` limits one check of one sample, `memory_bytes` one worker's address space. Workers start with the
-    first `run`. Raises CheckError for unknown checks at once, and from `run` when a worker cannot start.
+    `timeout_seconds` limits one check of one sample, `memory_bytes` one worker's address space. Workers start
+    with the first `run`. Raises CheckError for unknown checks at once, and from `run` when a worker cannot
+    start.
     """
 
     def __init__(
@@ -71,7 +74,8 @@ class VerifierPool:
         self._lock = threading.Lock()
         assignment = Assignment(tuple(names), settings or CheckSettings())
         self._slots = [
-            _Slot(self._chunks, self._closing, assignment, timeout_seconds, memory_bytes) for _ in range(workers)
+            _Slot(self._chunks, self._closing, assignment, timeout_seconds, memory_bytes)
+            for _ in range(workers)
         ]
 
     def run(self, items: Sequence[Scored]) -> list[list[Timed]]:
@@ -132,7 +136,7 @@ def _parts(items: Sequence[Scored], workers: int) -> Iterator[Sequence[Scored]]:
 
 
 class _Slot:
-    """A thread and the one worker it owns. The kernel ties the worker's life to this thread, which lives as the pool."""
+    """A thread and its one worker. The kernel ends the worker with the thread, which lives as the pool."""
 
     def __init__(
         self,
@@ -166,7 +170,7 @@ class _Slot:
         self._discard()
 
     def _complete(self, chunk: _Chunk) -> None:
-        """Have all verdicts made; one that its worker did not survive is tried alone before it is given up."""
+        """Have all verdicts made; one that a worker did not survive is tried alone before it is given up."""
         total = len(chunk.items) * len(self._assignment.names)
         alone: int | None = None
         while (position := len(chunk.timed)) < total:
@@ -176,7 +180,9 @@ class _Slot:
             self._discard()
             position = len(chunk.timed)
             if trouble.reason == "timed_out" or position == alone:
-                chunk.timed.append((trouble, self._timeout_seconds * 1000.0 if trouble.reason == "timed_out" else 0.0))
+                chunk.timed.append(
+                    (trouble, self._timeout_seconds * 1000.0 if trouble.reason == "timed_out" else 0.0)
+                )
             else:
                 alone = position
 
@@ -229,7 +235,7 @@ class _Slot:
         return ours
 
     def _command(self, descriptor: int) -> list[str]:
-        # -P: no module of the working directory is imported instead of ours; sympy's warnings are about samples.
+        # -P: no module of the working directory replaces ours. Warnings would be about samples' expressions.
         python = [sys.executable, "-P", "-W", "ignore", "-m", "model.rewards.worker"]
         return [*python, str(descriptor), str(os.getpid()), str(self._memory_bytes)]
 

@@ -1,7 +1,8 @@
 """Which checks there are, by name: the one place that a new check is added to.
 
-A name of the form `package.module:factory` is imported instead; the factory is called with the settings and returns
-a check. Building a check is cheap: what is heavy (sympy, language models) waits for `warm_up`. Nothing here scores.
+A name of the form `package.module:factory` is imported instead; the factory is called with the settings and
+returns a check. Building a check is cheap: what is heavy (sympy, language models) waits for `warm_up`.
+Nothing here scores.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ CHECKS: dict[str, Factory] = {
 
 
 def build_checks(names: Sequence[str], settings: CheckSettings | None = None) -> list[Check]:
-    """The named checks, in the given order. Raises CheckError for an unknown name or a setting out of bounds."""
+    """The named checks, in the given order. CheckError for an unknown name or a setting out of bounds."""
     resolved = settings or CheckSettings()
     return [_factory(name)(resolved) for name in names]
 

@@ -1,7 +1,8 @@
 """From verdicts to the number that reinforcement learning maximises: r = accuracy + λ·format (+ α·language).
 
 The same verdicts serve rejection, GRPO and evaluation; only this file turns them into a reward.
-Source: R1's rule rewards (arXiv 2501.12948, DeepSeek-R1-Zero "Reward Modeling" and the language-consistency reward).
+Source: R1's rule rewards (arXiv 2501.12948, DeepSeek-R1-Zero "Reward Modeling" and the language-consistency
+reward).
 """
 
 from __future__ import annotations
@@ -33,14 +34,19 @@ def reward(
 ) -> float:
     """r = accuracy + λ·format + α·language of one sample, by check name.
 
-    λ is `format_weight`, α `language_weight`; format is the graded score (1, R_partial, 0), language the share of
-    target-language words. A check that was not run or could not be scored adds 0. Where the accuracy is unknown the
-    whole reward is `unscored`: pass `math.nan` to find such samples and leave them out of their group.
+    λ is `format_weight`, α `language_weight`; format is the graded score (1, R_partial, 0), language the
+    share of target-language words. A check that was not run or could not be scored adds 0. Where the accuracy
+    is unknown the whole reward is `unscored`: pass `math.nan` to find such samples and leave them out of
+    their group.
     """
     right = accuracy(judgements)
     if right is None:
         return unscored
-    return right + format_weight * _score(judgements, "format") + language_weight * _score(judgements, "language")
+    return (
+        right
+        + format_weight * _score(judgements, "format")
+        + language_weight * _score(judgements, "language")
+    )
 
 
 def _score(judgements: Mapping[str, Judgement], name: str) -> float:

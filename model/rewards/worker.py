@@ -1,8 +1,8 @@
-"""The process in which checks run: `python -m model.rewards.worker`, started and killed by `model/rewards/pool.py`.
+"""The process in which checks run: `python -m model.rewards.worker`, started and killed by `pool.py`.
 
-It reads jobs from one pipe and sends each verdict as soon as it is there, so that its parent knows what it hangs on.
-It caps its own memory, ignores Ctrl-C (its parent's business), and dies with the thread that started it, however that
-ends. It trusts its parent: jobs are pickles.
+It reads jobs from one pipe and sends each verdict as soon as it is there, so that its parent knows what it
+hangs on. It caps its own memory, ignores Ctrl-C (its parent's business), and dies with the thread that
+started it, however that ends. It trusts its parent: jobs are pickles.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Timed = tuple[Judgement, float]  # a judgement and what it cost, in milliseconds
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A worker's first message: which checks it will run. Its answer is None when it is ready, else what is wrong."""
+    """A worker's first message: which checks it runs. It answers None when ready, else what is wrong."""
 
     names: tuple[str, ...]
     settings: CheckSettings
@@ -79,7 +79,7 @@ def _carry_out(job: Job, checks: list[Check], connection: Connection) -> None:
 
 
 def judge_timed(check: Check, item: Scored) -> Timed:
-    """Carry out one check. What it raises is its own fault, not the sample's: `error`, with what was raised."""
+    """Carry out one check. What it raises is its own fault, not the sample's: an `error`."""
     started = time.perf_counter()
     try:
         judgement = check(item)
@@ -92,7 +92,7 @@ def judge_timed(check: Check, item: Scored) -> Timed:
 
 
 def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends (Linux; elsewhere the pipe's end does)."""
+    """Have the kernel kill this process when the thread that started it ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:

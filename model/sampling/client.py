@@ -118,14 +118,21 @@ class CompletionsClient:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="completions", daemon=True)
         self._thread.start()
-        self._submit(self._open()).result()
+        try:
+            self._submit(self._open()).result()
+        except BaseException:  # also Ctrl-C: the thread must not stay behind
+            self._end_loop()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._loop is not None
         self._submit(self._close()).result()
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        assert self._loop is not None
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -210,9 +217,7 @@ class CompletionsClient:
                 endpoint.failed()
                 spent += failure.cost
                 if spent >= TRIES:
-                    raise SamplerError(
-                        f"{endpoint.url} failed {TRIES} tries of one request: {failure}"
-                    ) from None
+                    raise SamplerError(f"{endpoint.url} keeps failing, last with: {failure}") from None
                 await asyncio.sleep(max(wait * random.uniform(0.5, 1.5), failure.wait_seconds))
                 wait = min(2 * wait, LONGEST_BACKOFF_SECONDS)
 

@@ -92,18 +92,19 @@ def end_descendants(child: int, grace: float = GRACE_SECONDS) -> int | None:
     while alive := descendants(os.getpid()):
         force = time.monotonic() > deadline
         for pid in alive if force else [pid for pid in alive if pid not in asked]:
-            _send(pid, signal.SIGKILL if force else signal.SIGTERM)
+            send(pid, signal.SIGKILL if force else signal.SIGTERM)
             asked.add(pid)
         time.sleep(0.05)
         code = next((ended for pid, ended in _ended_children() if pid == child), code)
     return code
 
 
-def _send(pid: int, number: signal.Signals) -> None:
+def send(pid: int, number: signal.Signals) -> None:
+    """`os.kill` for a process that may have ended by itself in between."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
-        return  # it ended by itself in between
+        return
 
 
 def descendants(root: int) -> list[int]:

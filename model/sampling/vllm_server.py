@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -152,7 +153,8 @@ class VLLMServer:
             try:
                 self._process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                self._process.kill()
+                for pid in [self._process.pid, *reaper.descendants(self._process.pid)]:
+                    reaper.send(pid, signal.SIGKILL)
                 self._process.wait()
         if self._reservation is not None:
             self._reservation.close()

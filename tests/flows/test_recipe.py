@@ -1,4 +1,4 @@
-"""Recipes: what is read, what is refused, and that the first line of a refusal says which key and what to do."""
+"""Recipes: what is read, what is refused, and that a refusal's first line says which key and what to do."""
 
 from __future__ import annotations
 
@@ -186,20 +186,28 @@ def test_empty_file_says_what_is_missing(tmp_path: Path) -> None:
         ("problems.0.limt=3", "unknown key `problems.0.limt`; did you mean `problems.0.limit`?"),
         ("sfd.epochs=3", "unknown key `sfd`; did you mean `sft`?"),
         ("grpo.zzz=3", "unknown key `grpo.zzz`; the nearest is `grpo."),
-        ('template.shots=[{user="a", assistant="b", asistant="c"}]', "did you mean `template.shots.0.assistant`?"),
+        (
+            'template.shots=[{user="a", assistant="b", asistant="c"}]',
+            "did you mean `template.shots.0.assistant`?",
+        ),
         ("generate.replicas=four", "generate.replicas = 'four': input should be a valid integer"),
         ("generate.replicas=0", "generate.replicas = 0: input should be greater than or equal to 1"),
         ("generate.temperature=nan", "generate.temperature = nan: input should be a finite number"),
         ("teacher.max_num_seqs=-1", "teacher.max_num_seqs = -1: input should be greater"),
-        ("teacher.type=llama", "teacher: input tag 'llama' found using 'type' does not match"),
+        ("teacher.type=llama", "teacher.type = 'llama': should be one of 'vllm', 'openai'"),
+        ("teacher={model = 'm'}", "`teacher.type` is missing"),
+        ("problems.0={name = 'sums-2x1'}", "`problems.0.type` is missing"),
+        ("sft=3", "sft = 3: should be a section with keys of its own"),
+        ("teacher=3", "teacher"),
+        ("problems=3", "problems = 3: input should be a valid list"),
         ("name=a/b", "name = 'a/b': string should match pattern"),
-        ("problems=[]", "problems: tuple should have at least 1 item"),
+        ("problems=[]", "problems: list should have at least 1 item"),
         ("problems.0.name=sums-9x9", "problems.0.name = 'sums-9x9': input should be 'sums-2x1'"),
         ("verify.checks=['maths']", "verify.checks: there is no check 'maths' (there are: finish"),
         ("verify.checks=['math', 'math']", "verify.checks: names a check twice"),
         ("accept.require=['judge']", "accept.require names `judge`, which is not in verify.checks"),
         ("accept.pass_rate=[0.9, 0.1]", "accept.pass_rate runs from low to high, not from 0.9 to 0.1"),
-        ("accept.pass_rate=[0.9]", "accept.pass_rate: tuple should have at least 2 items"),
+        ("accept.pass_rate=[0.9]", "accept.pass_rate: list should have at least 2 items"),
         ("evaluate.k=[8]", "evaluate.k asks for pass@8, but evaluate.replicas = 4"),
         ("generate.max_tokens=4096", "generate.max_tokens = 4096 leaves no room for a prompt"),
     ],
@@ -225,7 +233,8 @@ def test_duplicate_source(small: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "says"), [("(", "not a regular expression"), ("abc", "exactly one group"), ("(a)(b)", "this has 2")]
+    ("pattern", "says"),
+    [("(", "not a regular expression"), ("abc", "exactly one group"), ("(a)(b)", "this has 2")],
 )
 def test_gold_pattern(small: Path, pattern: str, says: str) -> None:
     item = f"problems.0={{type = 'jsonl', path = 'a', gold_pattern = '{pattern}'}}"
@@ -307,7 +316,9 @@ def test_template_arguments() -> None:
 
 
 def test_accept_predicate() -> None:
-    accept = parse_recipe({**_minimal(), "accept": {"where": "a or b", "min_chars": 3, "max_chars": 9}}).accept
+    accept = parse_recipe(
+        {**_minimal(), "accept": {"where": "a or b", "min_chars": 3, "max_chars": 9}}
+    ).accept
     assert accept.predicate() == "(a or b) and length(text) >= 3 and length(text) <= 9"
     assert parse_recipe(_minimal()).accept.predicate() == ""
 
@@ -318,7 +329,10 @@ def test_recipe_is_a_prefect_parameter() -> None:
     def flow(recipe: Recipe) -> None: ...
 
     schema = parameter_schema(flow).model_dump_for_openapi()
-    assert schema["definitions"]["GenerateSection"]["properties"]["replicas"]["description"] == "Samples per problem."
+    assert (
+        schema["definitions"]["GenerateSection"]["properties"]["replicas"]["description"]
+        == "Samples per problem."
+    )
 
 
 def test_importing_recipe_and_plan_loads_nothing_heavy_and_is_quick() -> None:

@@ -8,7 +8,9 @@ import pytest
 from model.metrics import bootstrap_interval, cons_at_n, pass_at_k
 
 
-@pytest.mark.parametrize(("samples", "correct", "k"), [(4, 1, 1), (4, 1, 2), (5, 2, 3), (6, 0, 4), (6, 6, 1), (5, 3, 3)])
+@pytest.mark.parametrize(
+    ("samples", "correct", "k"), [(4, 1, 1), (4, 1, 2), (5, 2, 3), (6, 0, 4), (6, 6, 1), (5, 3, 3)]
+)
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(samples: int, correct: int, k: int) -> None:
     right = [True] * correct + [False] * (samples - correct)
     hits = sum(any(subset) for subset in combinations(right, k))

@@ -44,7 +44,9 @@ def test_a_prompt_is_system_then_worked_turns_then_the_question() -> None:
 def test_the_student_sees_no_worked_turns() -> None:
     rendered = TEMPLATE.without_shots().render(ChatML(), "2 + 3?")
     assert rendered == (
-        "<|im_start|>system\nYou answer.<|im_end|>\n<|im_start|>user\n2 + 3?<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nYou answer.<|im_end|>\n"
+        "<|im_start|>user\n2 + 3?<|im_end|>\n"
+        "<|im_start|>assistant\n"
     )
 
 
@@ -88,7 +90,11 @@ def test_the_fingerprint_is_stable_and_covers_every_field() -> None:
         ("", None, None),
         ("<answer>7</answer>", None, None),
         ("a</think><answer>7</answer>", None, "7"),
-        ("<think>I may write <answer>1</answer>.</think><answer>2</answer>", "I may write <answer>1</answer>.", "2"),
+        (
+            "<think>I may write <answer>1</answer>.</think><answer>2</answer>",
+            "I may write <answer>1</answer>.",
+            "2",
+        ),
         ("<think>only <answer>1</answer> inside</think>", "only <answer>1</answer> inside", None),
         ("<think>a</think>hm</think><answer>7</answer>", "a</think>hm", "7"),
         ("<think>a</think><answer>7</answer><answer>8</answer>", "a", "8"),
@@ -101,7 +107,9 @@ def test_split_completion(text: str, reasoning: str | None, answer: str | None) 
     assert split_completion(text) == (reasoning, answer)
 
 
-@pytest.mark.parametrize("tag", ["<think>", "</think>", "<answer>", "</answer>", "<answer></answer>", "<", "</think"])
+@pytest.mark.parametrize(
+    "tag", ["<think>", "</think>", "<answer>", "</answer>", "<answer></answer>", "<", "</think"]
+)
 def test_splitting_takes_linear_time_whatever_a_model_writes(tag: str) -> None:
     text = tag * (2_000_000 // len(tag))
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Problems: every kind of source, every kind of unusable row, the split, and that nothing of it stops a load."""
+"""Problems: every kind of source, every kind of unusable row, and the split."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.errors import ProblemsError
 from model.records import problem_id
@@ -26,7 +28,6 @@ from tasks.problems import (
 )
 from tasks.sources import Columns, ProblemSource, count_rows, default_label
 
-# Hashes of these two prompts, by hand: python -c "from tasks.problems import *; print(prompt_hash('a') / 2**64)"
 QUESTIONS = [f"Question {number}?" for number in range(1000)]
 
 
@@ -50,7 +51,13 @@ GOOD = {"prompt": "1 + 1?", "gold": "2"}
 def test_jsonl(tmp_path: Path) -> None:
     loaded = load_problems([jsonl(tmp_path, GOOD, {"prompt": " 2 + 2? ", "gold": 4, "other": 1})])
     first, second = loaded.problems
-    assert (first.prompt, first.gold, first.source, first.domain, first.split) == ("1 + 1?", "2", "set", "math", TRAIN)
+    assert (first.prompt, first.gold, first.source, first.domain, first.split) == (
+        "1 + 1?",
+        "2",
+        "set",
+        "math",
+        TRAIN,
+    )
     assert first.problem_id == problem_id("math", "1 + 1?", "2")
     assert (second.prompt, second.gold) == ("2 + 2?", "4")
     assert loaded.rejects == []
@@ -98,7 +105,9 @@ def test_every_unusable_row_is_reported_with_its_line_and_the_rest_is_loaded(tmp
 def test_rejects_can_be_written_as_utf8_json(tmp_path: Path) -> None:
     source = jsonl(tmp_path, GOOD, b'{"prompt": "caf\xe9"}', {"prompt": "lone \ud800"}, {"prompt": "\0"})
     for reject in load_problems([source]).rejects:
-        line = json.dumps([reject.source, reject.line, reject.reason, reject.detail, reject.excerpt], ensure_ascii=False)
+        line = json.dumps(
+            [reject.source, reject.line, reject.reason, reject.detail, reject.excerpt], ensure_ascii=False
+        )
         assert line.encode("utf-8")
         assert reject.detail
         assert len(reject.excerpt) <= 500
@@ -113,7 +122,10 @@ def test_counts_add_up(tmp_path: Path) -> None:
 
 
 def test_a_gold_that_nobody_can_parse_is_kept(tmp_path: Path) -> None:
-    assert load_problems([jsonl(tmp_path, {"prompt": "p", "gold": r"\frac{1}{"})]).problems[0].gold == r"\frac{1}{"
+    assert (
+        load_problems([jsonl(tmp_path, {"prompt": "p", "gold": r"\frac{1}{"})]).problems[0].gold
+        == r"\frac{1}{"
+    )
 
 
 def test_same_prompt_with_another_gold_is_another_problem(tmp_path: Path) -> None:
@@ -211,6 +223,20 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     assert peak < 6_000_000
 
 
+@given(content=st.binary(max_size=200), kind=st.sampled_from(["jsonl", "csv"]))
+@settings(max_examples=150, deadline=None)
+def test_no_bytes_stop_a_load(tmp_path_factory: pytest.TempPathFactory, content: bytes, kind: str) -> None:
+    """A good first row, then anything: the good row is loaded, and every row is accounted for."""
+    path = tmp_path_factory.mktemp("fuzz") / f"set.{kind}"
+    first = b'{"prompt": "good"}\n' if kind == "jsonl" else b"prompt\ngood\n"
+    path.write_bytes(first + content)
+    loaded = load_problems([ProblemSource(kind, path=str(path))])
+    counts = loaded.counts["set"]
+    assert loaded.problems[0].prompt == "good"
+    assert counts.rows == counts.loaded + counts.duplicates + sum(counts.rejected.values())
+    assert len(loaded.rejects) == sum(counts.rejected.values())
+
+
 # --- CSV -------------------------------------------------------------------------------------------
 
 
@@ -287,7 +313,10 @@ def parquet_source(folder: Path, table: pa.Table, **settings: Any) -> ProblemSou
 def test_parquet(tmp_path: Path) -> None:
     table = pa.table({"question": ["a", None, "", "d"], "answer": [1, 2, 3, 4], "wide": ["x"] * 4})
     source = parquet_source(tmp_path, table, columns=Columns("question", "answer"))
-    assert [(problem.prompt, problem.gold) for problem in load_problems([source]).problems] == [("a", "1"), ("d", "4")]
+    assert [(problem.prompt, problem.gold) for problem in load_problems([source]).problems] == [
+        ("a", "1"),
+        ("d", "4"),
+    ]
     assert rejected(source) == [(2, "missing_prompt"), (3, "empty_prompt")]
 
 
@@ -305,9 +334,15 @@ def test_not_parquet(tmp_path: Path) -> None:
 
 
 def test_hugging_face_folder(tmp_path: Path) -> None:
-    (tmp_path / "test.jsonl").write_text('{"question": "a", "answer": "x #### 1"}\n{"question": "", "answer": ""}\n')
+    (tmp_path / "test.jsonl").write_text(
+        '{"question": "a", "answer": "x #### 1"}\n{"question": "", "answer": ""}\n'
+    )
     source = ProblemSource(
-        "hf", name=str(tmp_path), split="test", columns=Columns("question", "answer"), gold_pattern=r"####\s*(.+)"
+        "hf",
+        name=str(tmp_path),
+        split="test",
+        columns=Columns("question", "answer"),
+        gold_pattern=r"####\s*(.+)",
     )
     loaded = load_problems([source])
     assert [(problem.prompt, problem.gold) for problem in loaded.problems] == [("a", "1")]
@@ -343,7 +378,9 @@ def test_missing_file_and_folder(tmp_path: Path, kind: str) -> None:
 
 def test_nothing_usable_says_why(tmp_path: Path) -> None:
     source = jsonl(tmp_path, b"{", {"prompt": ""})
-    with pytest.raises(ProblemsError, match="not one usable problem in 2 rows; first: line 1, malformed_json"):
+    with pytest.raises(
+        ProblemsError, match="not one usable problem in 2 rows; first: line 1, malformed_json"
+    ):
         load_problems([source])
 
 
@@ -421,11 +458,10 @@ def test_a_larger_share_keeps_what_a_smaller_one_held_out() -> None:
 
 def test_split_is_golden() -> None:
     """Frozen: if this moves, every dataset's held-out questions move into training."""
-    held_out = [question for question in QUESTIONS[:20] if split_of(question, 0.3) == HELD_OUT]
-    assert held_out == GOLDEN_HELD_OUT
-
-
-GOLDEN_HELD_OUT: list[str] = []
+    held_out = [
+        number for number, question in enumerate(QUESTIONS[:20]) if split_of(question, 0.3) == HELD_OUT
+    ]
+    assert held_out == [3, 6, 7, 15, 18, 19]
 
 
 @pytest.mark.parametrize("other", ["what  is\n2 + 2?", "What is 2 + 2? ", "ＷＨＡＴ is 2 ＋ 2?"])
@@ -490,7 +526,9 @@ def by_hand(prompt: str) -> int:
 
 
 def test_a_larger_limit_only_adds() -> None:
-    ten, twenty = (load_problems([ProblemSource("builtin", name="sums-2x2", limit=n)]).problems for n in (10, 20))
+    ten, twenty = (
+        load_problems([ProblemSource("builtin", name="sums-2x2", limit=n)]).problems for n in (10, 20)
+    )
     assert twenty[:10] == ten
     assert len({problem.prompt for problem in twenty}) == 20
 

@@ -58,4 +58,6 @@ def test_the_penalty_pulls_towards_the_reference() -> None:
     assert out.kl_N.item() == pytest.approx(2 - math.log(2) - 1)
     assert out.loss_N.item() == pytest.approx(0.1 * (1 - math.log(2)))
     assert log_prob_N.grad is not None
-    assert log_prob_N.grad.item() == pytest.approx(0.1 * (1 - 2))  # β (1 − π_ref/π_θ): more likely goes downhill
+    assert log_prob_N.grad.item() == pytest.approx(
+        0.1 * (1 - 2)
+    )  # β (1 − π_ref/π_θ): more likely goes downhill

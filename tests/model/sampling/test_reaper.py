@@ -17,8 +17,8 @@ from model.sampling import reaper
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the reaper is Linux only")
 
-# Like vLLM, only worse: the command forks a worker that forks again, each in its own session, deaf to SIGTERM,
-# while the process in between exits. Every pid is written to a file.
+# Like vLLM, only worse: the command forks a worker that forks again, each in its own session, deaf to
+# SIGTERM, while the process in between exits. Every pid is written to a file.
 TREE = """
 import os, signal, sys, time
 def note():
@@ -46,13 +46,14 @@ PROCESSES = 4  # one of them (between the two forks) exits at once
 # Stands for `stillhouse run`: starts the reaper as VLLMServer does, then waits to be killed.
 OWNER = """
 import os, subprocess, sys, time
-subprocess.Popen([sys.executable, "-I", sys.argv[1], str(os.getpid()), "--", *sys.argv[2:]], start_new_session=True)
+command = [sys.executable, "-I", sys.argv[1], str(os.getpid()), "--", *sys.argv[2:]]
+subprocess.Popen(command, start_new_session=True)
 time.sleep(600)
 """
 
 
 @pytest.fixture(autouse=True)
-def _short_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_grace(tmp_path: Path) -> None:
     """The reaper is a plain file, so a copy with a shorter grace period is still the reaper."""
     source = Path(reaper.__file__).read_text().replace("GRACE_SECONDS = 5.0", "GRACE_SECONDS = 0.5")
     assert "GRACE_SECONDS = 0.5" in source
@@ -71,7 +72,13 @@ def reaped(tmp_path: Path, command: list[str], parent: int | None = None) -> lis
 
 def pids(tmp_path: Path) -> list[int]:
     """The tree's pids, once all of them are written."""
-    wait_until(lambda: len((tmp_path / "pids").read_text().split()) == PROCESSES if (tmp_path / "pids").exists() else False)
+    wait_until(
+        lambda: (
+            len((tmp_path / "pids").read_text().split()) == PROCESSES
+            if (tmp_path / "pids").exists()
+            else False
+        )
+    )
     return [int(pid) for pid in (tmp_path / "pids").read_text().split()]
 
 

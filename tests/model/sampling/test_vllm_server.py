@@ -1,4 +1,4 @@
-"""The managed server: its command line, its life and its death, with a stand-in process; and once with real vLLM."""
+"""The managed server: its command line, life and death, with a stand-in process; and once with real vLLM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ from model.pretrained import resolve_model
 from model.sampling import reaper, vllm_server
 from model.sampling.client import CompletionsClient
 from model.sampling.request import Request, SamplingParams
-from model.sampling.vllm_server import EngineOptions, VLLMServer, core_ranges, describe_death, server_environment
+from model.sampling.vllm_server import (
+    EngineOptions,
+    VLLMServer,
+    core_ranges,
+    describe_death,
+    server_environment,
+)
 
 REPOSITORY = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a managed server is Linux only")
@@ -65,8 +71,15 @@ def stand_in(tmp_path: Path) -> str:
     return str(script)
 
 
+@pytest.fixture
+def started() -> Callable[[], list[int]]:
+    """The processes below this one that were not there when the test began, nearest first."""
+    before = set(reaper.descendants(os.getpid()))
+    return lambda: [pid for pid in reaper.descendants(os.getpid()) if pid not in before]
+
+
 @pytest.fixture(autouse=True)
-def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_server, "POLL_SECONDS", 0.05)
 
 
@@ -75,11 +88,13 @@ def make_server(model: Path | str, tmp_path: Path, python: str, **more: object) 
     return VLLMServer(model, "teacher", log_path=tmp_path / "logs" / "vllm.log", options=options, **more)  # type: ignore[arg-type]
 
 
-def test_a_server_serves_and_leaves_nothing(folder: Path, tmp_path: Path, stand_in: str) -> None:
+def test_a_server_serves_and_leaves_nothing(
+    folder: Path, tmp_path: Path, stand_in: str, started: Callable[[], list[int]]
+) -> None:
     phases: list[str] = []
     server = make_server(folder, tmp_path, stand_in, on_progress=lambda phase, _seconds: phases.append(phase))
     with server:
-        members = reaper.descendants(os.getpid())
+        members = started()
         assert len(members) >= 3  # reaper, server, engine
         assert server.check()
         params = SamplingParams(temperature=0.7)
@@ -104,10 +119,12 @@ def test_new_weights_and_then_a_fresh_prefix_cache(folder: Path, tmp_path: Path,
     assert log.index("reload_weights") < log.index("reset_prefix_cache")
 
 
-def test_a_server_that_dies_while_it_serves(folder: Path, tmp_path: Path, stand_in: str) -> None:
+def test_a_server_that_dies_while_it_serves(
+    folder: Path, tmp_path: Path, stand_in: str, started: Callable[[], list[int]]
+) -> None:
     with make_server(folder, tmp_path, stand_in) as server:
-        (supervisor,) = reaper.descendants(os.getpid())[:1]
-        os.kill(reaper.descendants(supervisor)[0], signal.SIGKILL)
+        _supervisor, process, *_ = started()
+        os.kill(process, signal.SIGKILL)
         wait_until(lambda: not server.alive())
         with pytest.raises(SamplerError, match="vLLM ended while it should serve") as failure:
             server.check()
@@ -145,26 +162,30 @@ with VLLMServer(folder, "teacher", log_path=log, options=EngineOptions(python=py
 
 
 def test_a_server_that_does_not_start_gives_its_reason(
-    folder: Path, tmp_path: Path, stand_in: str, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    tmp_path: Path,
+    stand_in: str,
+    started: Callable[[], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("STAND_IN_DIES", "1")
     with pytest.raises(SamplerError, match="ValueError: the KV cache is too small"):
         make_server(folder, tmp_path, stand_in).start()
-    assert reaper.descendants(os.getpid()) == []
+    assert started() == []
 
 
-def test_a_server_that_is_never_ready(folder: Path, tmp_path: Path) -> None:
+def test_a_server_that_is_never_ready(folder: Path, tmp_path: Path, started: Callable[[], list[int]]) -> None:
     sleeper = tmp_path / "sleeper"
     sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
     sleeper.chmod(0o755)
     with pytest.raises(SamplerError, match="not ready after 0 s"):
         make_server(folder, tmp_path, str(sleeper), start_seconds=0.3).start()
-    assert reaper.descendants(os.getpid()) == []
+    assert started() == []
 
 
 def test_an_interpreter_without_vllm(folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
-    bare.write_text(f"#!/bin/sh\nexec {sys.executable} -I -S \"$@\"\n")  # no site-packages
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')  # no site-packages
     bare.chmod(0o755)
     with pytest.raises(SamplerError, match=r"vLLM is not installed in .*bare; `pip install") as failure:
         make_server(folder, tmp_path, str(bare)).start()
@@ -192,8 +213,11 @@ def test_a_reserved_port_can_be_bound_by_the_server_and_is_given_to_nobody_else(
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM does
         server.bind(("127.0.0.1", port))
         server.listen()
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
-            assert server.accept()[1][0] == "127.0.0.1"
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=1) as caller,
+            server.accept()[0] as accepted,
+        ):
+            assert accepted.getpeername() == caller.getsockname()
 
 
 def test_the_command_line_on_cpu_and_gpu() -> None:
@@ -236,12 +260,14 @@ def test_core_ranges(cores: set[int], text: str) -> None:
 
 def test_a_death_is_explained_by_its_first_cause_and_not_by_the_echoes() -> None:
     head = "(Worker pid=11660) ERROR 11-23 07:00:24 [multiproc_executor.py:1063] "
-    echo = "(APIServer pid=1) ERROR 11-23 07:00:34 [e.py:54] vllm.v1.engine.exceptions.EngineDeadError: see above\n"
-    log = f"INFO started\n{head}Traceback (most recent call last):\n{head}RuntimeError: no offset\n" + 50 * echo
+    echo = "(APIServer pid=1) ERROR 11-23 07:00:34 [e.py:54] vllm.v1.EngineDeadError: see above\n"
+    log = (
+        f"INFO started\n{head}Traceback (most recent call last):\n{head}RuntimeError: no offset\n" + 50 * echo
+    )
     error = describe_death(log, "python", Path("vllm.log"))
     assert str(error) == (
         "vLLM ended while it should serve\n  RuntimeError: no offset\n"
-        "  vllm.v1.engine.exceptions.EngineDeadError: see above\n  (log: vllm.log)"
+        "  vllm.v1.EngineDeadError: see above\n  (log: vllm.log)"
     )
     assert error.retryable
 
@@ -261,7 +287,7 @@ def test_a_known_cause_comes_with_its_remedy(line: str, remedy: str) -> None:
 
 
 @pytest.mark.vllm
-def test_real_vllm_from_start_to_end(tmp_path: Path) -> None:
+def test_real_vllm_from_start_to_end(tmp_path: Path, started: Callable[[], list[int]]) -> None:
     """Start, eight completions, new weights, the same completions, stop, nothing left. About a minute."""
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     model = resolve_model("builtin:smollm2-135m-instruct")
@@ -271,7 +297,7 @@ def test_real_vllm_from_start_to_end(tmp_path: Path) -> None:
     shots = "Question: 1 + 1\n<answer>2</answer>\nQuestion: 2 + 3\n<answer>5</answer>\n" * 5
     requests = [Request(str(n), f"{shots}Question: {n} + 4\n<answer>", n, 16) for n in range(8)]
     with server:
-        members = reaper.descendants(os.getpid())
+        members = started()
         with CompletionsClient(
             [server.url], "teacher", params, concurrency=8, timeout_seconds=120, alive=server.check
         ) as client:

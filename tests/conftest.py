@@ -1,0 +1,138 @@
+"""Set-ups that tests share: one Prefect server, one converted model, a fake endpoint, and small recipes.
+
+The Prefect server is a real one on loopback with its database in a temporary folder; flows in this process and
+`stillhouse` in child processes use the same. Nothing here reads the user's Prefect profile or data.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fake_endpoint import FakeEndpoint
+
+os.environ.update(
+    {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+)
+
+RECIPE = """
+name = "tiny"
+dataset = "{dataset}"
+seed = 7
+[teacher]
+type = "openai"
+urls = ["{url}"]
+model = "fake"
+[student]
+model = "builtin:smollm2-135m-instruct"
+[[problems]]
+type = "builtin"
+name = "sums-2x1"
+limit = {problems}
+held_out = 0.3
+[template]
+system = "You answer arithmetic questions."
+[generate]
+replicas = 2
+temperature = 0.7
+top_p = 1.0
+max_tokens = 64
+shard_size = 20
+shards_in_flight = 2
+retry_delay_seconds = 0.05
+[verify]
+checks = ["finish", "format", "math"]
+workers = 1
+[sft]
+enabled = false
+[evaluate]
+models = ["teacher"]
+replicas = 2
+k = [1]
+"""
+
+
+@pytest.fixture(scope="session")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API URL of a Prefect server that lives as long as the test run."""
+    home = tmp_path_factory.mktemp("prefect")
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    env = os.environ | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        _wait_for(f"{url}/health", server, home / "server.log")
+        yield url
+    finally:
+        server.terminate()
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def stillhouse(prefect_api: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the real command in a child process: `stillhouse("run", recipe)`."""
+    env = os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "prefect-home")}
+
+    def run(*words: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "flows.cli", *map(str, words)]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+@pytest.fixture
+def endpoint() -> Iterator[FakeEndpoint]:
+    """An OpenAI-compatible endpoint on loopback that solves small sums, right three times in four."""
+    with FakeEndpoint() as server:
+        yield server
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a small recipe against an endpoint and returns its path: `write_recipe(url, problems=60)`."""
+
+    def write(url: str, problems: int = 60, dataset: str = "dataset", extra: str = "") -> Path:
+        file = tmp_path / f"{dataset}.toml"
+        file.write_text(RECIPE.format(dataset=tmp_path / dataset, url=url, problems=problems) + extra)
+        return file
+
+    return write
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            pytest.fail(f"the Prefect server ended: {log.read_text()[-2000:]}")
+        try:
+            if httpx.get(url, timeout=2).status_code == httpx.codes.OK:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    pytest.fail(f"the Prefect server did not answer within {seconds} s: {log.read_text()[-2000:]}")

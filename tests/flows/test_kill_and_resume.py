@@ -1,0 +1,78 @@
+"""A run that is killed at any instant, again and again, ends as if nothing had happened.
+
+The whole process group is killed (SIGKILL: nothing can be tidied up) at random instants of a run against a fake
+endpoint whose answers depend on the prompt and the seed alone; each time the same command is given again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks.catalog import connect
+from tests.fake_endpoint import FakeEndpoint
+
+KILLS = 10
+
+
+def test_ten_kills_lose_nothing_and_double_nothing(
+    stillhouse: Callable[..., subprocess.CompletedProcess[str]],
+    write_recipe: Callable[..., Path],
+    endpoint: FakeEndpoint,
+    prefect_api: str,
+    tmp_path: Path,
+) -> None:
+    endpoint.faults.seconds = 0.05  # a run then takes long enough to be hit anywhere
+    undisturbed, disturbed = write_recipe(endpoint.url, dataset="calm"), write_recipe(endpoint.url, dataset="rough")
+    started = time.monotonic()
+    done = stillhouse("run", undisturbed)
+    assert done.returncode == 0, done.stderr
+    whole_run = time.monotonic() - started
+
+    rng = random.Random(4)
+    env = os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home")}
+    for _ in range(KILLS):
+        run = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", "run", str(disturbed)],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(rng.uniform(0.3, 1.0) * whole_run)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    done = stillhouse("run", disturbed)
+    assert done.returncode == 0, done.stderr
+
+    calm, rough = _contents(tmp_path / "calm"), _contents(tmp_path / "rough")
+    assert calm["accepted"]
+    assert rough == calm
+
+
+def _contents(dataset: Path) -> dict[str, list[object]]:
+    con = connect(dataset)
+    queries = {
+        "samples": "select sample_id, text from samples order by all",
+        "verdicts": 'select sample_id, "check", verdict, reason from verdicts order by all',
+        "accepted": "select sample_id from accepted order by all",
+        "problems": "select problem_id, split from problems order by all",
+        "evaluations": "select model, suite, metric, value, low, high from evaluations order by all",
+    }
+    contents = {name: con.execute(query).fetchall() for name, query in queries.items()}
+    ids = [row[0] for row in contents["samples"]]
+    assert len(ids) == len(set(ids)), "a sample is there twice"
+    return contents
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder."""
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

@@ -1,0 +1,198 @@
+"""The plan's arithmetic, on a recipe whose figures a person can work out on paper."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.planning import Plan, parameters_in_name, plan, render
+from flows.recipe import load_recipe, parse_recipe
+from model.errors import ProblemsError
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "deployments" / "recipes").glob("*.toml"))
+SECOND = 1 / 3600  # in hours
+
+# 100 problems (products of two digits), 20 held out, 80 x 5 = 400 samples of 50 + 100 tokens.
+PAPER: dict[str, Any] = {
+    "name": "paper",
+    "teacher": {"type": "vllm", "model": "org/teacher-2B"},
+    "student": {"model": "org/student-1B"},
+    "problems": [{"type": "builtin", "name": "products-1x1", "held_out": 0.2}],
+    "generate": {"replicas": 5, "shard_size": 150},
+    "sft": {"epochs": 2, "tokens_per_batch": 9_000},
+    "distill": {"enabled": True, "epochs": 2, "tokens_per_batch": 9_000},
+    "grpo": {"enabled": True, "steps": 2, "problems_per_step": 5, "group_size": 10},
+    "evaluate": {"replicas": 4},
+    "prices": {"gpu_hour": 36.0},
+    "plan": {
+        "tokens_per_second": 1000,
+        "mean_prompt_tokens": 50,
+        "mean_completion_tokens": 100,
+        "accepted_share": 0.5,
+        "bytes_per_token": 2.0,
+        "peak_tflops": 1.0,
+        "mfu": 0.5,
+    },
+}
+
+
+def planned(*overrides: str, measured: dict[str, float] | None = None) -> Plan:
+    return plan(parse_recipe(PAPER, overrides), measured)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("problems", 100),
+        ("held_out", 20),
+        ("train", 80),
+        ("samples", 80 * 5),
+        ("shards", 3),  # 150 + 150 + 100
+        ("prompt_tokens", 400 * 50),
+        ("completion_tokens", 400 * 100),
+        ("disk_bytes", 40_000 * 2),
+        ("generate_hours", 40 * SECOND),  # 40,000 tokens at 1,000 a second
+        ("accepted", 200),
+        ("sft_tokens", 200 * 150 * 2),
+        ("sft_steps", 7),  # 60,000 tokens in batches of 9,000
+        ("sft_hours", 720 * SECOND),  # 6 x 10^9 x 60,000 operations at half of 10^12 a second
+        ("distill_hours", 1200 * SECOND),  # (6 x 10^9 + 2 x 2 x 10^9) x 60,000
+        ("grpo_tokens", 2 * 5 * 10 * 100),
+        ("grpo_rollout_hours", 10 * SECOND),
+        ("grpo_hours", 160 * SECOND),  # 8 x 10^9 x 10,000
+        ("evaluate_samples", 20 * 4 * 5),  # teacher, student, sft, distill, grpo
+        ("evaluate_hours", 40 * SECOND),
+        ("total_hours", (40 + 720 + 1200 + 10 + 160 + 40) * SECOND),
+        ("money", 21.7),  # 2,170 seconds at a cent each
+    ],
+)
+def test_figure(key: str, value: float) -> None:
+    assert planned()[key] == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("problems.0.limit=10", "problems", 10),
+        ("problems.0.limit=500", "problems", 100),
+        ("generate.max_tokens=20", "completion_tokens", 400 * 20),
+        ("accept.max_per_problem=1", "accepted", 80),
+        ("sft.max_length=100", "sft_tokens", 200 * 100 * 2),
+        ("sft.max_steps=3", "sft_tokens", 27_000),
+        ("sft.max_steps=3", "sft_steps", 3),
+        ("sft.max_steps=300", "sft_steps", 7),
+        ("grpo.updates_per_step=2", "grpo_hours", 280 * SECOND),  # (2 x 6 + 2) x 10^9 x 10,000
+        ("grpo.max_tokens=50", "grpo_tokens", 100 * 50),
+        ("grpo.enabled=false", "evaluate_samples", 20 * 4 * 4),
+        ('evaluate.models=["student"]', "evaluate_samples", 20 * 4),
+        ("evaluate.limit=5", "evaluate_samples", 5 * 4 * 5),
+        ("plan.student_parameters=2e9", "sft_hours", 1440 * SECOND),
+        ("plan.mean_completion_tokens=0", "completion_tokens", 400 * 1024),  # half of max_tokens
+    ],
+)
+def test_figure_follows_the_recipe(override: str, key: str, value: float) -> None:
+    assert planned(override)[key] == pytest.approx(value)
+
+
+def test_what_was_measured_replaces_what_was_assumed() -> None:
+    measured = planned(measured={"tokens_per_second": 2000.0, "accepted_share": 0.25, "unrelated": 3.0})
+    assert measured["generate_hours"] == pytest.approx(20 * SECOND)
+    assert measured["accepted"] == 100
+    text = render(measured)
+    assert "2,000 tokens/s, measured by a pilot" in text
+    assert "50 each, plan.mean_prompt_tokens" in text
+
+
+def test_a_stage_that_does_not_run_costs_nothing() -> None:
+    off = planned("sft.enabled=false", "distill.enabled=false", "grpo.enabled=false")
+    with pytest.raises(KeyError):
+        off["sft_hours"]
+    assert off["total_hours"] == pytest.approx((40 + 16) * SECOND)
+
+
+def test_what_is_not_known_is_said_to_be_unknown() -> None:
+    unknown = planned('problems.0={type = "hf", name = "org/set"}', "student.model=org/student")
+    assert (unknown["problems"], unknown["samples"], unknown["sft_hours"], unknown["money"]) == (None,) * 4
+    text = render(unknown)
+    assert "set problems.0.limit or expected_rows" in text
+    assert "set plan.student_parameters" in text
+
+
+def test_no_rate_no_hours() -> None:
+    without = planned("plan.tokens_per_second=0")
+    assert without["completion_tokens"] == 40_000
+    assert (without["generate_hours"], without["total_hours"], without["money"]) == (None,) * 3
+    assert "set plan.tokens_per_second" in render(without)
+
+
+def test_lines_of_a_file_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text('{"prompt": "a"}\n' * 7)
+    source = f'problems.0={{type = "jsonl", path = "{path}"}}'
+    assert planned(source)["samples"] == 35
+    path.unlink()
+    with pytest.raises(ProblemsError, match="no such problems file"):
+        planned(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("Qwen/Qwen2.5-Math-1.5B", 1.5e9),
+        ("meta-llama/Llama-3.1-8B", 8e9),
+        ("builtin:smollm2-135m-instruct", 1.35e8),
+        ("deepseek-ai/DeepSeek-R1", None),
+        ("a100b2c", None),
+    ],
+)
+def test_parameters_in_name(name: str, parameters: float | None) -> None:
+    assert parameters_in_name(name) == parameters
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_have_a_whole_plan_at_once(path: Path) -> None:
+    start = time.perf_counter()
+    whole = plan(load_recipe(path))
+    assert time.perf_counter() - start < 1.0
+    assert [figure.key for figure in whole.figures if figure.value is None] == []
+    assert all(figure.origin for figure in whole.figures)
+    assert all(figure.label in render(whole) for figure in whole.figures)
+
+
+def test_r1_recipes_plan_800_thousand_samples() -> None:
+    for path in RECIPES:
+        if path.stem.startswith("r1_"):
+            whole = plan(load_recipe(path))
+            assert (whole["samples"], whole["shards"], whole["held_out"]) == (800_000, 200, 530)
+
+
+def test_a_cpu_recipe_speaks_of_machines() -> None:
+    units = {figure.unit for figure in planned("teacher.gpus=0").figures}
+    assert "machine h" in units
+    assert "GPU h" not in units
+
+
+def test_planning_does_not_load_what_it_does_not_need() -> None:
+    heavy = ["torch", "prefect", "duckdb", "pyarrow", "reasoning_gym", "datasets"]
+    code = (
+        "import sys; from flows.recipe import load_recipe; from flows.planning import plan, render\n"
+        f"render(plan(load_recipe({str(RECIPES[0])!r})))\n"
+        f"print([m for m in {heavy} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("replicas", "text"), [(1, "16 kB"), (100, "1.6 MB"), (4000, "64 MB")])
+def test_disk_is_readable(replicas: int, text: str) -> None:
+    """80 problems, 100 tokens each, 2 bytes a token."""
+    line = next(
+        line for line in render(planned(f"generate.replicas={replicas}")).splitlines() if "disk" in line
+    )
+    assert f" {text} " in line

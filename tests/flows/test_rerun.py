@@ -1,0 +1,89 @@
+"""A shard whose endpoint fails is `failed` with its error; `rerun --failed` makes that shard and touches nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks.catalog import connect
+from tasks.inputs import problems_by_id
+from tasks.store import Dataset
+from tasks.work import train_problem_ids
+from tests.fake_endpoint import FakeEndpoint
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+DATA = ("problems", "plans", "samples", "verdicts")
+
+
+def test_a_failed_shard_is_told_and_made_again_alone(
+    stillhouse: Command, write_recipe: Callable[..., Path], endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    recipe, dataset = write_recipe(endpoint.url), tmp_path / "dataset"
+    assert stillhouse("run", recipe, "--only", "problems").returncode == 0
+    # Ten problems with two replicas each fill a shard of 20, so the sixteenth problem is in shard 1.
+    endpoint.faults.fail_key, endpoint.faults.fail_first = _prompt(dataset, 15), -1
+
+    run = stillhouse("run", recipe)
+    assert run.returncode == 1, run.stderr
+    assert "rerun" in run.stderr.splitlines()[-1]
+    failed = _rows(dataset, "select stage, shard, attempts, error_type, error from shards where state = 'failed'")
+    assert [row[:4] for row in failed] == [("generate", 1, 3, "SamplerError")]
+    assert "500" in failed[0][4]
+    assert _rows(dataset, "select distinct shard from samples where shard = 1") == []
+
+    before = _checksums(dataset)
+    endpoint.faults.fail_first = 0
+    again = stillhouse("rerun", dataset, "--failed")
+    assert again.returncode == 0, again.stderr
+    after = _checksums(dataset)
+    assert {name: after[name] for name in before} == before
+    assert {Path(name).stem for name in after.keys() - before.keys()} == {"000001"}
+    assert _rows(dataset, "select distinct state from shards") == [("done",)]
+
+
+def test_chosen_samples_are_made_again_and_the_old_rows_stay_on_disk(
+    stillhouse: Command, write_recipe: Callable[..., Path], endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    recipe, dataset = write_recipe(endpoint.url, problems=20), tmp_path / "dataset"
+    assert stillhouse("run", recipe, "--only", "problems,generate,verify").returncode == 0
+    before, files = _samples(dataset), _checksums(dataset)
+    chosen = {row[0] for row in _rows(dataset, "select sample_id from samples where replica = 1")}
+
+    again = stillhouse("rerun", dataset, "--where", "replica = 1")
+    assert again.returncode == 0, again.stderr
+    after = _samples(dataset)
+    assert after.keys() == before.keys()
+    changed = {sample for sample in after if after[sample] != before[sample]}
+    assert changed
+    assert changed <= chosen
+    assert {name: _checksums(dataset)[name] for name in files} == files
+
+
+def test_a_predicate_that_does_not_parse_is_a_usage_error(
+    stillhouse: Command, write_recipe: Callable[..., Path], endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    assert stillhouse("run", write_recipe(endpoint.url, problems=4), "--only", "problems").returncode == 0
+    wrong = stillhouse("rerun", tmp_path / "dataset", "--where", "no_such_column = 1")
+    assert wrong.returncode == 2
+    assert "no_such_column" in wrong.stderr
+
+
+def _prompt(dataset: Path, place: int) -> str:
+    opened = Dataset.open(dataset)
+    problem = train_problem_ids(opened)[place]
+    return problems_by_id(opened, [problem])[problem].prompt
+
+
+def _rows(dataset: Path, query: str) -> list[tuple[object, ...]]:
+    return connect(dataset).execute(query).fetchall()
+
+
+def _samples(dataset: Path) -> dict[object, object]:
+    return dict(_rows(dataset, "select sample_id, text from samples"))
+
+
+def _checksums(dataset: Path) -> dict[str, str]:
+    files = [file for folder in DATA for file in sorted((dataset / folder).rglob("*")) if file.is_file()]
+    return {str(f.relative_to(dataset)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

@@ -1,0 +1,43 @@
+"""A check for tests only: it does to its worker what the sample's text says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+from model.rewards.check import CheckSettings, Judgement, Scored, passed
+
+
+class HostileCheck:
+    """`sleep` hangs politely, `power` inside C code that holds the GIL, the others as they are named."""
+
+    name = "hostile"
+    version = "1"
+
+    def __init__(self, settings: CheckSettings) -> None:
+        self.language = settings.language
+
+    def warm_up(self) -> None:
+        if self.language == "de":
+            raise RuntimeError("no models for this language")
+        if self.language == "fr":
+            os._exit(3)
+
+    def __call__(self, item: Scored) -> Judgement:
+        if item.text == "sleep":
+            time.sleep(60)
+        if item.text == "power":
+            7 ** (10**9)
+        if item.text == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if item.text == "memory":
+            bytearray(1 << 40)
+        if item.text == "raise":
+            raise KeyError("a bug")
+        if item.text == "modules":
+            return passed(
+                ",".join(name for name in ("torch", "sympy", "lingua", "prefect") if name in sys.modules)
+            )
+        return passed(item.text, detail=str(os.getpid()))

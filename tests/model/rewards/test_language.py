@@ -1,0 +1,80 @@
+"""Language share: whole chains, mixed ones, masked maths, and texts too short to tell."""
+
+from __future__ import annotations
+
+import pytest
+
+from model.errors import CheckError
+from model.records import Status
+from model.rewards.check import CheckSettings, Scored
+from model.rewards.language import LanguageCheck, judge_language, language_share, mask, pieces
+
+ENGLISH = "First I add the two numbers, and then I divide the sum by three to find the mean of them."
+CHINESE = "首先我们把这两个数加起来，然后除以三得到平均值。"
+JAPANESE = "まず二つの数を足して、それから三で割って平均を求めます。"
+SPANISH = "Primero sumamos los dos números y luego dividimos la suma por tres para hallar la media."
+RUSSIAN = "Сначала мы складываем два числа, а затем делим сумму на три и находим среднее."
+GERMAN = "Zuerst addieren wir die beiden Zahlen und teilen die Summe dann durch drei."
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [(ENGLISH, "en"), (CHINESE, "zh"), (JAPANESE, "ja"), (SPANISH, "es"), (RUSSIAN, "ru"), (GERMAN, "de")],
+)
+def test_a_chain_in_the_target_language_passes_and_others_fail(text: str, language: str) -> None:
+    assert judge_language(text, language).reason == "target_language"
+    assert judge_language(text, language).score == 1.0
+    for other in {"en", "zh", "es", "ru"} - {language}:
+        judgement = judge_language(text, other)
+        assert (judgement.verdict, judgement.reason, judgement.score) == (Status.FAIL, "other_language", 0.0)
+
+
+def test_a_mixed_chain_scores_its_share_and_keeps_the_foreign_span() -> None:
+    found = language_share(f"{ENGLISH} {CHINESE} {ENGLISH}", "en")
+    # 20 words each time, of which `I` (twice, a single letter) is left out, and 22 characters.
+    assert (found.target_words, found.foreign_words) == (2 * 18, 22)
+    assert found.share == 36 / 58
+    assert found.foreign_span == "首先我们把这两个数加起来然后除以三得到平均值"
+    assert judge_language(f"{ENGLISH}\n{SPANISH}", "en").verdict is Status.FAIL
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "3 + 4 = 7", "$$\\int_0^1 f(x) dx$$", "so x is 3", "```\nprint('hello world')\n```", "\ud800\0"],
+)
+def test_too_little_text_is_unscorable(text: str) -> None:
+    assert judge_language(text).verdict is Status.UNSCORABLE
+    assert judge_language(text).reason == "too_little_text"
+
+
+def test_maths_code_tags_and_links_are_masked() -> None:
+    text = "<think>a $x + y$ b \\(c\\) d ```e``` f `g` \\frac{h}{i} x1 https://j.org \\[k\\] $$l$$</think>"
+    assert mask(text).split() == ["a", "b", "d", "f", "{h}{i}"]
+    assert mask("an open ``` fence stays") == "an open ``` fence stays"
+
+
+def test_short_sentences_are_judged_together() -> None:
+    text = "Wait. No. Hmm. That is entirely wrong here. Now we go on with the next step of it."
+    assert [piece.words for piece in pieces(text)] == [8, 10]
+
+
+def test_the_check_looks_at_the_reasoning_first() -> None:
+    check = LanguageCheck(CheckSettings())
+    assert check(Scored(text=CHINESE, reasoning=ENGLISH)).verdict is Status.PASS
+    assert check(Scored(text=ENGLISH, reasoning=None)).verdict is Status.PASS
+
+
+def test_target_and_threshold_are_part_of_the_version() -> None:
+    versions = {LanguageCheck(CheckSettings(language=code, language_share=share)).version for code, share in
+                [("en", 0.9), ("en", 0.8), ("zh", 0.9)]}  # fmt: skip
+    assert len(versions) == 3
+    assert "1" in versions
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    (CheckSettings(language="eng"), "did you mean 'en'"),
+    (CheckSettings(language_share=0.0), "language_share"),
+])  # fmt: skip
+def test_unknown_languages_and_bounds_are_refused(settings: CheckSettings, said: str) -> None:
+    with pytest.raises(CheckError, match=said):
+        LanguageCheck(settings)

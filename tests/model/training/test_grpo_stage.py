@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.records import FinishReason
+from model.training.data import Row
+from model.training.forward import backward, completion_log_probs
+from model.training.grpo import GRPOStage, fill_unjudged, rollout_metrics
+from model.training.job import GRPOJob, JobError, Precision
+from model.training.loop import run_step
+from model.training.optimizer import MasterAdamW
+from model.training.rewards import as_scored, verifier_reward
+from model.training.rollouts import LocalRollouts, Rollout
+from tests.model.training.tiny import PREFILL, make_model, make_tokenizer
+
+
+def make_job(folder: Path, problems: Path, **settings: Any) -> GRPOJob:
+    base = {
+        "problems_per_step": 2,
+        "group_size": 4,
+        "max_tokens": 8,
+        "prefill": PREFILL,
+        "dtype": Precision.FLOAT32,
+    }
+    return GRPOJob(init=folder, out=folder, problems=problems, **(base | settings))
+
+
+def likes_vowels(rollouts: Sequence[Rollout], golds: Sequence[str | None]) -> list[float]:
+    assert len(golds) == len(rollouts)
+    return [sum(letter in "aeiou" for letter in rollout.text) / 8 for rollout in rollouts]
+
+
+def make_stage(job: GRPOJob) -> GRPOStage:
+    model = make_model()
+    rollouts = LocalRollouts(
+        model, make_tokenizer(), temperature=job.temperature, max_tokens=job.max_tokens, stop=[]
+    )
+    return GRPOStage(job, model, make_model(), rollouts, likes_vowels)
+
+
+def test_problems_come_in_a_shuffle_that_starts_anew_when_all_were_seen(
+    tiny_folder: Path, problems_file: Path
+) -> None:
+    stage = make_stage(make_job(tiny_folder, problems_file))
+    seen = [gold for step in range(1, 6) for _, gold in stage.step_problems(step)]
+    assert sorted(seen[:5]) == sorted(seen[5:]) == ["1", "2", "3", "4", "5"]
+    assert stage.step_problems(3) == make_stage(stage.job).step_problems(3)
+
+
+def test_on_policy_the_loss_is_minus_the_weighted_advantage(tiny_folder: Path, problems_file: Path) -> None:
+    """ρ = 1 and π = π_ref: the loss is −Σ w·A, which is 0 per group for normalise = sequence."""
+    stage = make_stage(make_job(tiny_folder, problems_file))
+    torch.manual_seed(1)
+    work = stage.prepare(1)
+    total, clipped, kl = 0.0, 0.0, 0.0
+    for micro in work.micro_batches:
+        loss, metrics = backward(stage.model, micro.tokens, micro.loss)
+        total, clipped, kl = total + loss, clipped + metrics["clip_share"], kl + metrics["kl"]
+    assert (total, clipped, kl) == pytest.approx((0.0, 0.0, 0.0), abs=1e-5)
+    assert work.metrics["reward"] > 0
+
+
+def test_rollouts_without_advantage_are_left_out_but_counted(tiny_folder: Path, problems_file: Path) -> None:
+    stage = make_stage(make_job(tiny_folder, problems_file, kl_weight=0.0))
+    rollouts = [Rollout(Row([3], [4, 5]), "cd", FinishReason.STOP)] * 4
+    micros = stage.micro_batches(rollouts, torch.tensor([1.0, -1.0, 0.0, 0.0]))
+    assert sum(len(micro.tokens.tokens_BT) for micro in micros) == 2
+    assert micros[0].tokens.weights_N.tolist() == [1 / 8] * 4  # 1 / (4 rollouts · 2 tokens)
+
+
+def test_a_second_update_sees_the_ratio_move(tiny_folder: Path, problems_file: Path) -> None:
+    stage = make_stage(
+        make_job(tiny_folder, problems_file, updates_per_step=2, learning_rate=1e-2, warmup_share=0.0)
+    )
+    line = run_step(stage.job, stage, stage.model, MasterAdamW(stage.model, 0.0), 1)
+    assert line["kl"] > 0
+    assert line["loss"] < -1e-4
+
+
+def test_training_raises_the_reward(tiny_folder: Path, problems_file: Path) -> None:
+    job = make_job(tiny_folder, problems_file, steps=15, group_size=8, learning_rate=1e-2, warmup_share=0.0)
+    stage = make_stage(job)
+    optimizer = MasterAdamW(stage.model, 0.0)
+    rewards = [run_step(job, stage, stage.model, optimizer, step)["reward"] for step in range(1, 16)]
+    assert sum(rewards[-3:]) > 2 * sum(rewards[:3])
+
+
+def test_the_reference_does_not_move(tiny_folder: Path, problems_file: Path) -> None:
+    job = make_job(tiny_folder, problems_file, learning_rate=1e-2, warmup_share=0.0)
+    stage = make_stage(job)
+    batch = stage.prepare(1).micro_batches[0].tokens
+    before_N = completion_log_probs(stage.reference, batch, 1.0)
+    run_step(job, stage, stage.model, MasterAdamW(stage.model, 0.0), 1)
+    assert torch.equal(completion_log_probs(stage.reference, batch, 1.0), before_N)
+    assert not torch.equal(completion_log_probs(stage.model, batch, 1.0), before_N)
+
+
+def test_an_unjudged_rollout_gets_its_groups_mean() -> None:
+    rewards_PG = torch.tensor([[1.0, math.nan, 0.0], [math.nan, math.nan, math.nan]])
+    assert fill_unjudged(rewards_PG).tolist() == [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
+
+
+def test_metrics_by_hand() -> None:
+    rollouts = [
+        Rollout(Row([1], [2] * length), "", reason)
+        for length, reason in (
+            (2, FinishReason.STOP),
+            (4, FinishReason.LENGTH),
+            (2, FinishReason.STOP),
+            (4, FinishReason.STOP),
+        )
+    ]
+    assert rollout_metrics(rollouts, torch.tensor([[1.0, 0.0], [1.0, 1.0]])) == {
+        "reward": 0.75,
+        "reward_std": 0.25,
+        "silent_group_share": 0.5,
+        "completion_length": 3.0,
+        "truncated_share": 0.25,
+    }
+
+
+def test_the_verifiers_reward_accuracy_and_format(tiny_folder: Path, problems_file: Path) -> None:
+    job = make_job(tiny_folder, problems_file, prefill="<think>\n", format_weight=0.2)
+    texts = ["so 3\n</think>\n<answer>3</answer>", "so 4\n</think>\n<answer>4</answer>", "no idea"]
+    rollouts = [Rollout(Row([1], [2]), text, FinishReason.STOP) for text in texts]
+    assert as_scored(rollouts[0], "3", job).text == "<think>\nso 3\n</think>\n<answer>3</answer>"
+    with verifier_reward(job) as reward:
+        right, wrong, silent = reward(rollouts, ["3"] * 3)
+        assert math.isnan(reward(rollouts[:1], [None])[0])
+    assert right == pytest.approx(1.2)
+    assert wrong == pytest.approx(0.2)
+    assert silent < wrong
+
+
+def test_a_file_without_problems_is_named(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.parquet").write_text("not parquet")
+    with pytest.raises(JobError, match="does not hold problems"):
+        make_stage(make_job(tiny_folder, tmp_path / "text.parquet"))

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.training.job import Schedule, SFTJob
+from model.training.optimizer import MasterAdamW, learning_rate
+
+
+def job(**settings: object) -> SFTJob:
+    return SFTJob(init=Path(), out=Path(), examples=Path(), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "last"),
+    [(Schedule.COSINE, 0.55, 0.1), (Schedule.LINEAR, 0.55, 0.1), (Schedule.CONSTANT, 1, 1)],
+)
+def test_warm_up_then_down_to_a_tenth(schedule: Schedule, middle: float, last: float) -> None:
+    settings = job(learning_rate=1.0, warmup_share=0.2, schedule=schedule, min_lr_share=0.1)
+    rates = [learning_rate(settings, step, 10) for step in range(1, 11)]
+    assert rates[:2] == [0.5, 1.0]
+    assert rates[5] == pytest.approx(middle)
+    assert rates[9] == pytest.approx(last)
+
+
+def test_updates_too_small_for_bfloat16_add_up_in_the_masters() -> None:
+    """One ulp of bfloat16 at 1 is 1/128; twenty updates of 1e-3 each are more than two of them."""
+    layer = torch.nn.Linear(1, 1, bias=False).bfloat16()
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    optimizer = MasterAdamW(layer, weight_decay=0.0)
+    for _ in range(20):
+        layer.weight.grad = torch.ones_like(layer.weight)
+        optimizer.collect()
+        optimizer.step(1e-3, grad_clip=10.0)
+    assert optimizer.masters[0].item() == pytest.approx(0.98, abs=1e-4)
+    assert layer.weight.item() == pytest.approx(0.98, abs=1 / 256)
+
+
+def test_micro_batch_gradients_are_summed_in_float32() -> None:
+    layer = torch.nn.Linear(1, 1, bias=False).bfloat16()
+    optimizer = MasterAdamW(layer, weight_decay=0.0)
+    for gradient in (256.0, 1.0):  # 257 does not exist in bfloat16
+        layer.weight.grad = torch.full_like(layer.weight, gradient)
+        optimizer.collect()
+    assert optimizer.step(0.0, grad_clip=1e9) == 257.0
+
+
+def test_the_gradient_is_clipped_by_its_global_norm() -> None:
+    layer = torch.nn.Linear(2, 1, bias=False)
+    optimizer = MasterAdamW(layer, weight_decay=0.0)
+    layer.weight.grad = torch.tensor([[3.0, 4.0]])
+    optimizer.collect()
+    assert optimizer.step(0.0, grad_clip=1.0) == 5.0
+
+
+def test_weight_decay_spares_vectors() -> None:
+    layer = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+        layer.bias.fill_(1.0)
+    optimizer = MasterAdamW(layer, weight_decay=0.5)
+    layer.weight.grad, layer.bias.grad = torch.zeros(1, 1), torch.zeros(1)
+    optimizer.collect()
+    optimizer.step(0.1, grad_clip=1.0)
+    assert (layer.weight.item(), layer.bias.item()) == pytest.approx((0.95, 1.0))

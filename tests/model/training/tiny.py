@@ -1,0 +1,85 @@
+"""A tiny random Llama with a character tokenizer, and files of examples: what the training tests train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from model.records import EXAMPLE_SCHEMA, PROBLEM_SCHEMA, Problem, TrainingExample, to_table
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 +-=?:."
+EOS = "<eos>"
+PREFILL = "a: "
+
+
+def make_tokenizer(letters: str = LETTERS) -> Any:
+    """One token per character; end-of-turn and padding are the same token, as in many real models."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {EOS: 0, "<unk>": 1} | {letter: i for i, letter in enumerate(letters, start=2)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=EOS,
+        pad_token=EOS,
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def make_model(seed: int = 0, vocabulary: int = 48) -> Any:
+    """Two layers, grouped-query attention, tied embeddings, like the demo's student in small."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).eval()
+
+
+def save_tiny(folder: Path, seed: int = 0) -> Path:
+    """A model folder as training reads it."""
+    make_model(seed).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_examples(path: Path, count: int = 12) -> Path:
+    """Sums of two digits, with completions of different lengths and worked turns for the teacher."""
+    examples = []
+    for i in range(count):
+        one, other = i % 5, i % 3
+        question = f"q: {one} + {other}? "
+        completion = f"{PREFILL}{'so ' * (i % 4)}{one + other}."
+        worked = "q: 1 + 1? a: 2. "
+        examples.append(
+            TrainingExample(
+                f"sample-{i}", f"problem-{i}", question, worked + question, completion, str(one + other)
+            )
+        )
+    pq.write_table(to_table(examples, EXAMPLE_SCHEMA), path)
+    return path
+
+
+def write_problems(path: Path, count: int = 5) -> Path:
+    """Problems with the same prompts."""
+    problems = [Problem(f"problem-{i}", "math", "tiny", f"q: {i} + 1? ", str(i + 1)) for i in range(count)]
+    pq.write_table(to_table(problems, PROBLEM_SCHEMA), path)
+    return path

@@ -160,8 +160,6 @@ def _selection_conflicts(recipe: Recipe) -> Iterator[str]:
     low, high = accept.pass_rate
     if low > high:
         yield f"accept.pass_rate runs from low to high, not from {low} to {high}"
-    if accept.max_chars and accept.max_chars < accept.min_chars:
-        yield f"accept.max_chars = {accept.max_chars} is below accept.min_chars = {accept.min_chars}"
     for k in recipe.evaluate.k:
         if k > recipe.evaluate.replicas:
             yield f"evaluate.k asks for pass@{k}, but evaluate.replicas = {recipe.evaluate.replicas} samples"

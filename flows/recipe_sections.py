@@ -333,19 +333,8 @@ class AcceptSection(Section):
     """Accepted samples kept per problem; 0: no limit."""
     distinct: bool = True
     """Whether equal texts of one problem count once."""
-    min_chars: int = Field(default=0, ge=0)
-    """Shortest completion, in characters."""
-    max_chars: int = Field(default=0, ge=0)
-    """Longest completion, in characters; 0: no limit."""
     where: str = ""
-    """A further SQL condition over the columns of `samples`."""
-
-    def predicate(self) -> str:
-        """`where` and the length limits as one SQL condition; empty when there is none."""
-        parts = [f"({self.where})"] * bool(self.where.strip())
-        parts += [f"length(text) >= {self.min_chars}"] * bool(self.min_chars)
-        parts += [f"length(text) <= {self.max_chars}"] * bool(self.max_chars)
-        return " and ".join(parts)
+    """A further SQL condition over the columns of `samples`, as `length(text) < 20000`."""
 
 
 # --- training --------------------------------------------------------------------------------------
@@ -368,8 +357,6 @@ class OptimiserSection(Section):
     """AdamW's weight decay."""
     grad_clip: float = Field(default=1.0, gt=0.0, le=1000.0)
     """Largest norm of the gradient."""
-    max_length: Tokens = 4096
-    """Longest prompt plus completion, in tokens; longer examples are left out and counted."""
     tokens_per_micro_batch: Tokens = 16_384
     """Padded tokens that run through the model at once: bounds memory, leaves the loss as it is."""
     checkpoint_every: int = Field(default=50, ge=1)
@@ -389,6 +376,8 @@ class SFTSection(OptimiserSection):
     """Whether the stage runs."""
     init: Literal["student"] = "student"
     """Weights to start from."""
+    max_length: Tokens = 4096
+    """Longest prompt plus completion, in tokens; longer examples are left out and counted."""
     epochs: int = Field(default=2, ge=1, le=1000)
     """Passes over the accepted samples (R1's distillation: 2 to 3)."""
     tokens_per_batch: int = Field(default=65_536, ge=1, le=100_000_000)

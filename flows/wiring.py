@@ -152,7 +152,6 @@ def training_job(recipe: Recipe, run: Run, stage: str, data: Path) -> dict[str, 
         "out": str(run.dataset.file(f"{STUDENTS}/{stage}")),
     }
     if isinstance(section, GRPOSection):
-        del job["max_length"]  # a rollout's length is its prompt's and max_tokens
         return job | _rewards(recipe) | {"problems": str(data)}
     if stage == "distill":
         job["teacher"] = str(_local_folder(recipe.distill.teacher or recipe.teacher.model))

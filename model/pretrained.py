@@ -12,6 +12,7 @@ Not promised: hub downloads (vLLM and transformers do them), quantised checkpoin
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import importlib.metadata
@@ -178,10 +179,11 @@ def _sha256(path: Path) -> str:
 
 
 def _remember(memo: Path, revision: str) -> None:
-    memo.parent.mkdir(parents=True, exist_ok=True)
     scratch = memo.with_suffix(f".{os.getpid()}")
-    scratch.write_text(revision)
-    scratch.rename(memo)
+    with contextlib.suppress(OSError):  # without a writable cache the folder is read again next time
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(revision)
+        scratch.rename(memo)
 
 
 def _known_builtin(name: str) -> Builtin:
@@ -210,12 +212,18 @@ def _builtin_folder(name: str, cache: Path, say: Say) -> Path:
     folder = models / f"{name}-{_installed_version(builtin)}-c{CONVERSION}"
     if is_complete(folder):
         return folder
-    models.mkdir(parents=True, exist_ok=True)
-    with FileLock(models / f"{folder.name}.lock"):
-        if not is_complete(folder):  # another process may have made it while we waited
-            say(f"converting {name} to {folder} (about 20 s, once)")
-            _make_folder(_gguf_of(builtin), folder)
-            say(f"converted {name}")
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        with FileLock(models / f"{folder.name}.lock"):
+            if not is_complete(folder):  # another process may have made it while we waited
+                say(f"converting {name} to {folder} (about 20 s, once)")
+                _make_folder(_gguf_of(builtin), folder)
+                say(f"converted {name}")
+    except OSError as error:
+        cause = f"{error.strerror or error}"
+        raise ModelFolderError(
+            f"cannot write the model cache {models}: {cause}; set STILLHOUSE_CACHE"
+        ) from None
     return folder
 
 

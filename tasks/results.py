@@ -77,12 +77,10 @@ def _write_csv(table: pa.Table, stream: BinaryIO) -> None:
 def _write_json(table: pa.Table, stream: BinaryIO) -> None:
     stream.write(b"[")
     between = b"\n"
-    for batch in table.to_batches():
-        for row in batch.to_pylist():
-            stream.write(
-                between + json.dumps(row, default=_plain, ensure_ascii=False, allow_nan=False).encode()
-            )
-            between = b",\n"
+    for row in _rows(table):
+        named = dict(zip(table.column_names, map(_finite, row), strict=True))
+        stream.write(between + json.dumps(named, default=_plain, ensure_ascii=False).encode())
+        between = b",\n"
     stream.write(b"\n]\n")
 
 
@@ -90,8 +88,8 @@ def _write_parquet(table: pa.Table, stream: BinaryIO) -> None:
     pq.write_table(table, stream, compression="zstd")
 
 
-def _is_not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

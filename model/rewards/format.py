@@ -80,7 +80,7 @@ class FormatCheck:
     name = "format"
 
     def __init__(self, settings: CheckSettings) -> None:
-        self.tags, self.partial = settings.format_tags, settings.format_partial
+        self.tags, self.partial = tuple(settings.format_tags), settings.format_partial
         if self.tags not in (("think", "answer"), ("think",)):
             raise CheckError(f"format_tags is {self.tags}; use ('think', 'answer') or ('think',)")
         if not 0.0 <= self.partial <= 1.0:

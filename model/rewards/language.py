@@ -2,11 +2,11 @@
 
 Maths, code and markup are masked; the rest is cut into pieces of one script each. A piece in a script that
 the target language does not use is foreign by that alone; one in its own script goes to lingua (low-accuracy
-mode: trigram models of a few languages that share a script; measured: 15 MB, 0.1 s to load, 1 s per million
-characters). Pieces that lingua is not sure of count for neither side. With fewer than ten words left nothing
-can be told: `unscorable`, never a fail. Score: target words / (target + foreign words); a Chinese, Japanese
-or Thai character counts as a word. Only the first 200,000 characters are read. Borrowed single words are not
-found.
+mode: trigram models of a few languages that share a script; measured: 15 MB, 0.1 s to load, 1 to 2 s per
+million characters). Pieces that lingua is not sure of count for neither side. With fewer than ten words left
+nothing can be told: `unscorable`, never a fail. Score: target words / (target + foreign words); a Chinese,
+Japanese or Thai character counts as a word. Only the first 200,000 characters are read. Borrowed single words
+are not found.
 Source: R1's language reward (arXiv 2501.12948); the thresholds are ours.
 """
 

@@ -47,7 +47,7 @@ def main() -> None:
     descriptor, parent, memory_bytes = map(int, sys.argv[1:])
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    _cap_memory(memory_bytes)
     connection = Connection(descriptor)
     try:
         sys.path[:] = connection.recv()
@@ -89,6 +89,13 @@ def judge_timed(check: Check, item: Scored) -> Timed:
     except Exception as error:
         judgement = errored("raised", f"{type(error).__name__}: {error}"[:500])
     return judgement, (time.perf_counter() - started) * 1000.0
+
+
+def _cap_memory(limit: int) -> None:
+    """Cap the address space, in bytes; a lower cap that is already set stays."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if sys.platform == "linux" and (hard == resource.RLIM_INFINITY or limit < hard):
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def _die_with(parent: int) -> None:

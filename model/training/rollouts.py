@@ -69,15 +69,15 @@ class LocalRollouts:
     def _rollout(self, context: list[int], tokens: list[int], stopped_at: int) -> Rollout:
         """Cuts a row where it ended: at its stop text, at its end-of-turn token, or at the token limit."""
         eos = self.tokenizer.eos_token_id
+        finish_reason = FinishReason.STOP
         if stopped_at:
             tokens = tokens[:stopped_at]
-            text = cut_after_stop(self.tokenizer.decode(tokens), self.stop)
         elif eos in tokens:
             tokens = tokens[: tokens.index(eos) + 1]
-            text = self.tokenizer.decode(tokens[:-1])
         else:
-            return Rollout(Row(context, tokens), self.tokenizer.decode(tokens), FinishReason.LENGTH)
-        return Rollout(Row(context, tokens), text, FinishReason.STOP)
+            finish_reason = FinishReason.LENGTH
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Rollout(Row(context, tokens), cut_after_stop(text, self.stop), finish_reason)
 
 
 class StopTexts:
@@ -97,7 +97,7 @@ class StopTexts:
         length = tokens_BT.shape[1] - self.context_length
         if self.stop:
             recent = tokens_BT[:, self.context_length :][:, -self.window :]
-            for b, text in enumerate(self.tokenizer.batch_decode(recent)):
+            for b, text in enumerate(self.tokenizer.batch_decode(recent, skip_special_tokens=True)):
                 if not self.lengths[b] and any(stop in text for stop in self.stop):
                     self.lengths[b] = length
         return torch.tensor([length > 0 for length in self.lengths], device=tokens_BT.device)

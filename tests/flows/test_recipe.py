@@ -315,14 +315,6 @@ def test_template_arguments() -> None:
     assert kwargs["stop"] == ("</answer>",)
 
 
-def test_accept_predicate() -> None:
-    accept = parse_recipe(
-        {**_minimal(), "accept": {"where": "a or b", "min_chars": 3, "max_chars": 9}}
-    ).accept
-    assert accept.predicate() == "(a or b) and length(text) >= 3 and length(text) <= 9"
-    assert parse_recipe(_minimal()).accept.predicate() == ""
-
-
 def test_recipe_is_a_prefect_parameter() -> None:
     from prefect.utilities.callables import parameter_schema
 

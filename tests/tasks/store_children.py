@@ -23,7 +23,8 @@ from tasks.store import Dataset
 
 SCHEMA = pa.schema([pa.field("sample_id", pa.string(), nullable=False), pa.field("value", pa.int64())])
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["tests.tasks.store_children", "pyarrow.parquet"])
+# Arrow imports pandas where there is one, at its first table: once here, not in every child.
+processes.set_forkserver_preload(["tests.tasks.store_children", "pyarrow.parquet", "pandas"])
 
 
 def rows(start: int, count: int = 3) -> pa.Table:

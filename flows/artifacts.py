@@ -16,8 +16,9 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.stages import Stage
 from tasks import catalog
 from tasks.store import STUDENTS, Dataset
+from tasks.summary import accepted_preview, rejected_preview
 
-PREVIEW = 5  # samples to read, accepted and rejected each
+PREVIEW = 5  # accepted samples to read; rejected ones twice as many, one for each reason
 CURVES = ("loss", "reward", "kl", "accuracy")
 
 
@@ -25,14 +26,16 @@ def publish_funnel(dataset: Dataset) -> None:
     """The funnel as a table, and a few accepted and rejected samples as text."""
     con = catalog.connect(dataset)
     create_table_artifact(_rows(catalog.funnel(con)), key="funnel", description="Where samples are lost")
-    accepted = con.execute(f"select sample_id, text from accepted limit {PREVIEW}").fetchall()
-    rejected = con.execute(
-        f"""select sample_id, text, "check", reason from rejected
-            qualify row_number() over (partition by "check", reason order by sample_id) = 1 limit {2 * PREVIEW}"""
-    ).fetchall()
-    parts = [f"### accepted `{sample}`\n{_fenced(text)}" for sample, text in accepted]
-    parts += [f"### rejected `{sample}`: {check}, {reason}\n{_fenced(text)}" for sample, text, check, reason in rejected]
-    create_markdown_artifact("\n\n".join(parts) or "No samples yet.", key="samples", description="Samples to read")
+    parts = [
+        f"### accepted `{row['sample_id']}`\n{_fenced(row['text'])}" for row in accepted_preview(con, PREVIEW)
+    ]
+    parts += [
+        f"### rejected `{row['sample_id']}`: {row['check']}, {row['reason']}\n{_fenced(row['text'])}"
+        for row in rejected_preview(con, 2 * PREVIEW)
+    ]
+    create_markdown_artifact(
+        "\n\n".join(parts) or "No samples yet.", key="samples", description="Samples to read"
+    )
 
 
 def publish_curve(dataset: Dataset, stage: Stage) -> None:
@@ -47,7 +50,9 @@ def publish_curve(dataset: Dataset, stage: Stage) -> None:
 def publish_evaluations(dataset: Dataset) -> None:
     """Every evaluation with its interval, as a table."""
     table = catalog.evaluations(catalog.connect(dataset))
-    create_table_artifact(_rows(table), key="evaluations", description="Held-out accuracy with 95 % intervals")
+    create_table_artifact(
+        _rows(table), key="evaluations", description="Held-out accuracy with 95 % intervals"
+    )
 
 
 def _plot(rows: list[dict[str, Any]], stage: Stage) -> bytes:

@@ -25,8 +25,8 @@ from flows.wiring import (
 )
 from model.errors import ProblemsError
 from model.pretrained import resolve_model, revision_of
-from model.records import Problem
-from tasks.evaluate import Contestant, Suite, evaluate as evaluate_model, evaluation_key
+from tasks.evaluate import Contestant, Suite, evaluation_key
+from tasks.evaluate import evaluate as evaluate_model
 from tasks.inputs import problems_of_split
 from tasks.run import Run
 from tasks.store import EVALUATIONS, STUDENTS
@@ -80,11 +80,13 @@ def contestants_of(recipe: Recipe, run: Run) -> Iterator[Contestant]:
             yield Contestant(name, 0, recipe.teacher.model if managed else None, revision, template)
         elif name == "student":
             folder = recipe.student.model
-            yield Contestant(name, 0, folder, revision_of(folder, recipe.student.revision), template.without_shots())
+            yield Contestant(
+                name, 0, folder, revision_of(folder, recipe.student.revision), template.without_shots()
+            )
         elif getattr(recipe, name).enabled:
             weights_of(recipe, run, name)
-            for step, folder in checkpoints(run, name):
-                yield Contestant(name, step, str(folder), revision_of(folder), template.without_shots())
+            for step, weights in checkpoints(run, name):
+                yield Contestant(name, step, str(weights), revision_of(weights), template.without_shots())
 
 
 def checkpoints(run: Run, student: str) -> list[tuple[int, Path]]:
@@ -101,7 +103,9 @@ def suite_of(recipe: Recipe, run: Run) -> Suite:
     problems = problems_of_split(run.dataset, "held_out")
     settings = recipe.evaluate
     if not problems:
-        raise ProblemsError("no problem is held out, so nothing can be evaluated; set `held_out` on a [[problems]]")
+        raise ProblemsError(
+            "no problem is held out, so nothing can be evaluated; set `held_out` on a [[problems]]"
+        )
     return Suite(
         problems=tuple(problems[: settings.limit or None]),
         replicas=settings.replicas,

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish_funnel
 from flows.recipe import Recipe
-from flows.shards import Window, patient, raise_for_failures
+from flows.shards import Window, patient, raise_for_failures, shard_threads
 from flows.stages import Stage
 from flows.wiring import opened, provenance_of, teacher_engine, template_of, tokenizer_of, verifier_pool
 from model.records import content_hash
@@ -36,7 +35,7 @@ from tasks.work import (
 MAKING = (Stage.PROBLEMS, Stage.GENERATE, Stage.VERIFY)
 
 
-@flow(name="generate", flow_run_name="generate {recipe.name}", task_runner=ThreadPoolTaskRunner(max_workers=600))
+@flow(name="generate", flow_run_name="generate {recipe.name}", task_runner=shard_threads())
 def generate(recipe: Recipe, only: tuple[Stage, ...] = MAKING) -> None:
     """Makes what the recipe asks for and the dataset lacks.
 
@@ -54,7 +53,10 @@ def generate(recipe: Recipe, only: tuple[Stage, ...] = MAKING) -> None:
 def plan(recipe: Recipe, run: Run) -> list[int]:
     """Adds shards for whatever the recipe wants beyond what was planned before."""
     wanted = wanted_samples(
-        train_problem_ids(run.dataset), provenance_of(recipe), recipe.generate.replicas, recipe.generate.max_tokens
+        train_problem_ids(run.dataset),
+        provenance_of(recipe),
+        recipe.generate.replicas,
+        recipe.generate.max_tokens,
     )
     fingerprint = content_hash("recipe", recipe.fingerprint_fields(), digits=12)
     return plan_generate(run.dataset, wanted, shard_size=recipe.generate.shard_size, fingerprint=fingerprint)
@@ -72,7 +74,10 @@ def make_shards(
         if to_make:
             engine.client()  # an engine that cannot start is one clear error, not one for every shard
         generation = Generation(engine, tokenizer_of(recipe), template_of(recipe), provenance_of(recipe))
-        generating, verifying = patient(generate_shard, recipe.generate), patient(verify_shard, recipe.generate)
+        generating, verifying = (
+            patient(generate_shard, recipe.generate),
+            patient(verify_shard, recipe.generate),
+        )
         window = Window(recipe.generate.shards_in_flight)
         samples = _rows(run.dataset, to_make)
         with (
@@ -88,7 +93,9 @@ def make_shards(
             raise_for_failures(run.dataset, futures)
 
 
-def _todo(dataset: Dataset, only: Collection[Stage], shards: Collection[int] | None) -> tuple[list[int], list[int]]:
+def _todo(
+    dataset: Dataset, only: Collection[Stage], shards: Collection[int] | None
+) -> tuple[list[int], list[int]]:
     """Shards to generate, and shards to verify whose samples are there already."""
     to_make = pending_generate(dataset) if Stage.GENERATE in only else []
     to_check = [work.shard for work in pending_verify(dataset)] if Stage.VERIFY in only else []

@@ -7,11 +7,11 @@ it is done; nothing on disk is changed or deleted.
 from __future__ import annotations
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.artifacts import publish_funnel
 from flows.generate import make_shards
 from flows.recipe import Recipe
+from flows.shards import shard_threads
 from flows.wiring import opened
 from model.errors import RecipeError
 from model.records import content_hash
@@ -19,7 +19,7 @@ from tasks.catalog import connect, sample_ids
 from tasks.work import failed_shards, plan_rerun
 
 
-@flow(name="rerun", flow_run_name="rerun {recipe.name}", task_runner=ThreadPoolTaskRunner(max_workers=600))
+@flow(name="rerun", flow_run_name="rerun {recipe.name}", task_runner=shard_threads())
 def rerun(recipe: Recipe, failed: bool = False, where: str = "") -> list[int]:
     """Makes new attempts for the failed shards, or for the samples for which `where` holds; returns the shards.
 

@@ -20,7 +20,9 @@ from model.errors import RecipeError
 from tasks import catalog
 from tasks.results import FORMATS, write_result
 from tasks.store import Dataset
+from tasks.summary import generation_speed, newest_evaluations, telling_sample, training_summary
 
+METRIC = "pass@1"
 NAMES = {
     "teacher": "teacher, shown worked turns",
     "student": "student before training",
@@ -49,7 +51,11 @@ def status_screen(dataset: Path) -> None:
     console = Console(width=120 if not sys.stdout.isatty() else None)
     con = catalog.connect(dataset)
     holder = Dataset.open(dataset).holder()
-    doing = f"run {holder.run_id} is working (pid {holder.pid} on {holder.host})" if holder else "no run is working"
+    doing = (
+        f"run {holder.run_id} is working (pid {holder.pid} on {holder.host})"
+        if holder
+        else "no run is working"
+    )
     console.print(Text(f"{dataset}: {doing}"))
     rows = catalog.status(con).to_pylist()
     _print_table(console, "stages", [_stage_row(row) for row in rows])
@@ -63,7 +69,9 @@ def sql_screen(dataset: Path, query: str, output: str) -> None:
     if output not in FORMATS:
         raise RecipeError(f"--format {output}: use one of {', '.join(FORMATS)}")
     if not query.strip():
-        raise RecipeError(f"give a statement, as in: stillhouse sql {dataset} \"select * from funnel\"\n{VIEWS}")
+        raise RecipeError(
+            f'give a statement, as in: stillhouse sql {dataset} "select * from funnel"\n{VIEWS}'
+        )
     write_result(catalog.run_sql(catalog.connect(dataset), query), output, sys.stdout.buffer)
 
 
@@ -74,9 +82,20 @@ def explain_screen(dataset: Path, sample: str) -> None:
     newest, problem = history.samples[-1], history.problem
     fate = history.outcome + (f" at {history.check}: {history.reason}" if history.check else "")
     console.print(Text(f"sample  {history.sample_id}   {fate}", style="bold"))
-    console.print(Text(f"problem {problem.get('problem_id')}   {problem.get('source')}, gold {problem.get('gold')}"))
+    console.print(
+        Text(f"problem {problem.get('problem_id')}   {problem.get('source')}, gold {problem.get('gold')}")
+    )
     console.print(Text(str(problem.get("prompt")), style="cyan"))
-    for key in ("teacher", "teacher_revision", "template", "temperature", "top_p", "max_tokens", "replica", "seed"):
+    for key in (
+        "teacher",
+        "teacher_revision",
+        "template",
+        "temperature",
+        "top_p",
+        "max_tokens",
+        "replica",
+        "seed",
+    ):
         console.print(Text(f"  {key:<18}{newest[key]}"))
     console.print(Text(f"  {'tokens':<18}{newest['prompt_tokens']} + {newest['completion_tokens']}"))
     console.print(Text(f"  {'ended by':<18}{newest['finish_reason']} after {newest['seconds']:.2f} s"))
@@ -102,47 +121,47 @@ def _print_funnel(console: Console, con: duckdb.DuckDBPyConnection) -> None:
             reasons.setdefault(row["step"], []).append(f"{row['reason']} {row['lost']}")
     steps = [row for row in rows if row["reason"] is None]
     shown = [
-        {"step": r["step"], "samples": r["samples"], "lost": r["lost"], "why": ", ".join(reasons.get(r["step"], []))}
+        {
+            "step": r["step"],
+            "samples": r["samples"],
+            "lost": r["lost"],
+            "why": ", ".join(reasons.get(r["step"], [])),
+        }
         for r in steps
     ]
     _print_table(console, "funnel", shown)
 
 
 def _print_evaluations(console: Console, con: duckdb.DuckDBPyConnection) -> None:
-    """pass@1 of the last step of each model on the widest suite, with its interval."""
-    rows = con.execute("""
-        select model, step, suite, metric, value, low, high, problems, samples from evaluations
-        qualify row_number() over (partition by model, suite, metric order by step desc, created_at desc) = 1
-        order by created_at, suite""").to_arrow_table().to_pylist()
-    metric = "pass@1"
+    """pass@1 of the last step of each model, on all held-out problems and on each source."""
+    rows = [row for row in newest_evaluations(con) if row["metric"] == METRIC]
     suites = sorted({row["suite"] for row in rows}, key=lambda name: (name != "all", name))
     shown = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        own = {row["suite"]: row for row in rows if row["model"] == model and row["metric"] == metric}
-        shown.append({"model": NAMES.get(model, model), **{suite: _interval(own.get(suite)) for suite in suites}})
-    _print_table(console, f"held-out accuracy ({metric}, %, with 95 % interval)", shown)
+        own = {row["suite"]: row for row in rows if row["model"] == model}
+        shown.append(
+            {"model": NAMES.get(model, model), **{suite: _interval(own.get(suite)) for suite in suites}}
+        )
+    _print_table(console, f"held-out accuracy: {METRIC} in %, with its 95 % interval", shown)
 
 
 def _print_speed(console: Console, con: duckdb.DuckDBPyConnection) -> None:
-    row = con.execute("""
-        select sum(completion_tokens), count(*) from samples""").fetchone()
-    wall = con.execute("""
-        select epoch(max(ended_at) - min(started_at)) from attempts where stage = 'generate' and state = 'completed'
-        """).fetchone()
-    if row and row[0] and wall and wall[0]:
-        console.print(f"teacher: {row[1]} samples, {row[0]} completion tokens, {row[0] / wall[0]:.0f} tokens/s")
+    made = generation_speed(con)
+    if made["tokens_per_second"]:
+        rate = f"{made['tokens_per_second']:.0f} tokens/s"
+        console.print(f"teacher: {made['samples']} samples, {made['tokens']} completion tokens, {rate}")
+    for row in training_summary(con):
+        console.print(f"{row['stage']}: {row['steps']} steps in {row['seconds']:.0f} s")
+    console.print()
 
 
 def _print_next(console: Console, con: duckdb.DuckDBPyConnection, dataset: Path) -> None:
-    found = con.execute("select sample_id from rejected order by \"check\" desc, sample_id limit 1").fetchone()
-    found = found or con.execute("select sample_id from samples limit 1").fetchone()
-    query = 'select \\"check\\", reason, count(*) from rejected group by all'
-    lines = ["next:", f'  stillhouse sql {dataset} "{query}"']
-    if found:
-        lines.append(f"  stillhouse explain {dataset} {found[0]}")
+    sample = telling_sample(con)
+    lines = ["next:", f"  stillhouse sql {dataset} 'select reason, count(*) from rejected group by all'"]
+    lines += [f"  stillhouse explain {dataset} {sample}"] if sample else []
     lines.append(f"  stillhouse rerun {dataset} --failed")
-    lines.append("  prefect server start  (the UI, at the address it prints), then: stillhouse deploy")
-    console.print(Text("\n".join(lines)))
+    lines.append("  prefect server start     and in another terminal: stillhouse deploy     (the Prefect UI)")
+    console.print(Text("\n".join(lines)), soft_wrap=True)
 
 
 def _print_table(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:

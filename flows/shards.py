@@ -8,12 +8,18 @@ from typing import Any
 
 from prefect import Task
 from prefect.futures import PrefectFuture, wait
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from flows.recipe_sections import GenerateSection
 from model.errors import ShardsFailedError
 from tasks.run import worth_retrying
 from tasks.store import Dataset
+
+
+def shard_threads() -> ThreadPoolTaskRunner[Any]:
+    """A thread for every shard that may be in flight (256) and for its verification, which waits for it."""
+    return ThreadPoolTaskRunner(max_workers=600)
 
 
 class Window:

@@ -67,12 +67,14 @@ def tokenizer_of(recipe: Recipe) -> ChatTokenizer:
     """The tokenizer whose chat template renders prompts: the teacher's where it is ours, else the student's."""
     managed = isinstance(recipe.teacher, VLLMTeacher)
     source = recipe.teacher if managed else recipe.student
-    return load_tokenizer(resolve_model(source.model), source.revision)
+    tokenizer: ChatTokenizer = load_tokenizer(resolve_model(source.model), source.revision)
+    return tokenizer
 
 
 def student_tokenizer(recipe: Recipe) -> ChatTokenizer:
     """The tokenizer of the student."""
-    return load_tokenizer(resolve_model(recipe.student.model), recipe.student.revision)
+    tokenizer: ChatTokenizer = load_tokenizer(resolve_model(recipe.student.model), recipe.student.revision)
+    return tokenizer
 
 
 def teacher_engine(recipe: Recipe, run: Run) -> Engine:
@@ -108,7 +110,9 @@ def _teacher_spec(recipe: Recipe) -> EngineSpec:
 
 def _local_spec(recipe: Recipe) -> EngineSpec:
     """The student in an engine of our own, started like the teacher's where that one is ours."""
-    like = recipe.teacher if isinstance(recipe.teacher, VLLMTeacher) else VLLMTeacher(model=recipe.student.model)
+    like = (
+        recipe.teacher if isinstance(recipe.teacher, VLLMTeacher) else VLLMTeacher(model=recipe.student.model)
+    )
     return EngineSpec(recipe.student.model, recipe.student.revision, options=_options(like))
 
 
@@ -164,7 +168,9 @@ def weights_of(recipe: Recipe, run: Run, name: str) -> Path:
         return _local_folder(recipe.student.model)
     folder = run.dataset.file(f"{STUDENTS}/{name}/model")
     if not folder.is_dir():
-        raise RecipeError(f"the student of stage {name} is not there yet; run that stage first (`--only {name}`)")
+        raise RecipeError(
+            f"the student of stage {name} is not there yet; run that stage first (`--only {name}`)"
+        )
     return folder
 
 
@@ -187,4 +193,3 @@ def _local_folder(model: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(found))
-

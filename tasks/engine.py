@@ -55,7 +55,13 @@ class Engine:
     """A context manager; `client()` is thread-safe and always returns a client of a live engine."""
 
     def __init__(
-        self, spec: EngineSpec, params: SamplingParams, *, concurrency: int, timeout_seconds: float, log_path: Path
+        self,
+        spec: EngineSpec,
+        params: SamplingParams,
+        *,
+        concurrency: int,
+        timeout_seconds: float,
+        log_path: Path,
     ) -> None:
         self.spec, self.params = spec, params
         self._concurrency, self._timeout_seconds = concurrency, timeout_seconds
@@ -96,7 +102,12 @@ class Engine:
             running = self._server is not None and self._server.alive()
             if running and self._folder == target:
                 return
-            if running and self._folder and isinstance(target, Path) and same_architecture(self._folder, target):
+            if (
+                running
+                and self._folder
+                and isinstance(target, Path)
+                and same_architecture(self._folder, target)
+            ):
                 assert self._server is not None
                 self._server.load_weights(target)
                 self._folder = target

@@ -109,15 +109,29 @@ class Answer:
 def evaluation_key(contestant: Contestant, suite: Suite, versions: Mapping[str, str]) -> str:
     """Names an evaluation by everything that its numbers depend on."""
     problems = sorted(problem.problem_id for problem in suite.problems)
-    how = [suite.replicas, suite.max_tokens, suite.temperature, suite.top_p, list(suite.k), list(suite.require)]
+    how = [
+        suite.replicas,
+        suite.max_tokens,
+        suite.temperature,
+        suite.top_p,
+        list(suite.k),
+        list(suite.require),
+    ]
     statistics = [suite.confidence, suite.bootstrap, suite.seed]
     who = [contestant.model, contestant.step, contestant.revision, contestant.template.fingerprint]
     return content_hash("evaluation", who, how, statistics, problems, dict(versions), digits=16)
 
 
-@task(name="evaluate", task_run_name="evaluate {contestant.model} step {contestant.step}", cache_policy=NO_CACHE)
+@task(
+    name="evaluate", task_run_name="evaluate {contestant.model} step {contestant.step}", cache_policy=NO_CACHE
+)
 def evaluate(
-    run: Run, engine: Engine, tokenizer: ChatTokenizer, pool: VerifierPool, contestant: Contestant, suite: Suite
+    run: Run,
+    engine: Engine,
+    tokenizer: ChatTokenizer,
+    pool: VerifierPool,
+    contestant: Contestant,
+    suite: Suite,
 ) -> str:
     """Measures one model and writes its rows; returns the evaluation's key."""
     key = evaluation_key(contestant, suite, {check.name: check.version for check in pool.checks})
@@ -138,7 +152,11 @@ def evaluate(
             fingerprint=key,
         )
         run.dataset.write_shard(
-            relative, to_table(rows, EVALUATION_SCHEMA), schema=EVALUATION_SCHEMA, fingerprint=key, seconds=seconds
+            relative,
+            to_table(rows, EVALUATION_SCHEMA),
+            schema=EVALUATION_SCHEMA,
+            fingerprint=key,
+            seconds=seconds,
         )
         record.rows = len(answers)
     return key

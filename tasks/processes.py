@@ -19,7 +19,11 @@ GRACE_SECONDS = 30.0  # a trainer saves a checkpoint when it is asked to stop
 
 
 def run_watched(
-    command: list[str], log: Path, env: Mapping[str, str], on_poll: Callable[[], None], cwd: Path | None = None
+    command: list[str],
+    log: Path,
+    env: Mapping[str, str],
+    on_poll: Callable[[], None],
+    cwd: Path | None = None,
 ) -> int:
     """Runs `command` to its end, calling `on_poll` twice a second; returns its exit status."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ from tasks.work import (
     verdict_files,
 )
 
+SET_ASIDE = "old-"  # begins the names of students that a changed recipe has replaced
 _TIME = pa.timestamp("us")  # UTC, without zone: DuckDB needs no extension to subtract them
 
 
@@ -181,6 +182,9 @@ def _shard_table(
     expected = {(GENERATE, n) for n in plans} | {(VERIFY, n) for n in plans if current_checks(dataset)}
     counts, last = _counts(attempts), last_attempts(attempts)
     unplanned = {key for key in last if key[0] not in (GENERATE, VERIFY)}
+    for key in unplanned:
+        if _outdated(finished.get(key), last[key]):
+            del finished[key]
     rows = [
         _shard_row(key, finished.get(key), last.get(key), counts.get(key, 0))
         | {"supersedes": key[0] == GENERATE and key[1] in plans and supersedes(plans[key[1]])}
@@ -221,17 +225,29 @@ def _done_verify(
 
 
 def _done_unplanned(dataset: Dataset) -> dict[tuple[str, int], Done]:
-    """Stages without a plan are one shard 0: training stages and `evaluate/KEY`, done with their manifest."""
-    trained = {p.parent.name for p in dataset.file(STUDENTS).glob("*/manifest.json")}
+    """Stages without a plan: training is one shard 0, an evaluation is (`evaluate/MODEL`, step)."""
     found: dict[tuple[str, int], Done] = {}
-    for stage in trained:
-        relative = f"{STUDENTS}/{stage}/manifest.json"
+    for student in _students(dataset, "manifest.json"):
+        relative = f"{STUDENTS}/{student}/manifest.json"
         if dataset.read_json(relative) is not None:
-            found[stage, 0] = Done(None, None, _modified(dataset, relative), relative)
-    for manifest in _evaluations(dataset):
-        key = manifest.relative.removeprefix(f"{EVALUATIONS}/").removesuffix(".parquet")
-        found[f"evaluate/{key}", 0] = _done(manifest)
+            found[student, 0] = Done(None, None, _modified(dataset, relative), relative)
+    for manifest in sorted(_evaluations(dataset), key=lambda m: m.created_at):
+        rows = dataset.read_table(manifest.relative, ["model", "step"]).slice(0, 1).to_pylist()
+        found |= {(f"evaluate/{row['model']}", row["step"]): _done(manifest) for row in rows}
     return found
+
+
+def _students(dataset: Dataset, file: str) -> list[str]:
+    """Names of the students that have `file`; those set aside for newer ones are not listed."""
+    names = (path.parent.name for path in dataset.file(STUDENTS).glob(f"*/{file}"))
+    return sorted(name for name in names if not name.startswith(SET_ASIDE))
+
+
+def _outdated(done: Done | None, last: Attempt | None) -> bool:
+    """Whether what was finished is being made anew, or a later try at that has failed."""
+    if done is None or done.finished_at is None or last is None:
+        return False
+    return last.state != AttemptState.COMPLETED and last.started_at > done.finished_at
 
 
 def _modified(dataset: Dataset, relative: str) -> str:
@@ -292,13 +308,11 @@ def _verdict_table(dataset: Dataset, verdicts: list[VerdictFile]) -> pa.Table:
 def _training_table(dataset: Dataset) -> pa.Table:
     """One row per optimizer step; what else a trainer measures (kl, reward, …) becomes further columns."""
     rows: list[dict[str, Any]] = []
-    for path in sorted(dataset.file(STUDENTS).glob("*/metrics.jsonl")):
+    for student in _students(dataset, "metrics.jsonl"):
+        path = dataset.file(f"{STUDENTS}/{student}/metrics.jsonl")
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         steps = (record for record in map(_json_line, lines) if record)
-        rows += [
-            {name: _number(value) for name, value in step.items()} | {"stage": path.parent.name}
-            for step in steps
-        ]
+        rows += [{name: _number(step[name]) for name in step} | {"stage": student} for step in steps]
     extra = sorted({name for row in rows for name in row} - set(TRAINING_SCHEMA.names))
     schema = pa.schema([*TRAINING_SCHEMA, *(pa.field(name, pa.float64()) for name in extra)])
     return _table(rows, schema)

@@ -330,14 +330,12 @@ def _digest_of(table: pa.Table) -> str | None:
 
 
 def _write_parquet(table: pa.Table, path: Path) -> None:
-    column = _id_column(table)
     pq.write_table(
         table,
         path,
         compression="zstd",
         row_group_size=_row_group_rows(table),
         use_dictionary=[name for name in table.column_names if name not in _LONG_COLUMNS],
-        bloom_filter_options={column: True} if column and table.num_rows else None,
         write_page_checksum=True,
     )
 

@@ -45,10 +45,15 @@ def train(run: Run, student: str, job: Mapping[str, Any]) -> Path:
     _prepare(run, student, job)
     job_file = out / "job.json"
     log = run.dataset.file(f"logs/train-{student}.log")
-    with attempt(run.dataset, student, 0, run.run_id) as record, ticking(f"train {student}", None, "steps") as ticker:
+    with (
+        attempt(run.dataset, student, 0, run.run_id) as record,
+        ticking(f"train {student}", None, "steps") as ticker,
+    ):
         follower = _Follower(out / "metrics.jsonl", ticker)
         command = [sys.executable, "-m", "model.training", str(job_file)]
-        status = run_watched(command, log, ENVIRONMENT | {"STILLHOUSE_PARENT": str(os.getpid())}, follower.poll)
+        status = run_watched(
+            command, log, ENVIRONMENT | {"STILLHOUSE_PARENT": str(os.getpid())}, follower.poll
+        )
         if status != EXIT_DONE:
             raise _failure(student, status, log)
         record.rows = follower.step
@@ -73,14 +78,16 @@ def _prepare(run: Run, student: str, job: Mapping[str, Any]) -> None:
 def _inputs(job: Mapping[str, Any]) -> dict[str, Any]:
     """The job and the content of the weights it starts from: their folder's name does not change with them."""
     revisions = {key: revision_of(Path(job[key])) for key in ("init", "teacher") if job.get(key)}
-    return json.loads(json.dumps({"job": dict(job), "revisions": revisions}))
+    inputs: dict[str, Any] = json.loads(json.dumps({"job": dict(job), "revisions": revisions}))
+    return inputs
 
 
 def _stored_inputs(out: Path) -> dict[str, Any] | None:
     try:
-        return json.loads((out / INPUTS).read_text(encoding="utf-8"))
+        inputs: dict[str, Any] = json.loads((out / INPUTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return inputs
 
 
 class _Follower:
@@ -99,7 +106,9 @@ class _Follower:
             except ValueError:  # the last line may be half written; the one before it is whole
                 continue
             self.step = int(row["step"])
-            note = "  ".join(f"{key} {row[key]:.3g}" for key in _SHOWN if isinstance(row.get(key), int | float))
+            note = "  ".join(
+                f"{key} {row[key]:.3g}" for key in _SHOWN if isinstance(row.get(key), int | float)
+            )
             self._ticker.set(self.step, row.get("total_steps"), note)
             return
 

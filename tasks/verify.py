@@ -39,7 +39,8 @@ def verify_shard(run: Run, pool: VerifierPool, shard: int, ticker: Ticker) -> in
             if check not in missing:
                 continue
             rows = [
-                _verdict(sample_id, check, *result[place]) for sample_id, result in zip(ids, results, strict=True)
+                _verdict(sample_id, check, *result[place])
+                for sample_id, result in zip(ids, results, strict=True)
             ]
             run.dataset.write_shard(
                 verdict_path(check.name, check.version, shard),

@@ -85,8 +85,7 @@ def read_files(files: Sequence[str], empty: str, options: str = "") -> str:
 
 def samples(superseding: bool) -> str:
     """The rows that count: of a sample that was made again, the newest."""
-    newer = "exists (select 1 from superseded p where p.sample_id = s.sample_id and s.shard < p.shard)"
-    return f"create view samples as from all_samples s{f' where not {newer}' if superseding else ''}"
+    return f"create view samples as select s.* from all_samples s {_but_superseded('s', superseding)}"
 
 
 def all_verdicts(files: Sequence[str]) -> str:
@@ -101,8 +100,7 @@ def all_verdicts(files: Sequence[str]) -> str:
 
 def verdicts(superseding: bool) -> str:
     """Verdicts on the rows that count."""
-    newer = "exists (select 1 from superseded p where p.sample_id = v.sample_id and v.shard < p.shard)"
-    return f"create view verdicts as from all_verdicts v{f' where not {newer}' if superseding else ''}"
+    return f"create view verdicts as select v.* from all_verdicts v {_but_superseded('v', superseding)}"
 
 
 def tested(rule: AcceptRule, current: Mapping[str, Sequence[str]], superseding: bool) -> str:
@@ -193,6 +191,11 @@ def funnel(rule: AcceptRule) -> str:
         union all
         select position, step, null, lost::bigint, reason from steps join losses using (lost_at)
         order by position, reason nulls first"""
+
+
+def _but_superseded(alias: str, superseding: bool) -> str:
+    newer = f"p.sample_id = {alias}.sample_id and {alias}.shard < p.shard"
+    return f"anti join superseded p on {newer}" if superseding else ""
 
 
 def _candidates(rule: AcceptRule) -> str:

@@ -25,9 +25,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-Answerer = Callable[
-    [str, int], str
-]  # (prompt, seed) -> the whole completion, before stop strings and max_tokens
+# (prompt, seed) -> the whole completion, before stop strings and max_tokens
+Answerer = Callable[[str, int | None], str]
 
 _QUESTION = re.compile(r"Calculate (-?\d+(?: [-+*×−] -?\d+)*)\.")
 _WORD = re.compile(r"\s*\S+\s*")
@@ -50,7 +49,7 @@ class Faults:
     seconds: float = 0.0  # before every answer
 
 
-def solve(prompt: str, seed: int, accuracy: float = 0.7) -> str:
+def solve(prompt: str, seed: int | None, accuracy: float = 0.7) -> str:
     """A worked sum for the last question in the prompt, wrong by one with probability 1 − accuracy."""
     rng = random.Random(hashlib.sha256(f"{seed}\0{prompt}".encode()).digest())
     opening = "" if prompt.endswith("<think>\n") else "<think>\n"
@@ -91,7 +90,7 @@ class FakeEndpoint:
     in_flight: int = 0
     most_in_flight: int = 0
     cancelled: int = 0  # requests whose client went away before the answer
-    seen: Counter[tuple[str, int]] = field(default_factory=Counter)
+    seen: Counter[tuple[str, int | None]] = field(default_factory=Counter)
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -181,7 +180,7 @@ class FakeEndpoint:
         return 200, json.dumps(self._completion(body)).encode()
 
     def _is_hit(self, body: dict[str, Any]) -> bool:
-        key = (body["prompt"], body["seed"])
+        key = (body["prompt"], body.get("seed"))
         self.seen[key] += 1
         if self.faults.fail_key is not None and self.faults.fail_key not in body["prompt"]:
             return False
@@ -198,7 +197,7 @@ class FakeEndpoint:
         return None if mode in ("drop", "hang") else _error(int(mode), "told to fail")
 
     def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
-        words = _WORD.findall(self.answer(body["prompt"], body["seed"]))
+        words = _WORD.findall(self.answer(body["prompt"], body.get("seed")))
         text, reason = (
             "".join(words[: body["max_tokens"]]),
             "length" if len(words) > body["max_tokens"] else "stop",
@@ -257,7 +256,7 @@ def main() -> None:
     options = parser.parse_args()
     faults = Faults(options.mode, options.fail_first, options.fail_key, seconds=options.seconds)
 
-    def answer(prompt: str, seed: int) -> str:
+    def answer(prompt: str, seed: int | None) -> str:
         return solve(prompt, seed, options.accuracy)
 
     with FakeEndpoint(answer, faults, options.model, port=options.port) as endpoint:

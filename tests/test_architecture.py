@@ -1,4 +1,4 @@
-"""The architecture is a test: which folder may import which, and what stays light. Imports are read with `ast`."""
+"""The architecture is a test: which folder may import which, and what stays light (read with `ast`)."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def test_every_package_file_opens_with_what_it_promises() -> None:
 def test_importing_stays_light(module: str, heavy: set[str]) -> None:
     """In a fresh interpreter, since this one has imported everything already."""
     code = f"import sys, {module}; print(' '.join({{name.split('.')[0] for name in sys.modules}}))"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert not set(loaded.stdout.split()) & heavy
 
 

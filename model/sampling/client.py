@@ -258,10 +258,10 @@ class CompletionsClient:
 
     def _body(self, request: Request) -> dict[str, Any]:
         """`n` stays 1: a seed together with n > 1 can kill vLLM's CPU engine."""
-        return {
+        seed = {} if request.seed is None else {"seed": request.seed}
+        return seed | {
             "model": self.model,
             "prompt": request.prompt,
-            "seed": request.seed,
             "n": 1,
             "max_tokens": request.max_tokens,
             "temperature": self.params.temperature,

@@ -27,7 +27,7 @@ class Request:
 
     key: str
     prompt: str
-    seed: int
+    seed: int | None  # None leaves the random numbers to the engine
     max_tokens: int
 
 

@@ -30,7 +30,10 @@ def test_ten_kills_lose_nothing_and_double_nothing(
     tmp_path: Path,
 ) -> None:
     endpoint.faults.seconds = 0.05  # a run then takes long enough to be hit anywhere
-    undisturbed, disturbed = write_recipe(endpoint.url, dataset="calm"), write_recipe(endpoint.url, dataset="rough")
+    undisturbed, disturbed = (
+        write_recipe(endpoint.url, dataset="calm"),
+        write_recipe(endpoint.url, dataset="rough"),
+    )
     started = time.monotonic()
     done = stillhouse("run", undisturbed)
     assert done.returncode == 0, done.stderr

@@ -110,7 +110,7 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_cache_that_cannot_be_written_is_named(conversions: list[Path], tmp_path: Path) -> None:
     (tmp_path / "models").write_text("a file where the folder should be")
-    with pytest.raises(ModelFolderError, match="cannot write the model cache .*; set STILLHOUSE_CACHE"):
+    with pytest.raises(ModelFolderError, match=r"cannot write the model cache .*; set STILLHOUSE_CACHE"):
         resolve_model(BUILTIN, cache_dir=tmp_path)
     (tmp_path / "revisions").write_text("here too")
     assert revision_of(write_model(tmp_path / "m"), cache_dir=tmp_path).startswith("folder-")

@@ -51,10 +51,14 @@ def test_a_stop_by_hand_is_no_failure(dataset: Dataset) -> None:
 
 
 def test_when_the_record_cannot_be_written_the_first_error_is_the_one_raised(dataset: Dataset) -> None:
-    with pytest.raises(KeyError, match="the real cause"), attempt(dataset, "generate", 0, "run"):
-        dataset.file("attempts/generate/000000-001.json").unlink()
-        dataset.file("attempts/generate/000000-001.json").mkdir()  # a rename over a folder is refused
-        raise KeyError("the real cause")
+    def fail_beyond_recording() -> None:
+        with attempt(dataset, "generate", 0, "run"):
+            dataset.file("attempts/generate/000000-001.json").unlink()
+            dataset.file("attempts/generate/000000-001.json").mkdir()  # a rename over a folder is refused
+            raise KeyError("the real cause")
+
+    with pytest.raises(KeyError, match="the real cause"):
+        fail_beyond_recording()
 
 
 def test_half_written_records_are_passed_over(dataset: Dataset) -> None:

@@ -318,6 +318,7 @@ def test_shards_tell_pending_running_done_failed_and_crashed_apart(tmp_path: Pat
 
 def test_stages_without_a_plan_appear_through_attempts_and_manifests(dataset: Dataset) -> None:
     dataset.write_text("students/sft/manifest.json", "{}")
+    dataset.write_text("students/old-sft-2025/manifest.json", "{}")
     with attempt(dataset, "sft", 0, "run"):
         pass
     with pytest.raises(ValueError, match="diverged"), attempt(dataset, "distill", 0, "run"):
@@ -333,6 +334,11 @@ def test_stages_without_a_plan_appear_through_attempts_and_manifests(dataset: Da
         ("sft", 0, "done", None),
     ]
     assert catalog.evaluations(con).to_pylist()[0]["metric"] == "pass@1"
+    # Trained anew: the older model does not hide that this failed.
+    with pytest.raises(ValueError, match="diverged"), attempt(dataset, "sft", 0, "run"):
+        raise ValueError("diverged")
+    con = connect(dataset)
+    assert ask(con, "select state, attempts from shards where stage = 'sft'") == [("failed", 2)]
 
 
 def test_training_curves_are_read_while_they_are_written(dataset: Dataset) -> None:

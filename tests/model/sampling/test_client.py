@@ -75,6 +75,12 @@ def test_what_is_sent(endpoint: FakeEndpoint) -> None:
     ]
 
 
+def test_without_a_seed_none_is_sent(endpoint: FakeEndpoint) -> None:
+    with make_client(endpoint.url) as client:
+        client.complete([Request("a", "Calculate 1 + 1.", None, 64)])
+    assert "seed" not in endpoint.requests[0]
+
+
 def test_no_requests_no_completions(endpoint: FakeEndpoint) -> None:
     with make_client(endpoint.url) as client:
         assert client.complete([]) == []

@@ -1,0 +1,89 @@
+"""The questions behind the page of results, the plan's measured rates and the UI's previews, one function each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import duckdb
+
+from tasks.catalog import run_sql
+
+Rows = list[dict[str, Any]]
+
+
+def newest_evaluations(con: duckdb.DuckDBPyConnection) -> Rows:
+    """Every model's metrics at its last step, in the order in which the models were measured."""
+    return _rows(
+        con,
+        """
+        select model, step, suite, metric, value, low, high, problems, samples from evaluations
+        qualify row_number() over (partition by model, suite, metric order by step desc, created_at desc) = 1
+        order by min(created_at) over (partition by model), suite""",
+    )
+
+
+def generation_speed(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+    """Samples, completion tokens, and tokens per second of wall time in the newest run that generated."""
+    return _rows(
+        con,
+        """
+        with done as (select * from attempts where stage = 'generate' and state = 'completed'),
+        newest as (select * from done where run_id = (select arg_max(run_id, started_at) from done)),
+        span as (select epoch(max(ended_at) - min(started_at)) as seconds from newest)
+        select count(*) as samples, sum(completion_tokens)::bigint as tokens,
+               sum(completion_tokens) filter (where shard in (select shard from newest))
+               / nullif((select seconds from span), 0) as tokens_per_second
+        from samples""",
+    )[0]
+
+
+def training_summary(con: duckdb.DuckDBPyConnection) -> Rows:
+    """Per training stage: steps, tokens, seconds of its completed attempts."""
+    return _rows(
+        con,
+        """
+        select stage, max(rows) as steps, sum(seconds) as seconds from attempts
+        where stage in ('sft', 'distill', 'grpo') and state = 'completed' group by stage order by max(started_at)""",
+    )
+
+
+def measured_rates(con: duckdb.DuckDBPyConnection) -> dict[str, float]:
+    """What a pilot has measured, under the names of `flows/planning.py`; only what is known."""
+    row = _rows(
+        con,
+        """
+        select avg(prompt_tokens) as mean_prompt_tokens, avg(completion_tokens) as mean_completion_tokens,
+               (select count(*) from accepted) / nullif(count(*), 0) as accepted_share
+        from samples""",
+    )[0]
+    row["tokens_per_second"] = generation_speed(con)["tokens_per_second"]
+    return {name: float(value) for name, value in row.items() if value}
+
+
+def accepted_preview(con: duckdb.DuckDBPyConnection, count: int) -> Rows:
+    """A few accepted samples to read."""
+    return _rows(con, f"select sample_id, text from accepted order by sample_id limit {int(count)}")
+
+
+def rejected_preview(con: duckdb.DuckDBPyConnection, count: int) -> Rows:
+    """One rejected sample for each reason, most frequent reasons first."""
+    return _rows(
+        con,
+        f"""
+        select sample_id, text, "check", reason from rejected
+        qualify row_number() over (partition by "check", reason order by sample_id) = 1
+        order by count(*) over (partition by "check", reason) desc, sample_id limit {int(count)}""",
+    )
+
+
+def telling_sample(con: duckdb.DuckDBPyConnection) -> str | None:
+    """A sample whose history is worth explaining: a wrong answer where there is one."""
+    rows = _rows(
+        con, """select sample_id from rejected order by "check" = 'math' desc, sample_id limit 1"""
+    ) or _rows(con, "select sample_id from samples order by sample_id limit 1")
+    return rows[0]["sample_id"] if rows else None
+
+
+def _rows(con: duckdb.DuckDBPyConnection, query: str) -> Rows:
+    rows: Rows = run_sql(con, query).to_pylist()
+    return rows

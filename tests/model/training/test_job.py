@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.losses.normalise import Normalise
+from model.training.job import DistillJob, GRPOJob, JobError, SFTJob, as_json, job_from, read_job
+
+
+@pytest.fixture
+def raw(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> dict[str, Any]:
+    return {"stage": "sft", "init": str(tiny_folder), "examples": str(examples_file), "out": str(tmp_path / "out")}
+
+
+def read(raw: dict[str, Any], tmp_path: Path) -> Any:
+    (tmp_path / "job.json").write_text(json.dumps(raw))
+    return read_job(tmp_path / "job.json")
+
+
+def test_a_job_is_read_with_its_types(raw: dict[str, Any], tmp_path: Path) -> None:
+    job = read(raw | {"learning_rate": 1, "normalise": "token", "epochs": 2}, tmp_path)
+    assert isinstance(job, SFTJob)
+    assert (job.learning_rate, job.normalise, job.epochs) == (1.0, Normalise.TOKEN, 2)
+
+
+def test_the_stage_chooses_the_kind(raw: dict[str, Any], tmp_path: Path) -> None:
+    distill = read(raw | {"stage": "distill", "teacher": raw["init"]}, tmp_path)
+    assert type(distill) is DistillJob
+    grpo = {"stage": "grpo", "init": raw["init"], "out": raw["out"], "problems": raw["examples"], "stop": ["</answer>"]}
+    job = read(grpo, tmp_path)
+    assert type(job) is GRPOJob
+    assert job.stop == ("</answer>",)
+
+
+def test_a_job_survives_being_written(raw: dict[str, Any], tmp_path: Path) -> None:
+    job = read(raw, tmp_path)
+    plain = json.loads(json.dumps(as_json(job)))
+    plain.pop("stage")
+    assert job_from(SFTJob, plain) == job
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rat": 1e-4}, "no field 'learning_rat'; the nearest is 'learning_rate'"),
+        ({"epochs": "3"}, "epochs: '3' is not a int"),
+        ({"epochs": True}, "epochs: True is not a int"),
+        ({"normalise": "tokens"}, "normalise: 'tokens' is not a valid Normalise"),
+        ({"init": "/nowhere"}, "init: there is no /nowhere"),
+        ({"stage": "ppo"}, "stage is 'ppo', expected one of sft, distill, grpo"),
+        ({"stage": "distill"}, "a distill job needs the field 'teacher'"),
+    ],
+)
+def test_one_clear_line(raw: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(JobError, match=message.replace("(", r"\(")):
+        read(raw | change, tmp_path)
+
+
+def test_a_file_that_is_no_job(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{")
+    with pytest.raises(JobError, match="cannot read the job"):
+        read_job(tmp_path / "job.json")

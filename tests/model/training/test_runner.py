@@ -1,0 +1,204 @@
+"""The promises of a training process, kept by real processes: resume after kill -9, stop, one owner, one job."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.errors import TrainingError
+from model.training.data import Row
+from model.training.job import JobError, job_from, JOBS
+from model.training.loop import Stopped
+from model.training.process import StopRequest, sole_owner
+from model.training.runner import run_job
+from tests.model.training.tiny import PREFILL, make_tokenizer
+
+MakeJob = Callable[..., dict[str, Any]]
+
+
+class Stop:
+    """Asks for a stop when `after` lines of metrics are there."""
+
+    def __init__(self, metrics: Path | None = None, after: int = 0) -> None:
+        self.metrics, self.after = metrics, after
+
+    @property
+    def received(self) -> bool:
+        return self.metrics is not None and len(read_losses(self.metrics)) >= self.after
+
+
+@pytest.fixture
+def make_job(tiny_folder: Path, examples_file: Path, problems_file: Path, tmp_path: Path) -> MakeJob:
+    common = {"init": tiny_folder, "prefill": PREFILL, "learning_rate": 3e-3, "threads": 1, "checkpoint_every": 3}
+    examples = {"examples": examples_file, "epochs": 6, "tokens_per_batch": 100, "tokens_per_micro_batch": 60}
+    rollouts = {"problems": problems_file, "steps": 6, "problems_per_step": 2, "group_size": 4, "max_tokens": 6}
+    specific = {"sft": examples, "distill": examples | {"teacher": tiny_folder}, "grpo": rollouts}
+
+    def make(stage: str = "sft", out: str = "out", **settings: Any) -> dict[str, Any]:
+        job = {"stage": stage, "out": tmp_path / out, **common, **specific[stage], **settings}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
+
+    return make
+
+
+def run(raw: dict[str, Any], stop: Stop | None = None) -> Path:
+    raw = dict(raw)
+    job = job_from(JOBS[raw.pop("stage")], raw)
+    run_job(job, stop or Stop())
+    return job.out
+
+
+def read_losses(metrics: Path) -> list[tuple[int, float]]:
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    return [(line["step"], line["loss"]) for line in map(json.loads, lines)]
+
+
+def command(raw: dict[str, Any], *arguments: str) -> list[str]:
+    path = Path(raw["out"]).with_suffix(".json")
+    path.write_text(json.dumps(raw))
+    return [sys.executable, "-m", "model.training", str(path), *arguments]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", ["sft", "distill", "grpo"])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_job: MakeJob, stage: str, dtype: str) -> None:
+    whole = run(make_job(stage, "whole", dtype=dtype))
+    parted = make_job(stage, "parted", dtype=dtype)
+    with pytest.raises(Stopped, match="after step 4"):
+        run(parted, Stop(Path(parted["out"]) / "metrics.jsonl", after=4))
+    again = run(parted)
+    assert read_losses(again / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+    assert (again / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
+
+
+def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(make_job: MakeJob) -> None:
+    whole = run(make_job(out="whole", epochs=40))
+    killed = make_job(out="killed", epochs=40)
+    out = Path(killed["out"])
+    with subprocess.Popen(command(killed)) as process:
+        wait_for(lambda: (out / "checkpoints/step-000006").exists() or process.poll() is not None)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (out / "manifest.json").exists()
+    subprocess.run(command(killed), check=True)
+    assert read_losses(out / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == sorted(
+        p.name for p in (whole / "checkpoints").iterdir()
+    )
+
+
+def test_it_dies_with_its_parent(make_job: MakeJob) -> None:
+    job = make_job(epochs=100_000)
+    metrics = Path(job["out"]) / "metrics.jsonl"
+    starter = (
+        "import os, subprocess, sys, time; child = subprocess.Popen([*sys.argv[1:], '--parent', str(os.getpid())]);"
+        "print(child.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", starter, *command(job)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        wait_for(lambda: len(read_losses(metrics)) > 1 or parent.poll() is not None)
+        parent.kill()
+    wait_for(lambda: not is_running(child), seconds=10)
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_sigterm_writes_a_checkpoint_and_asks_to_be_resumed(make_job: MakeJob) -> None:
+    job = make_job(epochs=100_000, checkpoint_every=1_000_000)
+    out = Path(job["out"])
+    with subprocess.Popen(command(job), stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: len(read_losses(out / "metrics.jsonl")) > 1 or process.poll() is not None)
+        process.terminate()
+        _, error = process.communicate()
+    assert process.returncode == 75
+    assert "start the same job to go on" in error
+    last = read_losses(out / "metrics.jsonl")[-1][0]
+    assert [p.name for p in (out / "checkpoints").iterdir()] == [f"step-{last:06d}"]
+
+
+def test_a_wrong_job_is_one_line_and_exit_2(make_job: MakeJob) -> None:
+    done = subprocess.run(command(make_job(epoch=3)), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "JobError: a sft job has no field 'epoch'; the nearest is 'epochs'\n"
+
+
+def test_a_finished_job_is_not_run_again(make_job: MakeJob) -> None:
+    out = run(make_job())
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    run(make_job())
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["steps"] == len(read_losses(out / "metrics.jsonl"))
+    assert "model.safetensors" in manifest["model_files"]
+
+
+def test_the_final_folder_is_a_model_that_has_learned(make_job: MakeJob) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    out = run(make_job(epochs=30, dtype="float32"))
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    context = make_tokenizer()("q: 2 + 2? a: ", add_special_tokens=False)["input_ids"]
+    tokens = model.generate(torch.tensor([context]), max_new_tokens=12, do_sample=False)[0, len(context) :].tolist()
+    assert tokenizer.decode(tokens, skip_special_tokens=True).endswith("4.")
+    assert tokens[-1] == tokenizer.eos_token_id
+
+
+def test_another_job_in_the_same_folder_is_refused_field_by_field(make_job: MakeJob) -> None:
+    run(make_job())
+    run(make_job(checkpoint_every=99))
+    with pytest.raises(JobError, match=r"another job's training \(learning_rate was 0\.003, now 0\.001\)"):
+        run(make_job(learning_rate=1e-3))
+
+
+def test_examples_that_are_all_too_long_are_refused(make_job: MakeJob) -> None:
+    with pytest.raises(JobError, match="all 12 examples are longer than max_length = 10"):
+        run(make_job(max_length=10))
+
+
+def test_a_folder_has_one_owner(make_job: MakeJob) -> None:
+    job = make_job()
+    with sole_owner(Path(job["out"])), pytest.raises(TrainingError, match="another process is training"):
+        run(job)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(make_job: MakeJob) -> None:
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        run(make_job(learning_rate=1e30, warmup_share=0.0, dtype="float32"))
+
+
+def test_a_stop_request_is_remembered() -> None:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop = StopRequest()
+        assert not stop.received
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_a_row_counts_both_its_parts() -> None:
+    assert Row([1, 2], [3]).length == 3

@@ -26,16 +26,12 @@ def publish_funnel(dataset: Dataset) -> None:
     """The funnel as a table, and a few accepted and rejected samples as text."""
     con = catalog.connect(dataset)
     create_table_artifact(_rows(catalog.funnel(con)), key="funnel", description="Where samples are lost")
-    parts = [
-        f"### accepted `{row['sample_id']}`\n{_fenced(row['text'])}" for row in accepted_preview(con, PREVIEW)
-    ]
+    parts = [f"### accepted `{row['sample_id']}`\n{_fenced(row['text'])}" for row in accepted_preview(con, PREVIEW)]
     parts += [
         f"### rejected `{row['sample_id']}`: {row['check']}, {row['reason']}\n{_fenced(row['text'])}"
         for row in rejected_preview(con, 2 * PREVIEW)
     ]
-    create_markdown_artifact(
-        "\n\n".join(parts) or "No samples yet.", key="samples", description="Samples to read"
-    )
+    create_markdown_artifact("\n\n".join(parts) or "No samples yet.", key="samples", description="Samples to read")
 
 
 def publish_curve(dataset: Dataset, stage: Stage) -> None:
@@ -50,9 +46,7 @@ def publish_curve(dataset: Dataset, stage: Stage) -> None:
 def publish_evaluations(dataset: Dataset) -> None:
     """Every evaluation with its interval, as a table."""
     table = catalog.evaluations(catalog.connect(dataset))
-    create_table_artifact(
-        _rows(table), key="evaluations", description="Held-out accuracy with 95 % intervals"
-    )
+    create_table_artifact(_rows(table), key="evaluations", description="Held-out accuracy with 95 % intervals")
 
 
 def _plot(rows: list[dict[str, Any]], stage: Stage) -> bytes:

@@ -25,17 +25,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.", show_default=False)
-]
-DatasetFolder = Annotated[
-    Path, typer.Argument(metavar="DATASET", help="The dataset's folder.", show_default=False)
-]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file.", show_default=False)]
+DatasetFolder = Annotated[Path, typer.Argument(metavar="DATASET", help="The dataset's folder.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Overrides one recipe value; may be given several times."
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides one recipe value; may be given several times."),
 ]
 
 
@@ -75,16 +69,12 @@ def status(dataset: DatasetFolder) -> None:
     status_screen(_existing(dataset))
 
 
-@app.command(
-    epilog='Example: `stillhouse sql data/demo "select reason, count(*) from rejected group by all"`'
-)
+@app.command(epilog='Example: `stillhouse sql data/demo "select reason, count(*) from rejected group by all"`')
 def sql(
     dataset: DatasetFolder,
     query: Annotated[str, typer.Argument(metavar="SQL", help="One statement.", show_default=False)] = "",
     output: Annotated[str, typer.Option("--format", help="table, csv, json or parquet")] = "table",
-    file: Annotated[
-        Path | None, typer.Option("-f", "--file", help="Reads the statement from a file.")
-    ] = None,
+    file: Annotated[Path | None, typer.Option("-f", "--file", help="Reads the statement from a file.")] = None,
 ) -> None:
     """Queries the dataset, also while a run is making it. Without SQL: lists the views."""
     from flows.screens import sql_screen
@@ -96,9 +86,7 @@ def sql(
 def rerun(
     dataset: DatasetFolder,
     failed: Annotated[bool, typer.Option("--failed", help="The shards that failed, and only those.")] = False,
-    where: Annotated[
-        str, typer.Option(metavar="SQL", help="The samples for which this predicate holds.")
-    ] = "",
+    where: Annotated[str, typer.Option(metavar="SQL", help="The samples for which this predicate holds.")] = "",
     overrides: Overrides = None,
 ) -> None:
     """Makes new attempts for failed shards or chosen samples; every other file stays as it is."""
@@ -149,9 +137,7 @@ def deploy(
 
 def _existing(dataset: Path) -> Path:
     if not (dataset / "recipe.json").is_file():
-        raise RecipeError(
-            f"{dataset} is not a dataset (no recipe.json there); `stillhouse run RECIPE` makes one"
-        )
+        raise RecipeError(f"{dataset} is not a dataset (no recipe.json there); `stillhouse run RECIPE` makes one")
     return dataset
 
 

@@ -38,9 +38,7 @@ def train_on_accepted(recipe: Recipe, run: Run, stage: Stage) -> Path:
 def run_stage(recipe: Recipe, run: Run, stage: Stage, data: Path) -> Path:
     """One training process with the recipe's tries; each resumes from the last complete checkpoint."""
     attempts = getattr(recipe, stage).attempts
-    training = train.with_options(
-        retries=attempts - 1, retry_delay_seconds=2, retry_condition_fn=worth_retrying
-    )
+    training = train.with_options(retries=attempts - 1, retry_delay_seconds=2, retry_condition_fn=worth_retrying)
     folder = training(run, stage.value, training_job(recipe, run, stage, data))
     publish_curve(run.dataset, stage)
     return folder

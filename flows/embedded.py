@@ -48,9 +48,7 @@ def run_embedded(recipe: Recipe, stages: Sequence[Stage], command: str) -> None:
 
 def rerun_embedded(dataset: Path, failed: bool, where: str, overrides: Sequence[str]) -> None:
     """Makes new attempts for failed shards or chosen samples of a dataset, under the recipe stored with it."""
-    recipe = parse_recipe(
-        Dataset.open(dataset).recipe() or {}, [f"dataset={dataset}", *overrides], str(dataset)
-    )
+    recipe = parse_recipe(Dataset.open(dataset).recipe() or {}, [f"dataset={dataset}", *overrides], str(dataset))
     made: list[int] = []
 
     def work() -> None:

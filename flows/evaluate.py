@@ -80,9 +80,7 @@ def contestants_of(recipe: Recipe, run: Run) -> Iterator[Contestant]:
             yield Contestant(name, 0, recipe.teacher.model if managed else None, revision, template)
         elif name == "student":
             folder = recipe.student.model
-            yield Contestant(
-                name, 0, folder, revision_of(folder, recipe.student.revision), template.without_shots()
-            )
+            yield Contestant(name, 0, folder, revision_of(folder, recipe.student.revision), template.without_shots())
         elif getattr(recipe, name).enabled:
             weights_of(recipe, run, name)
             for step, weights in checkpoints(run, name):
@@ -103,9 +101,7 @@ def suite_of(recipe: Recipe, run: Run) -> Suite:
     problems = problems_of_split(run.dataset, "held_out")
     settings = recipe.evaluate
     if not problems:
-        raise ProblemsError(
-            "no problem is held out, so nothing can be evaluated; set `held_out` on a [[problems]]"
-        )
+        raise ProblemsError("no problem is held out, so nothing can be evaluated; set `held_out` on a [[problems]]")
     return Suite(
         problems=tuple(problems[: settings.limit or None]),
         replicas=settings.replicas,

@@ -93,9 +93,7 @@ def make_shards(
             raise_for_failures(run.dataset, futures)
 
 
-def _todo(
-    dataset: Dataset, only: Collection[Stage], shards: Collection[int] | None
-) -> tuple[list[int], list[int]]:
+def _todo(dataset: Dataset, only: Collection[Stage], shards: Collection[int] | None) -> tuple[list[int], list[int]]:
     """Shards to generate, and shards to verify whose samples are there already."""
     to_make = pending_generate(dataset) if Stage.GENERATE in only else []
     to_check = [work.shard for work in pending_verify(dataset)] if Stage.VERIFY in only else []

@@ -131,9 +131,7 @@ def _generation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
         Figure("samples", "samples", samples, "", f"{generate.replicas} each, generate.replicas"),
         Figure("shards", "shards", shards, "", f"{generate.shard_size} samples each, generate.shard_size"),
         Figure("prompt_tokens", "prompt tokens", prompt, "", f"{_count(prompt_mean)} each, {prompt_origin}"),
-        Figure(
-            "completion_tokens", "completion tokens", completion, "", f"{_count(mean)} each, {mean_origin}"
-        ),
+        Figure("completion_tokens", "completion tokens", completion, "", f"{_count(mean)} each, {mean_origin}"),
         Figure("disk_bytes", "disk", _times(completion, disk), "B", f"{disk} bytes a token, {disk_origin}"),
         Figure(
             "generate_hours",
@@ -156,9 +154,7 @@ def _training(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     if recipe.sft.enabled:
         figures += _stage(recipe, "sft", tokens, _parameters(recipe, "student"), 0.0)
     if recipe.distill.enabled:
-        figures += _stage(
-            recipe, "distill", tokens, _parameters(recipe, "student"), _parameters(recipe, "teacher")
-        )
+        figures += _stage(recipe, "distill", tokens, _parameters(recipe, "student"), _parameters(recipe, "teacher"))
     if recipe.grpo.enabled:
         figures += _grpo(recipe, rates)
     return figures
@@ -204,9 +200,7 @@ def _grpo(recipe: Recipe, rates: _Rates) -> list[Figure]:
     """Rollouts at the teacher's rate (a smaller student is quicker), updates, the reference's pass."""
     section = recipe.grpo
     mean, _ = rates.get("mean_completion_tokens")
-    tokens = (
-        section.steps * section.problems_per_step * section.group_size * min(mean or 0.0, section.max_tokens)
-    )
+    tokens = section.steps * section.problems_per_step * section.group_size * min(mean or 0.0, section.max_tokens)
     speed, origin = rates.get("tokens_per_second")
     student = _parameters(recipe, "student")
     per_token = _FORWARD_BACKWARD * section.updates_per_step + _FORWARD

@@ -316,11 +316,7 @@ def _section_at(parents: Sequence[int | str], values: Any) -> type[BaseModel]:
         here = here[part]
         if isinstance(part, str):
             choices = _sections_of(section.model_fields[part].annotation)
-        tags = [
-            choice
-            for choice in choices
-            if _tag(choice) == (here.get("type") if isinstance(here, dict) else None)
-        ]
+        tags = [choice for choice in choices if _tag(choice) == (here.get("type") if isinstance(here, dict) else None)]
         section = (tags or choices)[0]
     return section
 

@@ -51,11 +51,7 @@ def status_screen(dataset: Path) -> None:
     console = Console(width=120 if not sys.stdout.isatty() else None)
     con = catalog.connect(dataset)
     holder = Dataset.open(dataset).holder()
-    doing = (
-        f"run {holder.run_id} is working (pid {holder.pid} on {holder.host})"
-        if holder
-        else "no run is working"
-    )
+    doing = f"run {holder.run_id} is working (pid {holder.pid} on {holder.host})" if holder else "no run is working"
     console.print(Text(f"{dataset}: {doing}"))
     rows = catalog.status(con).to_pylist()
     _print_table(console, "stages", [_stage_row(row) for row in rows])
@@ -69,9 +65,7 @@ def sql_screen(dataset: Path, query: str, output: str) -> None:
     if output not in FORMATS:
         raise RecipeError(f"--format {output}: use one of {', '.join(FORMATS)}")
     if not query.strip():
-        raise RecipeError(
-            f'give a statement, as in: stillhouse sql {dataset} "select * from funnel"\n{VIEWS}'
-        )
+        raise RecipeError(f'give a statement, as in: stillhouse sql {dataset} "select * from funnel"\n{VIEWS}')
     write_result(catalog.run_sql(catalog.connect(dataset), query), output, sys.stdout.buffer)
 
 
@@ -82,9 +76,7 @@ def explain_screen(dataset: Path, sample: str) -> None:
     newest, problem = history.samples[-1], history.problem
     fate = history.outcome + (f" at {history.check}: {history.reason}" if history.check else "")
     console.print(Text(f"sample  {history.sample_id}   {fate}", style="bold"))
-    console.print(
-        Text(f"problem {problem.get('problem_id')}   {problem.get('source')}, gold {problem.get('gold')}")
-    )
+    console.print(Text(f"problem {problem.get('problem_id')}   {problem.get('source')}, gold {problem.get('gold')}"))
     console.print(Text(str(problem.get("prompt")), style="cyan"))
     for key in (
         "teacher",
@@ -139,9 +131,7 @@ def _print_evaluations(console: Console, con: duckdb.DuckDBPyConnection) -> None
     shown = []
     for model in dict.fromkeys(row["model"] for row in rows):
         own = {row["suite"]: row for row in rows if row["model"] == model}
-        shown.append(
-            {"model": NAMES.get(model, model), **{suite: _interval(own.get(suite)) for suite in suites}}
-        )
+        shown.append({"model": NAMES.get(model, model), **{suite: _interval(own.get(suite)) for suite in suites}})
     _print_table(console, f"held-out accuracy: {METRIC} in %, with its 95 % interval", shown)
 
 

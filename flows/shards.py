@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from prefect import Task
 from prefect.futures import PrefectFuture, wait
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from flows.recipe_sections import GenerateSection
@@ -17,9 +17,10 @@ from tasks.run import worth_retrying
 from tasks.store import Dataset
 
 
-def shard_threads() -> ThreadPoolTaskRunner[Any]:
+def shard_threads() -> TaskRunner[PrefectFuture[Any]]:
     """A thread for every shard that may be in flight (256) and for its verification, which waits for it."""
-    return ThreadPoolTaskRunner(max_workers=600)
+    # Its future is a subclass, which an invariant type parameter does not allow for.
+    return cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=600))
 
 
 class Window:

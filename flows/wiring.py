@@ -110,9 +110,7 @@ def _teacher_spec(recipe: Recipe) -> EngineSpec:
 
 def _local_spec(recipe: Recipe) -> EngineSpec:
     """The student in an engine of our own, started like the teacher's where that one is ours."""
-    like = (
-        recipe.teacher if isinstance(recipe.teacher, VLLMTeacher) else VLLMTeacher(model=recipe.student.model)
-    )
+    like = recipe.teacher if isinstance(recipe.teacher, VLLMTeacher) else VLLMTeacher(model=recipe.student.model)
     return EngineSpec(recipe.student.model, recipe.student.revision, options=_options(like))
 
 
@@ -168,9 +166,7 @@ def weights_of(recipe: Recipe, run: Run, name: str) -> Path:
         return _local_folder(recipe.student.model)
     folder = run.dataset.file(f"{STUDENTS}/{name}/model")
     if not folder.is_dir():
-        raise RecipeError(
-            f"the student of stage {name} is not there yet; run that stage first (`--only {name}`)"
-        )
+        raise RecipeError(f"the student of stage {name} is not there yet; run that stage first (`--only {name}`)")
     return folder
 
 

@@ -63,9 +63,7 @@ def resolve_model(
     """
     if name.startswith(BUILTIN_PREFIX):
         if revision not in ("", "main"):
-            raise ModelFolderError(
-                f"{name} has only its package's revision; leave out revision = {revision!r}"
-            )
+            raise ModelFolderError(f"{name} has only its package's revision; leave out revision = {revision!r}")
         known = name.removeprefix(BUILTIN_PREFIX)
         return _builtin_folder(known, cache_dir or default_cache(), say or (lambda _: None))
     folder = Path(name).expanduser()
@@ -93,9 +91,7 @@ def revision_of(name: Path | str, revision: str = "main", cache_dir: Path | None
 def check_model_folder(folder: Path) -> None:
     """Raises ModelFolderError unless `folder` has a config, a tokenizer and weights that are all there."""
     if not folder.is_dir():
-        raise ModelFolderError(
-            f"{folder} is not a folder; give a model folder, a hub name or a builtin: name"
-        )
+        raise ModelFolderError(f"{folder} is not a folder; give a model folder, a hub name or a builtin: name")
     missing = [what for what, there in _parts(folder).items() if not there]
     if missing:
         raise ModelFolderError(f"{folder} holds no model: {', '.join(missing)} missing")
@@ -108,9 +104,7 @@ def check_model_folder(folder: Path) -> None:
         raise ModelFolderError(f"{folder}/config.json names no model_type; it is not a transformers model")
     absent = sorted(shard for shard in wanted if not (folder / shard).is_file())
     if absent:
-        raise ModelFolderError(
-            f"{folder} is incomplete: {len(absent)} weight files missing, first {absent[0]}"
-        )
+        raise ModelFolderError(f"{folder} is incomplete: {len(absent)} weight files missing, first {absent[0]}")
 
 
 def load_tokenizer(model: Path | str, revision: str = "main") -> Any:
@@ -158,9 +152,7 @@ def _indexed_shards(folder: Path) -> set[str]:
 def _folder_hash(folder: Path, cache: Path) -> str:
     """`folder-` and 16 hex digits over config, tokenizer and weights."""
     names = ["config.json", "generation_config.json", "chat_template.jinja", "tokenizer_config.json"]
-    files = [folder / name for name in (*names, *TOKENIZER_FILES) if (folder / name).is_file()] + _weights(
-        folder
-    )
+    files = [folder / name for name in (*names, *TOKENIZER_FILES) if (folder / name).is_file()] + _weights(folder)
     seen = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     memo = cache / "revisions" / hashlib.sha256(repr(seen).encode()).hexdigest()[:32]
     if memo.is_file():
@@ -221,9 +213,7 @@ def _builtin_folder(name: str, cache: Path, say: Say) -> Path:
                 say(f"converted {name}")
     except OSError as error:
         cause = f"{error.strerror or error}"
-        raise ModelFolderError(
-            f"cannot write the model cache {models}: {cause}; set STILLHOUSE_CACHE"
-        ) from None
+        raise ModelFolderError(f"cannot write the model cache {models}: {cause}; set STILLHOUSE_CACHE") from None
     return folder
 
 
@@ -255,9 +245,7 @@ def _make_folder(gguf: Path, folder: Path) -> None:
         _convert_in_subprocess(gguf, scratch)
         check_model_folder(scratch)
         sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
-        (scratch / MARKER).write_text(
-            json.dumps({"source": gguf.name, "conversion": CONVERSION, "sizes": sizes})
-        )
+        (scratch / MARKER).write_text(json.dumps({"source": gguf.name, "conversion": CONVERSION, "sizes": sizes}))
         if folder.exists():
             shutil.rmtree(folder)
         scratch.rename(folder)
@@ -308,9 +296,7 @@ def check_digits(tokenizer: Any) -> None:
     """Raises ModelFolderError unless `12` after line breaks is the two tokens it was in pretraining."""
     ids = tokenizer.encode("\n\n12", add_special_tokens=False)
     if [tokenizer.decode([token]) for token in ids[-2:]] != ["1", "2"]:
-        raise ModelFolderError(
-            "the converted tokenizer does not split digits: transformers has changed; pin it"
-        )
+        raise ModelFolderError("the converted tokenizer does not split digits: transformers has changed; pin it")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ class Sample:
     top_p: float
     max_tokens: int
     replica: int
-    seed: int | None  # None where the engine draws its own (vLLM's CPU engine cannot take one)
+    seed: int | None  # None where the endpoint was not given one
     prompt_tokens: int
     completion_tokens: int
     finish_reason: str

@@ -79,9 +79,7 @@ class PromptTemplate:
                 "the tokenizer has no chat template; use the model's instruct variant, "
                 "or add a chat_template.jinja to its folder"
             )
-        rendered = tokenizer.apply_chat_template(
-            self.messages(prompt), tokenize=False, add_generation_prompt=True
-        )
+        rendered = tokenizer.apply_chat_template(self.messages(prompt), tokenize=False, add_generation_prompt=True)
         return str(rendered).removesuffix(self.prefill)
 
 

@@ -83,9 +83,7 @@ def read_attempts(dataset: Dataset) -> list[Attempt]:
 def _start(dataset: Dataset, stage: str, shard: int, run_id: str) -> Attempt:
     number = 1 + max(_numbers(dataset, stage, shard), default=0)
     now = datetime.now(UTC).isoformat()
-    record = Attempt(
-        stage, shard, number, AttemptState.RUNNING, run_id, os.getpid(), socket.gethostname(), now
-    )
+    record = Attempt(stage, shard, number, AttemptState.RUNNING, run_id, os.getpid(), socket.gethostname(), now)
     _write(dataset, record)
     return record
 
@@ -103,9 +101,7 @@ def _end(record: Attempt, state: AttemptState, error: BaseException | None) -> N
 
 
 def _write(dataset: Dataset, record: Attempt) -> None:
-    dataset.write_text(
-        _relative(record.stage, record.shard, record.attempt), json.dumps(asdict(record), indent=1)
-    )
+    dataset.write_text(_relative(record.stage, record.shard, record.attempt), json.dumps(asdict(record), indent=1))
 
 
 def _relative(stage: str, shard: int, number: int) -> str:
@@ -113,9 +109,7 @@ def _relative(stage: str, shard: int, number: int) -> str:
 
 
 def _numbers(dataset: Dataset, stage: str, shard: int) -> list[int]:
-    names = (
-        _NAME.fullmatch(path.name) for path in dataset.file(f"{FOLDER}/{stage}").glob(f"{shard:06d}-*.json")
-    )
+    names = (_NAME.fullmatch(path.name) for path in dataset.file(f"{FOLDER}/{stage}").glob(f"{shard:06d}-*.json"))
     return [int(name[2]) for name in names if name]
 
 

@@ -200,8 +200,7 @@ def explain_sample(con: duckdb.DuckDBPyConnection, sample: str) -> SampleHistory
         verdicts=_dicts(con, 'from all_verdicts where sample_id = ? order by shard, "check", version', full),
         attempts=_dicts(
             con,
-            "from attempts where stage in ('generate', 'verify')"
-            f" and shard in ({shards}) order by started_at",
+            f"from attempts where stage in ('generate', 'verify') and shard in ({shards}) order by started_at",
         ),
     )
 
@@ -214,9 +213,7 @@ def _find(con: duckdb.DuckDBPyConnection, sample: str) -> str:
     if not rows:
         raise QueryError(f"no sample's id begins with `{sample}`; `select sample_id from samples` lists them")
     if len(rows) > 1:
-        raise QueryError(
-            f"several samples' ids begin with `{sample}` ({rows[0]}, {rows[1]}, …): give more digits"
-        )
+        raise QueryError(f"several samples' ids begin with `{sample}` ({rows[0]}, {rows[1]}, …): give more digits")
     return str(rows[0])
 
 
@@ -274,9 +271,7 @@ def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, rule: Acce
     _scan(con, "evaluations", snapshot.evaluations, "empty_evaluations")
     _scan(con, "all_samples", snapshot.samples, "empty_samples")
     replaced = views.read_files(snapshot.superseding, "empty_samples")
-    con.execute(
-        f"create table superseded as select sample_id, max(shard) as shard {replaced} group by sample_id"
-    )
+    con.execute(f"create table superseded as select sample_id, max(shard) as shard {replaced} group by sample_id")
     con.execute(views.samples(superseding))
     con.execute(views.all_verdicts(snapshot.verdict_table.column("filename").to_pylist()))
     con.execute(views.verdicts(superseding))

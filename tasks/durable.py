@@ -99,7 +99,5 @@ def _store_error(path: Path, error: OSError) -> StoreError:
     if error.errno in (errno.EFBIG, errno.EDQUOT):
         return StoreError(f"a file-size limit or quota stops {path} ({cause}); raise it, then run again")
     if error.errno in _READ_ONLY:
-        return refused(
-            f"{path} is read-only for this user ({cause}); make it writable or choose another folder"
-        )
+        return refused(f"{path} is read-only for this user ({cause}); make it writable or choose another folder")
     return StoreError(f"cannot write {path}: {cause}")

@@ -45,11 +45,6 @@ class EngineSpec:
         """Whether the server is ours to start and stop."""
         return not self.urls
 
-    @property
-    def takes_seeds(self) -> bool:
-        """vLLM's CPU engine dies of a seeded request whose prefill is chunked (seen with 0.32)."""
-        return not self.managed or self.options.gpus > 0
-
 
 class Engine:
     """A context manager; `client()` is thread-safe and always returns a client of a live engine."""
@@ -98,16 +93,11 @@ class Engine:
         if not self.spec.managed:
             raise SamplerError(f"the endpoint {self.spec.urls[0]} cannot serve {model}", retryable=False)
         with self._lock:
-            target = resolve_model(model)
+            target = resolve_model(model, self.spec.revision)
             running = self._server is not None and self._server.alive()
             if running and self._folder == target:
                 return
-            if (
-                running
-                and self._folder
-                and isinstance(target, Path)
-                and same_architecture(self._folder, target)
-            ):
+            if running and self._folder and isinstance(target, Path) and same_architecture(self._folder, target):
                 assert self._server is not None
                 self._server.load_weights(target)
                 self._folder = target
@@ -125,13 +115,13 @@ class Engine:
                 concurrency=self._concurrency,
                 timeout_seconds=self._timeout_seconds,
                 api_key=os.environ.get(self.spec.api_key_env) if self.spec.api_key_env else None,
-                alive=self._server.alive if self._server else None,
+                alive=self._server.check if self._server else None,
             )
         )
 
     def _start_server(self, model: str) -> VLLMServer:
-        target = resolve_model(model)
-        with ticking("start vLLM", None, "") as ticker:
+        target = resolve_model(model, self.spec.revision)
+        with ticking("start vLLM", None, "steps") as ticker:
             self._server = self._open.enter_context(
                 VLLMServer(
                     target,

@@ -122,9 +122,7 @@ def evaluation_key(contestant: Contestant, suite: Suite, versions: Mapping[str, 
     return content_hash("evaluation", who, how, statistics, problems, dict(versions), digits=16)
 
 
-@task(
-    name="evaluate", task_run_name="evaluate {contestant.model} step {contestant.step}", cache_policy=NO_CACHE
-)
+@task(name="evaluate", task_run_name="evaluate {contestant.model} step {contestant.step}", cache_policy=NO_CACHE)
 def evaluate(
     run: Run,
     engine: Engine,
@@ -166,7 +164,7 @@ def _answers(
     engine: Engine, tokenizer: ChatTokenizer, pool: VerifierPool, contestant: Contestant, suite: Suite
 ) -> list[Answer]:
     jobs = [(problem, replica) for problem in suite.problems for replica in range(suite.replicas)]
-    requests = [_request(engine, tokenizer, contestant, suite, *job) for job in jobs]
+    requests = [_request(tokenizer, contestant, suite, *job) for job in jobs]
     label = f"evaluate {contestant.model}" + (f" @{contestant.step}" if contestant.step else "")
     with ticking(label, len(requests), "answers") as ticker:
         completions = engine.client().complete(requests, on_done=lambda c: ticker.count(c.completion_tokens))
@@ -211,7 +209,6 @@ def _answers(
 
 
 def _request(
-    engine: Engine,
     tokenizer: ChatTokenizer,
     contestant: Contestant,
     suite: Suite,
@@ -219,12 +216,10 @@ def _request(
     replica: int,
 ) -> Request:
     template = contestant.template
-    source = Provenance(
-        contestant.model, contestant.revision, template.fingerprint, suite.temperature, suite.top_p
-    )
+    source = Provenance(contestant.model, contestant.revision, template.fingerprint, suite.temperature, suite.top_p)
     key = sample_id(problem.problem_id, source, replica)
     prompt = template.render(tokenizer, problem.prompt) + template.prefill
-    return Request(key, prompt, sample_seed(key) if engine.spec.takes_seeds else None, suite.max_tokens)
+    return Request(key, prompt, sample_seed(key), suite.max_tokens)
 
 
 def measure(answers: Sequence[Answer], contestant: Contestant, suite: Suite) -> list[Evaluation]:
@@ -254,9 +249,7 @@ def _metrics(problems: Sequence[Sequence[Answer]], suite: Suite) -> dict[str, li
 
 
 def _row(contestant: Contestant, suite: Suite, name: str, metric: str, values: Sequence[float]) -> Evaluation:
-    low, high = bootstrap_interval(
-        values, confidence=suite.confidence, resamples=suite.bootstrap, seed=suite.seed
-    )
+    low, high = bootstrap_interval(values, confidence=suite.confidence, resamples=suite.bootstrap, seed=suite.seed)
     return Evaluation(
         model=contestant.model,
         step=contestant.step,

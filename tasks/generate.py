@@ -45,9 +45,7 @@ def generate_shard(run: Run, generation: Generation, shard: int, ticker: Ticker)
     with attempt(run.dataset, STAGE, shard, run.run_id) as record:
         plan = read_plan(run.dataset, shard)
         requests = _requests(run, generation, plan)
-        completions = generation.engine.client().complete(
-            requests, on_done=lambda c: ticker.count(c.completion_tokens)
-        )
+        completions = generation.engine.client().complete(requests, on_done=lambda c: ticker.count(c.completion_tokens))
         samples = [
             _sample(shard, planned, generation, request, completion)
             for planned, request, completion in zip(plan, requests, completions, strict=True)
@@ -69,10 +67,7 @@ def _requests(run: Run, generation: Generation, plan: Sequence[PlannedSample]) -
         key: generation.template.render(generation.tokenizer, problem.prompt) + generation.template.prefill
         for key, problem in problems.items()
     }
-    seeded = generation.engine.spec.takes_seeds
-    return [
-        Request(p.sample_id, rendered[p.problem_id], p.seed if seeded else None, p.max_tokens) for p in plan
-    ]
+    return [Request(p.sample_id, rendered[p.problem_id], p.seed, p.max_tokens) for p in plan]
 
 
 def _sample(

@@ -247,9 +247,7 @@ def _checked(text: str, name: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _UnfitError(
-            RejectReason.NOT_UTF8, f"`{name}` is not UTF-8 at character {error.start}"
-        ) from error
+        raise _UnfitError(RejectReason.NOT_UTF8, f"`{name}` is not UTF-8 at character {error.start}") from error
     return text
 
 

@@ -39,10 +39,7 @@ def _write_table(table: pa.Table, stream: BinaryIO) -> None:
     rows = [[_cell(value) for value in row] for row in _rows(table)]
     names = table.column_names
     widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
-    right = [
-        pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t)
-        for t in table.schema.types
-    ]
+    right = [pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_decimal(t) for t in table.schema.types]
     lines = [_line(row, widths, right) for row in [names, ["-" * w for w in widths], *rows]]
     lines.append(f"({table.num_rows} row{'' if table.num_rows == 1 else 's'})")
     stream.write(("\n".join(lines) + "\n").encode())

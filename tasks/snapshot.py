@@ -254,9 +254,7 @@ def _modified(dataset: Dataset, relative: str) -> str:
     return datetime.fromtimestamp(dataset.file(relative).stat().st_mtime, UTC).isoformat()
 
 
-def _shard_row(
-    key: tuple[str, int], done: Done | None, last: Attempt | None, attempts: int
-) -> dict[str, Any]:
+def _shard_row(key: tuple[str, int], done: Done | None, last: Attempt | None, attempts: int) -> dict[str, Any]:
     state = ShardState.DONE if done else _state(last)
     failed = last is not None and state == ShardState.FAILED
     return {

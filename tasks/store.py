@@ -202,9 +202,7 @@ class Dataset:
     def read_manifest(self, relative: str) -> Manifest | None:
         """A file's manifest if it is valid (JSON of this format, file there, size equal), else None."""
         target = self.file(relative)
-        manifest = _parse_manifest(
-            self.read_json(str(PurePosixPath(relative).with_suffix(".json"))), relative
-        )
+        manifest = _parse_manifest(self.read_json(str(PurePosixPath(relative).with_suffix(".json"))), relative)
         try:
             return manifest if manifest and target.stat().st_size == manifest.bytes else None
         except FileNotFoundError:
@@ -224,9 +222,7 @@ class Dataset:
     def read_table(self, relative: str, columns: list[str] | None = None) -> pa.Table:
         """A shard's rows; StoreError where it does not exist or no longer reads."""
         if self.read_manifest(relative) is None:
-            raise StoreError(
-                f"{self.file(relative)} is missing or incomplete; run the recipe again to make it"
-            )
+            raise StoreError(f"{self.file(relative)} is missing or incomplete; run the recipe again to make it")
         try:
             return pq.ParquetFile(self.file(relative)).read(columns=columns)
         except (OSError, pa.ArrowException) as error:
@@ -247,9 +243,7 @@ class Dataset:
         wanted = json.loads(json.dumps(identity))
         stored = self.read_json(RECIPE) or {"format": FORMAT, "identity": wanted}
         if stored["format"] != FORMAT:
-            raise durable.refused(
-                f"{self.path} has layout {stored['format']}, this Stillhouse reads {FORMAT}"
-            )
+            raise durable.refused(f"{self.path} has layout {stored['format']}, this Stillhouse reads {FORMAT}")
         differences = _differences(stored["identity"], wanted)
         if differences:
             raise RecipeError(_drift(self.path, differences))
@@ -311,9 +305,7 @@ def _with_text_hash(table: pa.Table) -> pa.Table:
     if _HASHED not in table.column_names:
         return table
     hashes = [_hash64(text) for text in table.column(_HASHED).to_pylist()]
-    return table.append_column(
-        pa.field(TEXT_HASH, pa.uint64(), nullable=False), pa.array(hashes, pa.uint64())
-    )
+    return table.append_column(pa.field(TEXT_HASH, pa.uint64(), nullable=False), pa.array(hashes, pa.uint64()))
 
 
 def _hash64(text: str) -> int:
@@ -349,11 +341,7 @@ def _row_group_rows(table: pa.Table) -> int:
 def _read_back(path: Path, table: pa.Table, digest: str | None) -> None:
     """Decodes the whole file, page checksums included, and compares rows, columns and ids."""
     stored = pq.ParquetFile(path, page_checksum_verification=True).read()
-    same = (
-        stored.num_rows == table.num_rows
-        and stored.schema.equals(table.schema)
-        and _digest_of(stored) == digest
-    )
+    same = stored.num_rows == table.num_rows and stored.schema.equals(table.schema) and _digest_of(stored) == digest
     if not same:
         raise StoreError(f"{path} does not read back as it was written; check the disk")
 
@@ -374,9 +362,7 @@ def _versions() -> dict[str, str]:
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         return {prefix: value}
-    return {
-        k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}.{name}".strip(".")).items()
-    }
+    return {k: v for name, inner in value.items() for k, v in _flat(inner, f"{prefix}.{name}".strip(".")).items()}
 
 
 def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:

@@ -78,9 +78,9 @@ def rejected_preview(con: duckdb.DuckDBPyConnection, count: int) -> Rows:
 
 def telling_sample(con: duckdb.DuckDBPyConnection) -> str | None:
     """A sample whose history is worth explaining: a wrong answer where there is one."""
-    rows = _rows(
-        con, """select sample_id from rejected order by "check" = 'math' desc, sample_id limit 1"""
-    ) or _rows(con, "select sample_id from samples order by sample_id limit 1")
+    rows = _rows(con, """select sample_id from rejected order by "check" = 'math' desc, sample_id limit 1""") or _rows(
+        con, "select sample_id from samples order by sample_id limit 1"
+    )
     return rows[0]["sample_id"] if rows else None
 
 

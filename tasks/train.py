@@ -24,12 +24,13 @@ from tasks.attempts import attempt
 from tasks.processes import last_lines, run_watched
 from tasks.progress import Ticker, ticking
 from tasks.run import Run
+from tasks.snapshot import SET_ASIDE
 from tasks.store import STUDENTS
 
 # Spinning OpenMP threads beside another busy process fall to 1-3 tokens/s; waiting ones do not.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 INPUTS = "inputs.json"  # what the student in this folder is made of
-SET_ASIDE = "old"
+
 _SHOWN = ("loss", "kl", "reward", "accuracy", "tokens_per_second")
 
 
@@ -51,9 +52,7 @@ def train(run: Run, student: str, job: Mapping[str, Any]) -> Path:
     ):
         follower = _Follower(out / "metrics.jsonl", ticker)
         command = [sys.executable, "-m", "model.training", str(job_file)]
-        status = run_watched(
-            command, log, ENVIRONMENT | {"STILLHOUSE_PARENT": str(os.getpid())}, follower.poll
-        )
+        status = run_watched(command, log, ENVIRONMENT | {"STILLHOUSE_PARENT": str(os.getpid())}, follower.poll)
         if status != EXIT_DONE:
             raise _failure(student, status, log)
         record.rows = follower.step
@@ -70,7 +69,7 @@ def _prepare(run: Run, student: str, job: Mapping[str, Any]) -> None:
     out = run.dataset.file(f"{STUDENTS}/{student}")
     stored = _stored_inputs(out)
     if stored is not None and stored != _inputs(job):
-        out.rename(run.dataset.file(f"{STUDENTS}/{SET_ASIDE}-{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
+        out.rename(run.dataset.file(f"{STUDENTS}/{SET_ASIDE}{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
     run.dataset.write_text(f"{STUDENTS}/{student}/{INPUTS}", json.dumps(_inputs(job), indent=1))
     run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps(dict(job), indent=1))
 
@@ -106,9 +105,7 @@ class _Follower:
             except ValueError:  # the last line may be half written; the one before it is whole
                 continue
             self.step = int(row["step"])
-            note = "  ".join(
-                f"{key} {row[key]:.3g}" for key in _SHOWN if isinstance(row.get(key), int | float)
-            )
+            note = "  ".join(f"{key} {row[key]:.3g}" for key in _SHOWN if isinstance(row.get(key), int | float))
             self._ticker.set(self.step, row.get("total_steps"), note)
             return
 

@@ -38,10 +38,7 @@ def verify_shard(run: Run, pool: VerifierPool, shard: int, ticker: Ticker) -> in
         for place, check in enumerate(pool.checks):
             if check not in missing:
                 continue
-            rows = [
-                _verdict(sample_id, check, *result[place])
-                for sample_id, result in zip(ids, results, strict=True)
-            ]
+            rows = [_verdict(sample_id, check, *result[place]) for sample_id, result in zip(ids, results, strict=True)]
             run.dataset.write_shard(
                 verdict_path(check.name, check.version, shard),
                 to_table(rows, VERDICT_SCHEMA),

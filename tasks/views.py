@@ -36,9 +36,7 @@ class AcceptRule:
         if not 0.0 <= low <= high <= 1.0:
             raise RecipeError(f"accept.pass_rate must be a band within [0, 1], not [{low}, {high}]")
         if self.max_per_problem < 0:
-            raise RecipeError(
-                f"accept.max_per_problem must be 0 (no cap) or more, not {self.max_per_problem}"
-            )
+            raise RecipeError(f"accept.max_per_problem must be 0 (no cap) or more, not {self.max_per_problem}")
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> AcceptRule:
@@ -107,9 +105,7 @@ def tested(rule: AcceptRule, current: Mapping[str, Sequence[str]], superseding: 
     """One row per sample: the required check it was lost at (null: passed all), why, and that verdict."""
     checks = range(len(rule.require))
     lost_at = _first_loss([quote(PENDING)] * len(checks), [quote(name) for name in rule.require])
-    reason = _first_loss(
-        [quote(f"no_{name}_verdict") for name in rule.require], [f"c{i}.reason" for i in checks]
-    )
+    reason = _first_loss([quote(f"no_{name}_verdict") for name in rule.require], [f"c{i}.reason" for i in checks])
     verdict = _first_loss(["null"] * len(checks), [f"c{i}.verdict" for i in checks])
     joins = "\n".join(
         f"left join ({_verdicts_of(check, current.get(check, ()), superseding)}) c{i} using (sample_id)"

@@ -93,9 +93,7 @@ def wanted_samples(
     return [planned(problem, replica) for problem in problem_ids for replica in range(replicas)]
 
 
-def plan_generate(
-    dataset: Dataset, wanted: Iterable[PlannedSample], *, shard_size: int, fingerprint: str
-) -> list[int]:
+def plan_generate(dataset: Dataset, wanted: Iterable[PlannedSample], *, shard_size: int, fingerprint: str) -> list[int]:
     """Plans what `wanted` (all that the recipe asks for) adds to the dataset, and returns the new shards.
 
     A sample is covered when it was planned before, under any shard layout, with at least the wanted
@@ -107,9 +105,7 @@ def plan_generate(
     _refresh_pending(dataset, rows, done, fingerprint)
     planned = _latest_plans(dataset, done)
     new = [row for row in rows.values() if row.sample_id not in planned]
-    short = [
-        r for r in rows.values() if r.sample_id in planned and planned[r.sample_id].max_tokens < r.max_tokens
-    ]
+    short = [r for r in rows.values() if r.sample_id in planned and planned[r.sample_id].max_tokens < r.max_tokens]
     cut = _cut_by_limit(dataset, {planned[row.sample_id].shard for row in short}, done)
     again = [row for row in short if (planned[row.sample_id].shard, row.sample_id) in cut]
     shards = _write_plans(dataset, new, shard_size, fingerprint, supersedes=False)
@@ -205,10 +201,7 @@ def verdict_files(dataset: Dataset, done: Mapping[int, Manifest] | None = None) 
     folders = sorted(p.relative_to(dataset.path).as_posix() for p in dataset.file(VERDICTS).glob("*/*"))
     found = [m for folder in folders for m in dataset.manifests(folder) if _fits(m, done)]
     best = _current_versions(found, current_checks(dataset))
-    return [
-        VerdictFile(m.relative, *_check_of(m), m.shard, m.relative in best, m.created_at, m.rows)
-        for m in found
-    ]
+    return [VerdictFile(m.relative, *_check_of(m), m.shard, m.relative in best, m.created_at, m.rows) for m in found]
 
 
 def last_attempts(attempts: Iterable[Attempt]) -> dict[tuple[str, int], Attempt]:
@@ -270,9 +263,7 @@ def _refresh_pending(
             continue
         rows = read_plan(dataset, shard)
         now = (
-            _raised(rows, wanted)
-            if supersedes(plan)
-            else [wanted[r.sample_id] for r in rows if r.sample_id in wanted]
+            _raised(rows, wanted) if supersedes(plan) else [wanted[r.sample_id] for r in rows if r.sample_id in wanted]
         )
         if not now:
             dataset.remove_shard(plan_path(shard))

@@ -153,9 +153,7 @@ class FakeEndpoint:
         if path in ("/health", "/v1/health"):
             return 200, b"{}"
         if path == "/v1/models":
-            return 200, json.dumps(
-                {"object": "list", "data": [{"id": self.model, "object": "model"}]}
-            ).encode()
+            return 200, json.dumps({"object": "list", "data": [{"id": self.model, "object": "model"}]}).encode()
         if path in ("/collective_rpc", "/reset_prefix_cache"):
             self.engine_calls.append((path, json.loads(body)))
             return 200, b'{"success": true}'
@@ -243,9 +241,7 @@ def _answer(text: str, reason: str, prompt_tokens: int, completion_tokens: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--model", default="fake")
     parser.add_argument("--accuracy", type=float, default=0.7)

@@ -65,9 +65,7 @@ def test_every_package_file_opens_with_what_it_promises() -> None:
 def test_importing_stays_light(module: str, heavy: set[str]) -> None:
     """In a fresh interpreter, since this one has imported everything already."""
     code = f"import sys, {module}; print(' '.join({{name.split('.')[0] for name in sys.modules}}))"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not set(loaded.stdout.split()) & heavy
 
 

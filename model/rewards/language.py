@@ -51,21 +51,15 @@ _MORE_TARGETS = {
     "arabic": ("ur",),
 }
 SCRIPT_OF = {
-    code: script
-    for script, (_, codes) in _SCRIPTS.items()
-    for code in (*codes, *_MORE_TARGETS.get(script, ()))
+    code: script for script, (_, codes) in _SCRIPTS.items() for code in (*codes, *_MORE_TARGETS.get(script, ()))
 }
 
 _RUN = re.compile(
-    "|".join(
-        rf"(?P<{name}>[{chars}]{{1,64}}(?:['’][{chars}]{{1,64}})*)" for name, (chars, _) in _SCRIPTS.items()
-    )
+    "|".join(rf"(?P<{name}>[{chars}]{{1,64}}(?:['’][{chars}]{{1,64}})*)" for name, (chars, _) in _SCRIPTS.items())
 )
 _SENTENCE = re.compile(r"[.!?;:。！？；：]+(?:\s|$)|[。！？；]|\n")
 _FENCES = (("```", "```"), ("$$", "$$"), (r"\[", r"\]"), (r"\(", r"\)"))
-_MARKUP = re.compile(
-    r"\$[^$\n]{1,500}\$|`[^`\n]{1,500}`|\\[A-Za-z]+|</?[a-z]+>|https?://\S+|\b[^\W\d_]*+[\d_]\w*"
-)
+_MARKUP = re.compile(r"\$[^$\n]{1,500}\$|`[^`\n]{1,500}`|\\[A-Za-z]+|</?[a-z]+>|https?://\S+|\b[^\W\d_]*+[\d_]\w*")
 
 
 @dataclass(frozen=True, slots=True)

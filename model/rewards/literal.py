@@ -55,9 +55,7 @@ _LOOKALIKES = str.maketrans(
 
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _COMMANDS = (r"\boxed{", r"\text{", r"\mathrm{", r"\textbf{", r"\mathbf{")
-_LEAD_IN = re.compile(
-    r"(?:so |thus |therefore )?(?:the )?(?:final |correct )?answer(?: is)?\s*[:=]?\s+", re.IGNORECASE
-)
+_LEAD_IN = re.compile(r"(?:so |thus |therefore )?(?:the )?(?:final |correct )?answer(?: is)?\s*[:=]?\s+", re.IGNORECASE)
 _SPACING = re.compile(r"\\[,!;: ]|~|\\quad|\\qquad")
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?)(?![a-zA-Z])")
 _FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
@@ -178,11 +176,7 @@ def _ungrouped(text: str) -> Fraction | None:
         return -value if value is not None and sign == "-" else value
     if scientific := _SCIENTIFIC.fullmatch(text):
         exponent = int(scientific.group(2))
-        return (
-            Fraction(scientific.group(1)) * Fraction(10) ** exponent
-            if abs(exponent) <= _MAX_SCIENTIFIC
-            else None
-        )
+        return Fraction(scientific.group(1)) * Fraction(10) ** exponent if abs(exponent) <= _MAX_SCIENTIFIC else None
     return None
 
 

@@ -74,8 +74,7 @@ class VerifierPool:
         self._lock = threading.Lock()
         assignment = Assignment(tuple(names), settings or CheckSettings())
         self._slots = [
-            _Slot(self._chunks, self._closing, assignment, timeout_seconds, memory_bytes)
-            for _ in range(workers)
+            _Slot(self._chunks, self._closing, assignment, timeout_seconds, memory_bytes) for _ in range(workers)
         ]
 
     def run(self, items: Sequence[Scored]) -> list[list[Timed]]:
@@ -180,9 +179,7 @@ class _Slot:
             self._discard()
             position = len(chunk.timed)
             if trouble.reason == "timed_out" or position == alone:
-                chunk.timed.append(
-                    (trouble, self._timeout_seconds * 1000.0 if trouble.reason == "timed_out" else 0.0)
-                )
+                chunk.timed.append((trouble, self._timeout_seconds * 1000.0 if trouble.reason == "timed_out" else 0.0))
             else:
                 alone = position
 

@@ -42,11 +42,7 @@ def reward(
     right = accuracy(judgements)
     if right is None:
         return unscored
-    return (
-        right
-        + format_weight * _score(judgements, "format")
-        + language_weight * _score(judgements, "language")
-    )
+    return right + format_weight * _score(judgements, "format") + language_weight * _score(judgements, "language")
 
 
 def _score(judgements: Mapping[str, Judgement], name: str) -> float:

@@ -74,9 +74,7 @@ class _Endpoint:
         self.in_flight = self.served = self.failures = 0
         self.rests_until = 0.0
         timeout = httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds), pool=None)
-        self.http = httpx.AsyncClient(
-            headers=headers, timeout=timeout, transport=_transport(self.url, concurrency)
-        )
+        self.http = httpx.AsyncClient(headers=headers, timeout=timeout, transport=_transport(self.url, concurrency))
 
     def succeeded(self) -> None:
         self.failures, self.rests_until = 0, 0.0
@@ -168,9 +166,7 @@ class CompletionsClient:
 
     async def _open(self) -> None:
         self._slots = asyncio.Semaphore(self._concurrency)
-        self._endpoints = [
-            _Endpoint(url, self._concurrency, self._timeout_seconds, self._headers) for url in self.urls
-        ]
+        self._endpoints = [_Endpoint(url, self._concurrency, self._timeout_seconds, self._headers) for url in self.urls]
 
     async def _close(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -347,9 +343,7 @@ def _refused(request: Request, message: str, seconds: float) -> Completion:
     return Completion(request.key, "", FinishReason.REFUSED, 0, 0, seconds, message)
 
 
-def _completion(
-    request: Request, response: httpx.Response, stop: tuple[str, ...], seconds: float
-) -> Completion:
+def _completion(request: Request, response: httpx.Response, stop: tuple[str, ...], seconds: float) -> Completion:
     try:
         body = response.json()
         choice, usage = body["choices"][0], body["usage"]

@@ -123,9 +123,7 @@ class VLLMServer:
     def start(self) -> None:
         """Returns once the server answers for the model; leaves nothing behind when it does not."""
         if sys.platform != "linux":
-            raise SamplerError(
-                "a managed vLLM needs Linux; name a server's URL in the recipe", retryable=False
-            )
+            raise SamplerError("a managed vLLM needs Linux; name a server's URL in the recipe", retryable=False)
         if isinstance(self.model, Path):
             check_model_folder(self.model)
         self.port, self._reservation = _reserve_port()
@@ -169,9 +167,7 @@ class VLLMServer:
         check_model_folder(folder)
         self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
         if self._post("/reset_prefix_cache", {}).get("success") is False:
-            raise SamplerError(
-                "vLLM kept old prefixes because requests are running; load weights between calls"
-            )
+            raise SamplerError("vLLM kept old prefixes because requests are running; load weights between calls")
 
     def _launch(self) -> subprocess.Popen[bytes]:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,8 +181,7 @@ class VLLMServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
-                env=os.environ
-                | server_environment(self.options, local=Path(self.model).is_dir(), given=os.environ),
+                env=os.environ | server_environment(self.options, local=Path(self.model).is_dir(), given=os.environ),
             )
 
     def _wait_until_ready(self) -> None:
@@ -224,9 +219,7 @@ class VLLMServer:
         try:
             answer = httpx.post(root + path, json=body, timeout=RELOAD_SECONDS, trust_env=False)
         except httpx.TransportError as error:
-            raise SamplerError(
-                f"vLLM did not answer {path} ({type(error).__name__}); see {self.log_path}"
-            ) from None
+            raise SamplerError(f"vLLM did not answer {path} ({type(error).__name__}); see {self.log_path}") from None
         if answer.status_code != httpx.codes.OK:
             raise SamplerError(f"vLLM refused {path}: HTTP {answer.status_code}, see {self.log_path}")
         return answer.json() if answer.content else {}

@@ -53,9 +53,7 @@ class DistillStage(ExampleStage):
                 teacher_NV = head(teacher_hidden_NH[rows])[:, : self.vocabulary]
             student_NV = logits_NV[:, : self.vocabulary]
             job = self.job
-            distance_N = divergence(
-                student_NV, teacher_NV, job.divergence, beta=job.beta, temperature=job.temperature
-            )
+            distance_N = divergence(student_NV, teacher_NV, job.divergence, beta=job.beta, temperature=job.temperature)
             cross_entropy_N = -token_log_probs(student_NV.detach(), batch.targets_N[rows])
             metrics = {"divergence": distance_N.detach().sum(), "cross_entropy": cross_entropy_N.sum()}
             return distillation_loss(distance_N, batch.weights_N[rows]), metrics

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from model.errors import TrainingError
 from model.training.checkpoint import save_model, write_folder
@@ -44,6 +45,7 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal) -> Non
     started = time.perf_counter()
     if job.threads:
         torch.set_num_threads(job.threads)
+    disable_progress_bar()  # metrics.jsonl tells how far it is
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, tokenizer = load_model(job.init, job.dtype, device)
     try:

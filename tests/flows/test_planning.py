@@ -192,7 +192,5 @@ def test_planning_does_not_load_what_it_does_not_need() -> None:
 @pytest.mark.parametrize(("replicas", "text"), [(1, "16 kB"), (100, "1.6 MB"), (4000, "64 MB")])
 def test_disk_is_readable(replicas: int, text: str) -> None:
     """80 problems, 100 tokens each, 2 bytes a token."""
-    line = next(
-        line for line in render(planned(f"generate.replicas={replicas}")).splitlines() if "disk" in line
-    )
+    line = next(line for line in render(planned(f"generate.replicas={replicas}")).splitlines() if "disk" in line)
     assert f" {text} " in line

@@ -321,10 +321,7 @@ def test_recipe_is_a_prefect_parameter() -> None:
     def flow(recipe: Recipe) -> None: ...
 
     schema = parameter_schema(flow).model_dump_for_openapi()
-    assert (
-        schema["definitions"]["GenerateSection"]["properties"]["replicas"]["description"]
-        == "Samples per problem."
-    )
+    assert schema["definitions"]["GenerateSection"]["properties"]["replicas"]["description"] == "Samples per problem."
 
 
 def test_importing_recipe_and_plan_loads_nothing_heavy_and_is_quick() -> None:

@@ -1,4 +1,4 @@
-"""A shard whose endpoint fails is `failed` with its error; `rerun --failed` makes that shard and touches nothing else."""
+"""A shard whose endpoint fails is `failed` with its error; `rerun --failed` makes it and touches nothing else."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def test_a_failed_shard_is_told_and_made_again_alone(
     run = stillhouse("run", recipe)
     assert run.returncode == 1, run.stderr
     assert "rerun" in run.stderr.splitlines()[-1]
-    failed = _rows(
-        dataset, "select stage, shard, attempts, error_type, error from shards where state = 'failed'"
-    )
+    failed = _rows(dataset, "select stage, shard, attempts, error_type, error from shards where state = 'failed'")
     assert [row[:4] for row in failed] == [("generate", 1, 3, "SamplerError")]
     assert "500" in failed[0][4]
     assert _rows(dataset, "select distinct shard from samples where shard = 1") == []

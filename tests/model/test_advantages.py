@@ -10,9 +10,7 @@ from model.advantages import Advantage, group_advantages, silent_groups
 
 def test_one_winner_in_four() -> None:
     advantages = group_advantages(torch.tensor([[0.0, 1.0, 0.0, 0.0]]), Advantage.GRPO)[0].tolist()
-    assert advantages == pytest.approx(
-        [-1 / math.sqrt(3), math.sqrt(3), -1 / math.sqrt(3), -1 / math.sqrt(3)]
-    )
+    assert advantages == pytest.approx([-1 / math.sqrt(3), math.sqrt(3), -1 / math.sqrt(3), -1 / math.sqrt(3)])
 
 
 def test_the_std_divides_by_the_group_size() -> None:

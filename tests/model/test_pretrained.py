@@ -77,9 +77,7 @@ def test_two_who_ask_at_once_get_one_conversion(conversions: list[Path], tmp_pat
     ],
     ids=["cut weights", "lost tokenizer", "lost marker", "broken marker", "strange marker"],
 )
-def test_a_damaged_cache_is_made_again(
-    conversions: list[Path], tmp_path: Path, damage: Callable[[Path], Any]
-) -> None:
+def test_a_damaged_cache_is_made_again(conversions: list[Path], tmp_path: Path, damage: Callable[[Path], Any]) -> None:
     folder = Path(resolve_model(BUILTIN, cache_dir=tmp_path))
     damage(folder)
     assert not is_complete(folder)
@@ -88,9 +86,7 @@ def test_a_damaged_cache_is_made_again(
     assert len(conversions) == 2
 
 
-def test_what_a_killed_conversion_left_is_no_model_and_is_removed(
-    conversions: list[Path], tmp_path: Path
-) -> None:
+def test_what_a_killed_conversion_left_is_no_model_and_is_removed(conversions: list[Path], tmp_path: Path) -> None:
     leftover = write_model(tmp_path / "models" / "smollm2-135m-instruct-0.1.2-c1.making-abc")
     folder = Path(resolve_model(BUILTIN, cache_dir=tmp_path))
     assert len(conversions) == 1

@@ -44,9 +44,7 @@ def test_a_prompt_is_system_then_worked_turns_then_the_question() -> None:
 def test_the_student_sees_no_worked_turns() -> None:
     rendered = TEMPLATE.without_shots().render(ChatML(), "2 + 3?")
     assert rendered == (
-        "<|im_start|>system\nYou answer.<|im_end|>\n"
-        "<|im_start|>user\n2 + 3?<|im_end|>\n"
-        "<|im_start|>assistant\n"
+        "<|im_start|>system\nYou answer.<|im_end|>\n<|im_start|>user\n2 + 3?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
@@ -107,9 +105,7 @@ def test_split_completion(text: str, reasoning: str | None, answer: str | None) 
     assert split_completion(text) == (reasoning, answer)
 
 
-@pytest.mark.parametrize(
-    "tag", ["<think>", "</think>", "<answer>", "</answer>", "<answer></answer>", "<", "</think"]
-)
+@pytest.mark.parametrize("tag", ["<think>", "</think>", "<answer>", "</answer>", "<answer></answer>", "<", "</think"])
 def test_splitting_takes_linear_time_whatever_a_model_writes(tag: str) -> None:
     text = tag * (2_000_000 // len(tag))
     start = time.perf_counter()

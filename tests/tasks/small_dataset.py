@@ -100,9 +100,7 @@ def judge(
     rows = []
     for row in read_plan(dataset, shard):
         status = Status(verdict(row))
-        rows.append(
-            Verdict(row.sample_id, check, version, status, 1.0, (reasons or {}).get(status, str(status)))
-        )
+        rows.append(Verdict(row.sample_id, check, version, status, 1.0, (reasons or {}).get(status, str(status))))
     table = to_table(rows, VERDICT_SCHEMA)
     extra = verdict_extra(samples)
     path = verdict_path(check, version, shard)

@@ -122,10 +122,7 @@ def test_counts_add_up(tmp_path: Path) -> None:
 
 
 def test_a_gold_that_nobody_can_parse_is_kept(tmp_path: Path) -> None:
-    assert (
-        load_problems([jsonl(tmp_path, {"prompt": "p", "gold": r"\frac{1}{"})]).problems[0].gold
-        == r"\frac{1}{"
-    )
+    assert load_problems([jsonl(tmp_path, {"prompt": "p", "gold": r"\frac{1}{"})]).problems[0].gold == r"\frac{1}{"
 
 
 def test_same_prompt_with_another_gold_is_another_problem(tmp_path: Path) -> None:
@@ -334,9 +331,7 @@ def test_not_parquet(tmp_path: Path) -> None:
 
 
 def test_hugging_face_folder(tmp_path: Path) -> None:
-    (tmp_path / "test.jsonl").write_text(
-        '{"question": "a", "answer": "x #### 1"}\n{"question": "", "answer": ""}\n'
-    )
+    (tmp_path / "test.jsonl").write_text('{"question": "a", "answer": "x #### 1"}\n{"question": "", "answer": ""}\n')
     source = ProblemSource(
         "hf",
         name=str(tmp_path),
@@ -378,9 +373,7 @@ def test_missing_file_and_folder(tmp_path: Path, kind: str) -> None:
 
 def test_nothing_usable_says_why(tmp_path: Path) -> None:
     source = jsonl(tmp_path, b"{", {"prompt": ""})
-    with pytest.raises(
-        ProblemsError, match="not one usable problem in 2 rows; first: line 1, malformed_json"
-    ):
+    with pytest.raises(ProblemsError, match="not one usable problem in 2 rows; first: line 1, malformed_json"):
         load_problems([source])
 
 
@@ -458,9 +451,7 @@ def test_a_larger_share_keeps_what_a_smaller_one_held_out() -> None:
 
 def test_split_is_golden() -> None:
     """Frozen: if this moves, every dataset's held-out questions move into training."""
-    held_out = [
-        number for number, question in enumerate(QUESTIONS[:20]) if split_of(question, 0.3) == HELD_OUT
-    ]
+    held_out = [number for number, question in enumerate(QUESTIONS[:20]) if split_of(question, 0.3) == HELD_OUT]
     assert held_out == [3, 6, 7, 15, 18, 19]
 
 
@@ -526,9 +517,7 @@ def by_hand(prompt: str) -> int:
 
 
 def test_a_larger_limit_only_adds() -> None:
-    ten, twenty = (
-        load_problems([ProblemSource("builtin", name="sums-2x2", limit=n)]).problems for n in (10, 20)
-    )
+    ten, twenty = (load_problems([ProblemSource("builtin", name="sums-2x2", limit=n)]).problems for n in (10, 20))
     assert twenty[:10] == ten
     assert len({problem.prompt for problem in twenty}) == 20
 

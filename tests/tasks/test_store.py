@@ -30,9 +30,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def test_a_written_shard_reads_back_and_says_what_it_is(dataset: Dataset) -> None:
-    made = dataset.write_shard(
-        "samples/000000.parquet", rows(0), schema=SCHEMA, fingerprint="f", extra={"a": 1}
-    )
+    made = dataset.write_shard("samples/000000.parquet", rows(0), schema=SCHEMA, fingerprint="f", extra={"a": 1})
 
     manifest = dataset.read_manifest("samples/000000.parquet")
     assert manifest == made
@@ -99,9 +97,7 @@ def test_equal_texts_get_equal_hashes(dataset: Dataset) -> None:
 
 def test_long_texts_are_cut_into_row_groups_and_short_rows_are_not(dataset: Dataset) -> None:
     schema = pa.schema([pa.field("sample_id", pa.string(), nullable=False), pa.field("body", pa.string())])
-    table = pa.table(
-        {"sample_id": [str(i) for i in range(1000)], "body": ["x" * 50_000] * 1000}, schema=schema
-    )
+    table = pa.table({"sample_id": [str(i) for i in range(1000)], "body": ["x" * 50_000] * 1000}, schema=schema)
     dataset.write_shard("samples/000000.parquet", table, schema=schema, fingerprint="f")
     write(dataset, "samples/000001.parquet", rows(0, 1000))
 
@@ -141,9 +137,7 @@ def test_kill_9_at_random_instants_leaves_only_whole_shards(dataset: Dataset) ->
     clock, seen = random.Random(1), 0
     for attempt in range(20):
         started = processes.Event()
-        writer = processes.Process(
-            target=store_children.rewrite_for_ever, args=(dataset.path, 1000 * attempt, started)
-        )
+        writer = processes.Process(target=store_children.rewrite_for_ever, args=(dataset.path, 1000 * attempt, started))
         writer.start()
         assert started.wait(20)
         time.sleep(0.06 * clock.random())
@@ -176,8 +170,7 @@ def test_killed_before_each_system_call_a_shard_is_old_or_new_or_gone(dataset: D
 
 def test_threads_may_write_different_shards_at_once(dataset: Dataset) -> None:
     threads = [
-        threading.Thread(target=write, args=(dataset, f"samples/{n:06d}.parquet", rows(n * 10)))
-        for n in range(8)
+        threading.Thread(target=write, args=(dataset, f"samples/{n:06d}.parquet", rows(n * 10))) for n in range(8)
     ]
     for thread in threads:
         thread.start()

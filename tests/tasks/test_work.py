@@ -206,9 +206,7 @@ def test_failed_shards_are_those_to_be_done_whose_last_attempt_failed(dataset: D
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    steps=st.lists(
-        st.tuples(st.integers(1, 4), st.sampled_from([64, 128]), st.integers(1, 5)), min_size=1, max_size=4
-    )
+    steps=st.lists(st.tuples(st.integers(1, 4), st.sampled_from([64, 128]), st.integers(1, 5)), min_size=1, max_size=4)
 )
 def test_whatever_the_recipe_did_no_wanted_sample_is_missing_or_made_twice(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[int, int, int]]

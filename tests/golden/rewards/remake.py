@@ -16,9 +16,7 @@ PAIRS = Path(__file__).with_name("math_pairs.json")
 
 def main() -> None:
     golden = json.loads(PAIRS.read_text(encoding="utf-8"))
-    lines = [
-        json.dumps(_judged(pair["gold"], pair["answer"]), ensure_ascii=False) for pair in golden["pairs"]
-    ]
+    lines = [json.dumps(_judged(pair["gold"], pair["answer"]), ensure_ascii=False) for pair in golden["pairs"]]
     body = ",\n".join(f"    {line}" for line in lines)
     remake = json.dumps(golden["remake"])
     PAIRS.write_text(f'{{\n  "remake": {remake},\n  "pairs": [\n{body}\n  ]\n}}\n', encoding="utf-8")

@@ -51,13 +51,9 @@ def test_a_higher_upper_clip_is_dapo() -> None:
 def test_the_penalty_pulls_towards_the_reference() -> None:
     log_prob_N = torch.tensor([-1.0], requires_grad=True)
     reference_N = torch.tensor([-1.0 + math.log(2)])
-    out = grpo_terms(
-        log_prob_N, log_prob_N, reference_N, torch.zeros(1), clip_low=0.2, clip_high=0.2, kl_weight=0.1
-    )
+    out = grpo_terms(log_prob_N, log_prob_N, reference_N, torch.zeros(1), clip_low=0.2, clip_high=0.2, kl_weight=0.1)
     out.loss_N.sum().backward()
     assert out.kl_N.item() == pytest.approx(2 - math.log(2) - 1)
     assert out.loss_N.item() == pytest.approx(0.1 * (1 - math.log(2)))
     assert log_prob_N.grad is not None
-    assert log_prob_N.grad.item() == pytest.approx(
-        0.1 * (1 - 2)
-    )  # β (1 − π_ref/π_θ): more likely goes downhill
+    assert log_prob_N.grad.item() == pytest.approx(0.1 * (1 - 2))  # β (1 − π_ref/π_θ): more likely goes downhill

@@ -31,6 +31,4 @@ def test_bfloat16_logits_are_reduced_in_float32() -> None:
     logits_NV = torch.randn(8, 5000, generator=torch.Generator().manual_seed(0)).bfloat16()
     targets_N = torch.arange(8)
     exact_N = logits_NV.double().log_softmax(-1)[torch.arange(8), targets_N]
-    assert token_log_probs(logits_NV, targets_N).double().tolist() == pytest.approx(
-        exact_N.tolist(), abs=1e-5
-    )
+    assert token_log_probs(logits_NV, targets_N).double().tolist() == pytest.approx(exact_N.tolist(), abs=1e-5)

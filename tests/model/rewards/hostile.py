@@ -37,7 +37,5 @@ class HostileCheck:
         if item.text == "raise":
             raise KeyError("a bug")
         if item.text == "modules":
-            return passed(
-                ",".join(name for name in ("torch", "sympy", "lingua", "prefect") if name in sys.modules)
-            )
+            return passed(",".join(name for name in ("torch", "sympy", "lingua", "prefect") if name in sys.modules))
         return passed(item.text, detail=str(os.getpid()))

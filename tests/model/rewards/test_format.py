@@ -69,9 +69,7 @@ def test_settings_change_score_and_version() -> None:
     assert len(strict.version) == 8
 
 
-@pytest.mark.parametrize(
-    "settings", [CheckSettings(format_partial=1.5), CheckSettings(format_tags=("solution",))]
-)
+@pytest.mark.parametrize("settings", [CheckSettings(format_partial=1.5), CheckSettings(format_tags=("solution",))])
 def test_settings_out_of_bounds_are_refused(settings: CheckSettings) -> None:
     with pytest.raises(CheckError, match="format_"):
         FormatCheck(settings)

@@ -81,9 +81,7 @@ def test_choice_letters(text: str, letter: str | None) -> None:
 
 def test_words_are_short_and_only_words() -> None:
     assert words("Not  Divisible") == "not divisible"
-    assert [words(text) for text in ("x", "pi", "3 apples", "\\infty", "one two three four five")] == [
-        None
-    ] * 5
+    assert [words(text) for text in ("x", "pi", "3 apples", "\\infty", "one two three four five")] == [None] * 5
 
 
 def test_spaces_between_digits_are_kept_and_others_are_not() -> None:
@@ -114,9 +112,7 @@ def test_comparison(answer: str, gold: str, outcome: str | None) -> None:
     assert (judgement and judgement.reason) == outcome
 
 
-SPELLINGS = st.sampled_from(
-    ["{}", "${}$", "\\boxed{{{}}}", "**{}**", "The answer is {}.", " {} ", "\\({}\\)"]
-)
+SPELLINGS = st.sampled_from(["{}", "${}$", "\\boxed{{{}}}", "**{}**", "The answer is {}.", " {} ", "\\({}\\)"])
 
 
 @given(st.integers(-(10**12), 10**12), SPELLINGS, SPELLINGS)

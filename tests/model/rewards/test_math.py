@@ -13,14 +13,10 @@ from model.records import Status
 from model.rewards.check import CheckSettings, Scored
 from model.rewards.math import MathCheck, as_latex, judge_math, judge_symbolically
 
-GOLDEN = json.loads(
-    (Path(__file__).parents[2] / "golden/rewards/math_pairs.json").read_text(encoding="utf-8")
-)
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/rewards/math_pairs.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(
-    "pair", GOLDEN["pairs"], ids=lambda pair: ascii(f"{pair['gold'][:20]}={pair['answer'][:20]}")
-)
+@pytest.mark.parametrize("pair", GOLDEN["pairs"], ids=lambda pair: ascii(f"{pair['gold'][:20]}={pair['answer'][:20]}"))
 def test_golden_pairs(pair: dict[str, str]) -> None:
     judgement = judge_math(pair["answer"], pair["gold"])
     assert (judgement.verdict, judgement.reason) == (pair["verdict"], pair["reason"])

@@ -52,9 +52,7 @@ def shard() -> list[list[str]]:
 def test_the_healthy_samples_are_judged_as_ever(shard: list[list[str]]) -> None:
     rows = [row for position, row in enumerate(shard) if position % 7 != 6]
     assert len(rows) == 6 * len(POISON)
-    assert {tuple(row) for row in rows} == {
-        ("stopped", "full", "equal_string", "target_language", "measured")
-    }
+    assert {tuple(row) for row in rows} == {("stopped", "full", "equal_string", "target_language", "measured")}
 
 
 @pytest.mark.parametrize("kind", POISON)

@@ -142,12 +142,8 @@ def test_a_worker_that_cannot_start_is_one_clear_error(language: str, said: str)
 def test_workers_and_the_package_load_only_what_they_need() -> None:
     with VerifierPool([HOSTILE, "format", "finish"], workers=1) as pool:
         assert outcomes(pool, texts("modules")) == [("pass", "")]
-    script = (
-        "import sys, model.rewards.pool; print([m for m in ('torch', 'sympy', 'lingua') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
-    )
+    script = "import sys, model.rewards.pool; print([m for m in ('torch', 'sympy', 'lingua') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 
 

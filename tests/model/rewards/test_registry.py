@@ -9,9 +9,7 @@ from model.records import Status
 from model.rewards.check import CheckSettings, Scored
 from model.rewards.registry import CHECKS, build_checks
 
-ITEM = Scored(
-    text="<think>\nThree and four are seven.\n</think>\n<answer>7</answer>", gold="7", completion_tokens=20
-)
+ITEM = Scored(text="<think>\nThree and four are seven.\n</think>\n<answer>7</answer>", gold="7", completion_tokens=20)
 
 
 @pytest.mark.parametrize("name", CHECKS)

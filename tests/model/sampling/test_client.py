@@ -33,12 +33,8 @@ def endpoint() -> Iterator[FakeEndpoint]:
         yield server
 
 
-def make_client(
-    *urls: str, concurrency: int = 8, timeout_seconds: float = 20.0, **more: Any
-) -> CompletionsClient:
-    return CompletionsClient(
-        urls, "fake", PARAMS, concurrency=concurrency, timeout_seconds=timeout_seconds, **more
-    )
+def make_client(*urls: str, concurrency: int = 8, timeout_seconds: float = 20.0, **more: Any) -> CompletionsClient:
+    return CompletionsClient(urls, "fake", PARAMS, concurrency=concurrency, timeout_seconds=timeout_seconds, **more)
 
 
 def question(number: int, max_tokens: int = 64) -> Request:
@@ -172,9 +168,7 @@ def test_an_endpoint_that_refuses_everything_is_an_error(endpoint: FakeEndpoint)
     assert not failure.value.retryable
 
 
-@pytest.mark.parametrize(
-    ("mode", "remedy"), [("401", "API key"), ("403", "API key"), ("404", "no model 'fake'")]
-)
+@pytest.mark.parametrize(("mode", "remedy"), [("401", "API key"), ("403", "API key"), ("404", "no model 'fake'")])
 def test_what_the_user_did_is_raised_at_once(endpoint: FakeEndpoint, mode: str, remedy: str) -> None:
     endpoint.faults.mode, endpoint.faults.fail_first = mode, -1
     with make_client(endpoint.url) as client, pytest.raises(SamplerError, match=remedy) as failure:
@@ -202,9 +196,7 @@ def test_a_request_without_an_answer_times_out(endpoint: FakeEndpoint) -> None:
 
 
 def test_nobody_listens() -> None:
-    unreachable = pytest.raises(
-        SamplerError, match=r"http://127.0.0.1:9/v1 keeps failing, last with: ConnectError"
-    )
+    unreachable = pytest.raises(SamplerError, match=r"http://127.0.0.1:9/v1 keeps failing, last with: ConnectError")
     with make_client("http://127.0.0.1:9/v1") as client, unreachable:
         client.complete([question(1)])
 
@@ -229,9 +221,7 @@ def test_an_engine_that_died_ends_the_call_within_a_second_or_two(endpoint: Fake
     endpoint.faults.mode, endpoint.faults.fail_first = "hang", -1
     start = time.monotonic()
     with (
-        make_client(
-            endpoint.url, timeout_seconds=3600, alive=lambda: time.monotonic() - start < 0.2
-        ) as client,
+        make_client(endpoint.url, timeout_seconds=3600, alive=lambda: time.monotonic() - start < 0.2) as client,
         pytest.raises(SamplerError, match=r"the engine behind .* has died"),
     ):
         client.complete([question(number) for number in range(20)])

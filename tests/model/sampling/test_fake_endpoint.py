@@ -43,9 +43,7 @@ def test_a_prefilled_message_is_continued_and_another_is_opened() -> None:
 def test_stop_strings_and_limits_as_vllm_has_them() -> None:
     body = {"model": "fake", "prompt": QUESTION, "seed": 1, "max_tokens": 100, "stop": ["</answer>"]}
     with FakeEndpoint() as endpoint:
-        kept = httpx.post(
-            f"{endpoint.url}/completions", json=body | {"include_stop_str_in_output": True}
-        ).json()
+        kept = httpx.post(f"{endpoint.url}/completions", json=body | {"include_stop_str_in_output": True}).json()
         cut = httpx.post(f"{endpoint.url}/completions", json=body).json()
         assert httpx.get(f"{endpoint.url}/models").json()["data"][0]["id"] == "fake"
     assert kept["choices"][0]["text"] == cut["choices"][0]["text"] + "</answer>"

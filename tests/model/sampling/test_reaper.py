@@ -73,11 +73,7 @@ def reaped(tmp_path: Path, command: list[str], parent: int | None = None) -> lis
 def pids(tmp_path: Path) -> list[int]:
     """The tree's pids, once all of them are written."""
     wait_until(
-        lambda: (
-            len((tmp_path / "pids").read_text().split()) == PROCESSES
-            if (tmp_path / "pids").exists()
-            else False
-        )
+        lambda: len((tmp_path / "pids").read_text().split()) == PROCESSES if (tmp_path / "pids").exists() else False
     )
     return [int(pid) for pid in (tmp_path / "pids").read_text().split()]
 
@@ -145,9 +141,7 @@ def test_an_owner_that_is_already_gone_gets_no_tree(tmp_path: Path) -> None:
 def test_signals_are_not_blocked_in_the_command(tmp_path: Path) -> None:
     """The reaper blocks the signals it waits for; a command that inherits that mask could not be stopped."""
     show = "import signal; print(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])))"
-    done = subprocess.run(
-        reaped(tmp_path, [sys.executable, "-c", show]), capture_output=True, text=True, check=True
-    )
+    done = subprocess.run(reaped(tmp_path, [sys.executable, "-c", show]), capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 

@@ -261,9 +261,7 @@ def test_core_ranges(cores: set[int], text: str) -> None:
 def test_a_death_is_explained_by_its_first_cause_and_not_by_the_echoes() -> None:
     head = "(Worker pid=11660) ERROR 11-23 07:00:24 [multiproc_executor.py:1063] "
     echo = "(APIServer pid=1) ERROR 11-23 07:00:34 [e.py:54] vllm.v1.EngineDeadError: see above\n"
-    log = (
-        f"INFO started\n{head}Traceback (most recent call last):\n{head}RuntimeError: no offset\n" + 50 * echo
-    )
+    log = f"INFO started\n{head}Traceback (most recent call last):\n{head}RuntimeError: no offset\n" + 50 * echo
     error = describe_death(log, "python", Path("vllm.log"))
     assert str(error) == (
         "vLLM ended while it should serve\n  RuntimeError: no offset\n"

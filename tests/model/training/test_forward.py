@@ -21,9 +21,7 @@ CPU = torch.device("cpu")
 ROWS = [Row([3, 4, 5], [6, 7]), Row([8], [9, 10, 11, 0]), Row([12, 13], [14])]
 
 
-def batch_of(
-    rows: list[Row], normalise: Normalise = Normalise.TOKEN, chosen: slice = slice(None)
-) -> TokenBatch:
+def batch_of(rows: list[Row], normalise: Normalise = Normalise.TOKEN, chosen: slice = slice(None)) -> TokenBatch:
     lengths_B = torch.tensor([len(row.completion) for row in rows])
     return collate(rows[chosen], token_weights(lengths_B, normalise, 8)[chosen].tolist(), CPU)
 
@@ -33,9 +31,7 @@ def test_log_probs_are_those_of_each_row_run_alone() -> None:
     expected = []
     for row in ROWS:
         log_p_TV = model(input_ids=torch.tensor([row.context + row.completion])).logits[0].log_softmax(-1)
-        expected += [
-            log_p_TV[len(row.context) - 1 + t, token].item() for t, token in enumerate(row.completion)
-        ]
+        expected += [log_p_TV[len(row.context) - 1 + t, token].item() for t, token in enumerate(row.completion)]
     assert completion_log_probs(model, batch_of(ROWS), 1.0).tolist() == pytest.approx(expected, abs=1e-5)
 
 

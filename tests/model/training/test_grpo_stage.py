@@ -38,15 +38,11 @@ def likes_vowels(rollouts: Sequence[Rollout], golds: Sequence[str | None]) -> li
 
 def make_stage(job: GRPOJob) -> GRPOStage:
     model = make_model()
-    rollouts = LocalRollouts(
-        model, make_tokenizer(), temperature=job.temperature, max_tokens=job.max_tokens, stop=[]
-    )
+    rollouts = LocalRollouts(model, make_tokenizer(), temperature=job.temperature, max_tokens=job.max_tokens, stop=[])
     return GRPOStage(job, model, make_model(), rollouts, likes_vowels)
 
 
-def test_problems_come_in_a_shuffle_that_starts_anew_when_all_were_seen(
-    tiny_folder: Path, problems_file: Path
-) -> None:
+def test_problems_come_in_a_shuffle_that_starts_anew_when_all_were_seen(tiny_folder: Path, problems_file: Path) -> None:
     stage = make_stage(make_job(tiny_folder, problems_file))
     seen = [gold for step in range(1, 6) for _, gold in stage.step_problems(step)]
     assert sorted(seen[:5]) == sorted(seen[5:]) == ["1", "2", "3", "4", "5"]
@@ -75,9 +71,7 @@ def test_rollouts_without_advantage_are_left_out_but_counted(tiny_folder: Path, 
 
 
 def test_a_second_update_sees_the_ratio_move(tiny_folder: Path, problems_file: Path) -> None:
-    stage = make_stage(
-        make_job(tiny_folder, problems_file, updates_per_step=2, learning_rate=1e-2, warmup_share=0.0)
-    )
+    stage = make_stage(make_job(tiny_folder, problems_file, updates_per_step=2, learning_rate=1e-2, warmup_share=0.0))
     line = run_step(stage.job, stage, stage.model, MasterAdamW(stage.model, 0.0), 1)
     assert line["kl"] > 0
     assert line["loss"] < -1e-4

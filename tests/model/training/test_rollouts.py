@@ -41,11 +41,11 @@ def test_rollouts_end_at_a_stop_text_an_end_of_turn_or_the_limit() -> None:
             assert "e" not in rollout.text
         elif tokens[-1] == tokenizer.eos_token_id:
             endings.add("eos")
-            assert rollout.text == tokenizer.decode(tokens[:-1])
+            assert rollout.text == tokenizer.decode(tokens[:-1], skip_special_tokens=True)
             assert "e" not in rollout.text
         else:
             endings.add("stop")
-            assert rollout.text == tokenizer.decode(tokens)
+            assert rollout.text == tokenizer.decode(tokens, skip_special_tokens=True)
             assert rollout.text.index("e") == len(rollout.text) - 1
         assert tokenizer.eos_token_id not in tokens[:-1]
     assert endings == {"limit", "eos", "stop"}
@@ -58,9 +58,7 @@ def test_the_sampler_draws_from_the_distribution_that_training_scores() -> None:
     rollouts.model.get_output_embeddings().weight.data.mul_(40.0)
     context = "q: 1"
     drawn = [r.row.completion[0] for r in rollouts.sample([context] * 4000)]
-    logits_V = rollouts.model(input_ids=torch.tensor([rollouts.sample([context])[0].row.context])).logits[
-        0, -1
-    ]
+    logits_V = rollouts.model(input_ids=torch.tensor([rollouts.sample([context])[0].row.context])).logits[0, -1]
     p_V = (logits_V / 0.5).softmax(-1)
     shares_V = torch.bincount(torch.tensor(drawn), minlength=len(p_V)) / 4000
     assert p_V.max() > 0.05

@@ -70,9 +70,7 @@ def write_examples(path: Path, count: int = 12) -> Path:
         completion = f"{PREFILL}{'so ' * (i % 4)}{one + other}."
         worked = "q: 1 + 1? a: 2. "
         examples.append(
-            TrainingExample(
-                f"sample-{i}", f"problem-{i}", question, worked + question, completion, str(one + other)
-            )
+            TrainingExample(f"sample-{i}", f"problem-{i}", question, worked + question, completion, str(one + other))
         )
     pq.write_table(to_table(examples, EXAMPLE_SCHEMA), path)
     return path

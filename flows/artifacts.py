@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -25,13 +26,15 @@ CURVES = ("loss", "reward", "kl", "accuracy")
 def publish_funnel(dataset: Dataset) -> None:
     """The funnel as a table, and a few accepted and rejected samples as text."""
     con = catalog.connect(dataset)
-    create_table_artifact(_rows(catalog.funnel(con)), key="funnel", description="Where samples are lost")
+    create_table_artifact(_rows(catalog.funnel(con)), key=_key(dataset, "funnel"), description="Where samples are lost")
     parts = [f"### accepted `{row['sample_id']}`\n{_fenced(row['text'])}" for row in accepted_preview(con, PREVIEW)]
     parts += [
         f"### rejected `{row['sample_id']}`: {row['check']}, {row['reason']}\n{_fenced(row['text'])}"
         for row in rejected_preview(con, 2 * PREVIEW)
     ]
-    create_markdown_artifact("\n\n".join(parts) or "No samples yet.", key="samples", description="Samples to read")
+    create_markdown_artifact(
+        "\n\n".join(parts) or "No samples yet.", key=_key(dataset, "samples"), description="Samples to read"
+    )
 
 
 def publish_curve(dataset: Dataset, stage: Stage) -> None:
@@ -40,13 +43,21 @@ def publish_curve(dataset: Dataset, stage: Stage) -> None:
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     picture = base64.b64encode(_plot(rows, stage)).decode()
     markdown = f"![{stage}: metrics over steps](data:image/png;base64,{picture})"
-    create_markdown_artifact(markdown, key=f"curve-{stage}", description=f"Training of {stage}")
+    create_markdown_artifact(markdown, key=_key(dataset, f"curve-{stage}"), description=f"Training of {stage}")
 
 
 def publish_evaluations(dataset: Dataset) -> None:
     """Every evaluation with its interval, as a table."""
     table = catalog.evaluations(catalog.connect(dataset))
-    create_table_artifact(_rows(table), key="evaluations", description="Held-out accuracy with 95 % intervals")
+    create_table_artifact(
+        _rows(table), key=_key(dataset, "evaluations"), description="Held-out accuracy with 95 % intervals"
+    )
+
+
+def _key(dataset: Dataset, what: str) -> str:
+    """Prefect groups artifacts by key over all runs of a server, so the key names the dataset."""
+    name = re.sub(r"[^a-z0-9]+", "-", dataset.path.name.lower()).strip("-")
+    return f"{name}-{what}".lstrip("-")
 
 
 def _plot(rows: list[dict[str, Any]], stage: Stage) -> bytes:

@@ -126,13 +126,14 @@ def evaluate(
 @app.command(epilog="Example: `prefect server start` in one terminal, then `stillhouse deploy` in another")
 def deploy(
     pool: Annotated[
-        str, typer.Option(help="The work pool that the deployments use; made if it is not there.")
-    ] = "stillhouse",
+        str, typer.Option(help="Work pool for the runs, made if it is not there; default: prefect.yaml's.")
+    ] = "",
+    check: Annotated[bool, typer.Option("--check", help="Also proves that the server schedules runs.")] = False,
 ) -> None:
     """Registers every flow as a deployment with the Prefect server of the current profile."""
     from flows.deploy import deploy_all
 
-    deploy_all(pool)
+    deploy_all(pool, check)
 
 
 def _existing(dataset: Path) -> Path:
@@ -153,30 +154,12 @@ def _measured_rates(recipe: Recipe) -> dict[str, float] | None:
 
 
 def main() -> None:
-    """Entry point: turns our errors into one line and an exit code."""
+    """Entry point: our errors become one line and an exit code; usage errors are typer's, with code 2."""
     try:
-        app(standalone_mode=False)
+        app()
     except StillhouseError as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
-        sys.exit(2 if not error.retryable else 1)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        _usage_error_or_raise(error)
-
-
-def _usage_error_or_raise(error: Exception) -> None:
-    """click's own errors (a missing argument, an unknown option) end with code 2; anything else is a bug."""
-    from click.exceptions import ClickException
-
-    if not isinstance(error, ClickException):
-        raise error
-    error.show()
-    sys.exit(2)
+        sys.exit(1 if error.retryable else 2)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from flows.stages import ALL_STAGES, Stage
 from tasks.progress import shown
 from tasks.store import Dataset
 
+INTERRUPTED = 130  # exit code: 128 + SIGINT
 # A run needs no account, no telemetry, and no server that outlives it.
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -84,7 +85,7 @@ def _run(recipe: Recipe, work: Callable[[], None], command: str) -> None:
             work()
         except KeyboardInterrupt:
             console.print(f"\nInterrupted. What was finished is kept; go on with: {command}", highlight=False)
-            raise
+            raise SystemExit(INTERRUPTED) from None
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from typing import Any, cast
 
 from prefect import Task
 from prefect.futures import PrefectFuture, wait
+from prefect.states import State
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from flows.recipe_sections import GenerateSection
-from model.errors import ShardsFailedError
+from model.errors import ShardsFailedError, StillhouseError
 from tasks.run import worth_retrying
 from tasks.store import Dataset
 
@@ -55,10 +56,23 @@ def patient(task: Task[..., Any], settings: GenerateSection) -> Task[..., Any]:
 def raise_for_failures(dataset: Dataset, futures: Sequence[PrefectFuture[Any]]) -> None:
     """Waits for all, then raises ShardsFailedError if any failed; a task whose input failed is not counted again."""
     wait(list(futures))
-    failed = [future.state for future in futures if future.state.is_failed() or future.state.is_crashed()]
-    if failed:
-        first = (failed[0].message or "").splitlines()[0]
+    states = [future.state for future in futures]
+    failures = [error_of(state) for state in states if state.is_failed() or state.is_crashed()]
+    for error in failures:
+        if isinstance(error, StillhouseError) and not error.retryable:
+            raise error  # a full disk or a wrong key is one cause, however many shards it stopped
+    if failures:
         raise ShardsFailedError(
-            f"{len(failed)} shard tasks failed and the rest is kept: `stillhouse status {dataset.path}` says why, "
-            f"`stillhouse rerun {dataset.path} --failed` tries them again (first: {first})"
+            f"{len(failures)} shard tasks failed and the rest is kept: `stillhouse status {dataset.path}` says why, "
+            f"`stillhouse rerun {dataset.path} --failed` tries them again (first: {failures[0]})"
         )
+
+
+def error_of(state: State[Any]) -> BaseException:
+    """The exception that a failed or crashed task ended with."""
+    try:
+        result = state.result(raise_on_failure=False)
+    # Prefect may have lost the exception (a crash); then its message is all there is.
+    except Exception as error:
+        return error
+    return result if isinstance(result, BaseException) else ShardsFailedError(str(state.message))

@@ -95,9 +95,11 @@ def _flush(path: Path) -> None:
 def _store_error(path: Path, error: OSError) -> StoreError:
     cause = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
     if error.errno == errno.ENOSPC:
-        return StoreError(f"the disk is full: cannot write {path} ({cause}); free some space, then run again")
+        return refused(f"the disk is full: cannot write {path} ({cause}); free some space, then run again")
     if error.errno in (errno.EFBIG, errno.EDQUOT):
-        return StoreError(f"a file-size limit or quota stops {path} ({cause}); raise it, then run again")
+        return refused(f"a file-size limit or quota stops {path} ({cause}); raise it, then run again")
     if error.errno in _READ_ONLY:
         return refused(f"{path} is read-only for this user ({cause}); make it writable or choose another folder")
+    if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        return refused(f"cannot write {path}: {cause}; choose another folder")
     return StoreError(f"cannot write {path}: {cause}")

@@ -6,7 +6,6 @@ need the same tokenizer. The turns that all teacher prompts open with are run on
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,7 +79,7 @@ class PrefixedModel:
         rests = [Row(row.context[len(self.prefix) :], row.completion) for row in rows]
         batch = collate(rests, [0.0] * len(rows), self.device)
         cache = self._cache(len(rows))
-        hidden_BTH = self.model.base_model(
+        hidden_BTH: Tensor = self.model.base_model(
             input_ids=batch.tokens_BT, past_key_values=cache, use_cache=cache is not None
         ).last_hidden_state
         return hidden_BTH.flatten(0, 1)[batch.positions_N]
@@ -98,8 +97,12 @@ class PrefixedModel:
 
 def shared_prefix(contexts: Sequence[list[int]]) -> list[int]:
     """The tokens that all contexts open with; at least one token of each context stays outside."""
-    common = os.path.commonprefix(list(contexts))
-    return common[: min(len(context) for context in contexts) - 1]
+    first, last = min(contexts), max(contexts)  # in dictionary order: what these two share, all share
+    longest = min(len(context) for context in contexts) - 1
+    shared = 0
+    while shared < longest and first[shared] == last[shared]:
+        shared += 1
+    return first[:shared]
 
 
 def require_same_tokens(student: Tokenizer, teacher: Tokenizer, texts: Sequence[str]) -> None:

@@ -103,7 +103,11 @@ class GRPOStage:
                 clip_high=job.clip_high,
                 kl_weight=job.kl_weight,
             )
-            metrics = {"kl": terms.kl_N.sum(), "clip_share": terms.clipped_N.sum(), "entropy": -itself_N.sum()}
+            metrics = {
+                "kl": terms.kl_N.sum(),
+                "clip_share": terms.clipped_N.sum(),
+                "entropy": -itself_N.sum(),
+            }
             return (batch.weights_N[rows] * terms.loss_N).sum(), metrics
 
         return loss

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -170,10 +169,11 @@ def _value(name: str, hint: Any, raw: Any) -> Any:
             return origin(raw)
     except (TypeError, ValueError) as error:
         raise JobError(f"{name}: {error}") from error
-    accepted: type | types.UnionType = int | float if origin is float else origin
-    if not isinstance(raw, accepted) or isinstance(raw, bool):
+    if origin is float and type(raw) is int:
+        return float(raw)
+    if type(raw) is not origin:
         raise JobError(f"{name}: {raw!r} is not a {origin.__name__}")
-    return float(raw) if origin is float else raw
+    return raw
 
 
 def _plain(value: Any) -> Any:

@@ -132,7 +132,7 @@ def test_the_verifiers_reward_accuracy_and_format(tiny_folder: Path, problems_fi
     assert silent < wrong
 
 
-def test_a_file_without_problems_is_named(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> None:
+def test_a_file_without_problems_is_named(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("not parquet")
     with pytest.raises(JobError, match="does not hold problems"):
         make_stage(make_job(tiny_folder, tmp_path / "text.parquet"))

@@ -12,7 +12,12 @@ from model.training.job import DistillJob, GRPOJob, JobError, SFTJob, as_json, j
 
 @pytest.fixture
 def raw(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> dict[str, Any]:
-    return {"stage": "sft", "init": str(tiny_folder), "examples": str(examples_file), "out": str(tmp_path / "out")}
+    return {
+        "stage": "sft",
+        "init": str(tiny_folder),
+        "examples": str(examples_file),
+        "out": str(tmp_path / "out"),
+    }
 
 
 def read(raw: dict[str, Any], tmp_path: Path) -> Any:
@@ -29,7 +34,13 @@ def test_a_job_is_read_with_its_types(raw: dict[str, Any], tmp_path: Path) -> No
 def test_the_stage_chooses_the_kind(raw: dict[str, Any], tmp_path: Path) -> None:
     distill = read(raw | {"stage": "distill", "teacher": raw["init"]}, tmp_path)
     assert type(distill) is DistillJob
-    grpo = {"stage": "grpo", "init": raw["init"], "out": raw["out"], "problems": raw["examples"], "stop": ["</answer>"]}
+    grpo = {
+        "stage": "grpo",
+        "init": raw["init"],
+        "out": raw["out"],
+        "problems": raw["examples"],
+        "stop": ["</answer>"],
+    }
     job = read(grpo, tmp_path)
     assert type(job) is GRPOJob
     assert job.stop == ("</answer>",)

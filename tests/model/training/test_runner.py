@@ -17,7 +17,7 @@ import torch
 
 from model.errors import TrainingError
 from model.training.data import Row
-from model.training.job import JobError, job_from, JOBS
+from model.training.job import JOBS, JobError, job_from
 from model.training.loop import Stopped
 from model.training.process import StopRequest, sole_owner
 from model.training.runner import run_job
@@ -39,9 +39,21 @@ class Stop:
 
 @pytest.fixture
 def make_job(tiny_folder: Path, examples_file: Path, problems_file: Path, tmp_path: Path) -> MakeJob:
-    common = {"init": tiny_folder, "prefill": PREFILL, "learning_rate": 3e-3, "threads": 1, "checkpoint_every": 3}
+    common = {
+        "init": tiny_folder,
+        "prefill": PREFILL,
+        "learning_rate": 3e-3,
+        "threads": 1,
+        "checkpoint_every": 3,
+    }
     examples = {"examples": examples_file, "epochs": 6, "tokens_per_batch": 100, "tokens_per_micro_batch": 60}
-    rollouts = {"problems": problems_file, "steps": 6, "problems_per_step": 2, "group_size": 4, "max_tokens": 6}
+    rollouts = {
+        "problems": problems_file,
+        "steps": 6,
+        "problems_per_step": 2,
+        "group_size": 4,
+        "max_tokens": 6,
+    }
     specific = {"sft": examples, "distill": examples | {"teacher": tiny_folder}, "grpo": rollouts}
 
     def make(stage: str = "sft", out: str = "out", **settings: Any) -> dict[str, Any]:

@@ -81,3 +81,9 @@ def write_problems(path: Path, count: int = 5) -> Path:
     problems = [Problem(f"problem-{i}", "math", "tiny", f"q: {i} + 1? ", str(i + 1)) for i in range(count)]
     pq.write_table(to_table(problems, PROBLEM_SCHEMA), path)
     return path
+
+
+class Never:
+    """A stop that nobody asks for."""
+
+    received = False

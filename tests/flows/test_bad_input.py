@@ -1,0 +1,145 @@
+"""Whatever a user gets wrong is told in one line, with exit code 2, and costs nothing that was there before."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks.catalog import connect
+from tests.fake_endpoint import FakeEndpoint
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+WriteRecipe = Callable[..., Path]
+NOWHERE = "http://127.0.0.1:9/v1"  # the discard port: nothing listens there
+
+
+def cli(*words: object) -> subprocess.CompletedProcess[str]:
+    """The command without a Prefect server: for what must be told before any is started."""
+    command = [sys.executable, "-m", "flows.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def assert_told(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit code 2 and one line that begins with the error's name, after lines of progress at most."""
+    *progress, line = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert all(earlier.startswith("load problems:") for earlier in progress), done.stderr
+    assert line.partition(":")[0].endswith("Error")
+    for word in words:
+        assert word in line
+
+
+def test_missing_recipe(tmp_path: Path) -> None:
+    assert_told(cli("run", tmp_path / "none.toml"), "no such recipe", "none.toml")
+
+
+def test_unknown_key_names_the_nearest(write_recipe: WriteRecipe) -> None:
+    recipe = write_recipe(NOWHERE)
+    assert_told(cli("run", recipe, "--set", "generate.replicsa=3"), "generate.replicsa", "generate.replicas")
+
+
+def test_unknown_stage(write_recipe: WriteRecipe) -> None:
+    assert_told(cli("run", write_recipe(NOWHERE), "--only", "generat"), "did you mean 'generate'")
+
+
+def test_not_a_dataset(tmp_path: Path) -> None:
+    assert_told(cli("status", tmp_path), "is not a dataset")
+    assert_told(cli("sql", tmp_path, "select 1"), "is not a dataset")
+
+
+@pytest.mark.parametrize("words", [["run"], ["rerun", "--nonsense"], ["no-such-verb"]])
+def test_wrong_usage(words: list[str]) -> None:
+    done = cli(*words)
+    assert done.returncode == 2
+    assert "Usage" in done.stderr
+
+
+def test_empty_problem_set(stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    recipe = _with_problems(write_recipe(NOWHERE), f'type = "jsonl"\npath = "{empty}"')
+    assert_told(stillhouse("run", recipe), "empty.jsonl", "no rows")
+
+
+def test_missing_problem_file(stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    recipe = _with_problems(write_recipe(NOWHERE), f'type = "jsonl"\npath = "{tmp_path / "none.jsonl"}"')
+    assert_told(stillhouse("run", recipe), "none.jsonl")
+
+
+def test_model_folder_that_is_none(stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    done = stillhouse("run", write_recipe(NOWHERE), "--set", f"student.model={tmp_path}")
+    assert_told(done, str(tmp_path), "holds no model")
+
+
+def test_dataset_of_another_recipe(
+    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    recipe = write_recipe(endpoint.url, problems=4)
+    assert stillhouse("run", recipe, "--only", "problems").returncode == 0
+    before = (tmp_path / "dataset" / "recipe.json").read_bytes()
+    done = stillhouse("run", recipe, "--set", "generate.temperature=0.9")
+    assert_told(done, "different recipe", "generate.temperature", "0.7", "0.9")
+    assert (tmp_path / "dataset" / "recipe.json").read_bytes() == before
+
+
+def test_folder_that_cannot_be_made(stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert_told(stillhouse("run", write_recipe(NOWHERE), "--set", f"dataset={tmp_path}/file/x"), "file/x")
+
+
+def test_full_disk(stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path) -> None:
+    """A real full file system, small enough to fill at once."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    try:
+        done = stillhouse("run", write_recipe(endpoint.url, dataset="disk/data"))
+        assert_told(done, "disk is full")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_gold_that_does_not_parse_is_unscorable(
+    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text(
+        '{"prompt": "Calculate 1 + 1.", "gold": "2"}\n'
+        '{"prompt": "Calculate 2 + 1.", "gold": "\\\\frac{1}{"}\n'
+        "this line is not JSON\n"
+        '{"prompt": "Calculate 3 + 1."}\n'
+    )
+    recipe = _with_problems(write_recipe(endpoint.url), f'type = "jsonl"\npath = "{problems}"')
+    done = stillhouse("run", recipe, "--only", "problems,generate,verify")
+    assert done.returncode == 0, done.stderr
+    rows = connect(tmp_path / "dataset").execute("""
+        select p.prompt, v.verdict, v.reason from verdicts v join samples s using (sample_id)
+        join problems p using (problem_id) where v."check" = 'math' and v.verdict = 'unscorable' group by all""")
+    assert sorted(rows.fetchall()) == [
+        ("Calculate 2 + 1.", "unscorable", "gold_unparseable"),
+        ("Calculate 3 + 1.", "unscorable", "no_gold"),
+    ]
+    reject = (tmp_path / "dataset" / "rejects" / "problems.jsonl").read_text()
+    assert '"line": 3' in reject
+
+
+def test_wrong_sql_is_one_line(
+    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    assert stillhouse("run", write_recipe(endpoint.url, problems=4), "--only", "problems").returncode == 0
+    assert_told(cli("sql", tmp_path / "dataset", "select nothing from problems"), "nothing")
+    assert_told(cli("sql", tmp_path / "dataset", "copy problems to 'x.csv'"), "never written")
+    assert_told(cli("explain", tmp_path / "dataset", "ffffffff"), "no sample")
+
+
+def _with_problems(recipe: Path, source: str) -> Path:
+    head, _, rest = recipe.read_text().partition("[[problems]]")
+    tail = rest[rest.index("[template]") :]
+    recipe.write_text(f"{head}[[problems]]\n{source}\n{tail}")
+    return recipe

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
+import yaml  # type: ignore[import-untyped]
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
@@ -144,7 +144,8 @@ def register(client: SyncPrefectClient, spec: Deployment, recipe: Recipe) -> uui
         job_variables=spec.work_pool.job_variables,
     )
     deployment.storage = LocalStorage(str(CHECKOUT))  # runs start in this folder
-    made = client.read_deployment(deployment.apply())
+    deployment.apply()
+    made = client.read_deployment_by_name(deployment.full_name)
     form = for_form(made.parameter_openapi_schema)
     client.update_deployment(made.id, DeploymentUpdate(parameter_openapi_schema=form))
     return made.flow_id
@@ -198,6 +199,8 @@ def zombie_automation(flows: Sequence[uuid.UUID], heartbeat_seconds: int) -> Aut
         actions=[
             ChangeFlowRunState(
                 state=StateType.CRASHED,
+                name="Crashed",
+                force=False,
                 message=f"No heartbeat for {MISSED_HEARTBEATS * heartbeat_seconds} s: the run's process is gone.",
             )
         ],

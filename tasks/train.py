@@ -51,8 +51,8 @@ def train(run: Run, student: str, job: Mapping[str, Any]) -> Path:
         ticking(f"train {student}", None, "steps") as ticker,
     ):
         follower = _Follower(out / "metrics.jsonl", ticker)
-        command = [sys.executable, "-m", "model.training", str(job_file)]
-        status = run_watched(command, log, ENVIRONMENT | {"STILLHOUSE_PARENT": str(os.getpid())}, follower.poll)
+        command = [sys.executable, "-m", "model.training", str(job_file), "--parent", str(os.getpid())]
+        status = run_watched(command, log, ENVIRONMENT, follower.poll)
         if status != EXIT_DONE:
             raise _failure(student, status, log)
         record.rows = follower.step

@@ -3,8 +3,8 @@
 What is registered stands in deployments/prefect.yaml. This adds what that file cannot say: a process work pool
 if there is none, runs that start in this checkout (so a recipe's relative paths mean the same as on the command
 line), forms filled with a recipe, and the automation that marks zombie runs as crashed. Doing it again updates;
-schedules made in the UI stay. It starts neither server nor worker, and does not copy code to other machines:
-a worker elsewhere needs the checkout under the same path.
+schedules made in the UI stay, unless prefect.yaml names some for that deployment. It starts neither server nor
+worker, and copies no code: a worker on another machine needs the checkout under the same path.
 """
 
 from __future__ import annotations
@@ -139,11 +139,12 @@ def register(client: SyncPrefectClient, spec: Deployment, recipe: Recipe) -> uui
         description=spec.description,
         tags=spec.tags,
         parameters={"recipe": recipe.resolved()} | spec.parameters,
-        schedules=[Schedule(**entry) for entry in spec.schedules] or None,
+        schedules=[Schedule(**entry) for entry in spec.schedules],
         work_pool_name=spec.work_pool.name,
         job_variables=spec.work_pool.job_variables,
     )
     deployment.storage = LocalStorage(str(CHECKOUT))  # runs start in this folder
+    deployment.schedules = deployment.schedules or None  # an empty list would delete those made in the UI
     deployment.apply()
     made = client.read_deployment_by_name(deployment.full_name)
     form = for_form(made.parameter_openapi_schema)

@@ -75,3 +75,11 @@ def test_models_train_without_orchestrator_and_database() -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import model.training.__main__"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_readme_lists_every_file() -> None:
+    """`docs/readme_tree.py` remakes the list."""
+    from docs.readme_tree import updated
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert updated(readme) == readme, "run docs/readme_tree.py"

@@ -53,11 +53,9 @@ class LocalRollouts:
         out_BT = self.model.generate(
             input_ids=tokens_BT,
             attention_mask=mask_BT,
+            logits_processor=[DrawnTokens(self.temperature)],
             stopping_criteria=[ended],
-            do_sample=True,
-            temperature=self.temperature,
-            top_k=0,
-            top_p=1.0,
+            do_sample=False,  # of the tokens that are left: the one drawn
             repetition_penalty=1.0,
             max_new_tokens=self.max_tokens,
             eos_token_id=self.tokenizer.eos_token_id,
@@ -78,6 +76,24 @@ class LocalRollouts:
             finish_reason = FinishReason.LENGTH
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return Rollout(Row(context, tokens), cut_after_stop(text, self.stop), finish_reason)
+
+
+class DrawnTokens:
+    """A logits processor of transformers that draws each row's token from softmax(logits / T) and leaves no other.
+
+    One uniform number per row looks its token up in the cumulated probabilities. torch.multinomial draws one number
+    per token of the vocabulary instead, which took half of a rollout's time on a CPU.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+
+    def __call__(self, _tokens_BT: Tensor, logits_BV: Tensor) -> Tensor:
+        """Scores with 0 at the drawn token and −∞ elsewhere, [B, V]."""
+        cumulated_BV = (logits_BV.float() / self.temperature).softmax(-1).cumsum(-1)
+        point_B1 = torch.rand(len(logits_BV), 1, device=logits_BV.device) * cumulated_BV[:, -1:]
+        drawn_B1 = torch.searchsorted(cumulated_BV, point_B1, right=True).clamp_(max=logits_BV.shape[1] - 1)
+        return torch.full_like(logits_BV, -torch.inf).scatter_(1, drawn_B1, 0.0)
 
 
 class StopTexts:

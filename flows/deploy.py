@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runner.storage import LocalStorage
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL, get_current_settings
@@ -85,7 +86,7 @@ def deploy_all(pool: str = "", check: bool = False) -> None:
     """
     console = Console(highlight=False, soft_wrap=True)
     deployments, recipe = read_deployments(PREFECT_FILE, pool)
-    with connected() as client:
+    with connected() as client, _refusals_in_one_line():
         for name in dict.fromkeys(deployment.work_pool.name for deployment in deployments):
             ensure_pool(client, name)
         flows = [register(client, deployment, recipe) for deployment in deployments]
@@ -123,6 +124,20 @@ def connected() -> SyncPrefectClient:
     return get_client(sync_client=True)
 
 
+@contextmanager
+def _refusals_in_one_line() -> Iterator[None]:
+    """Prefect's own error repeats the whole request, recipe and schema included."""
+    try:
+        yield
+    except PrefectHTTPStatusError as error:
+        answer = error.response
+        cause = f"{answer.status_code} for {answer.request.method} {answer.request.url.path}"
+        raise PrefectServerError(
+            f"the Prefect server refused the deployment ({cause}): {answer.text[:300]} "
+            "Is it of another version? `prefect version` says what client and server are"
+        ) from error
+
+
 def ensure_pool(client: SyncPrefectClient, name: str) -> None:
     """Makes a work pool whose workers start runs as processes; one that is there stays as it is."""
     try:
@@ -144,7 +159,8 @@ def register(client: SyncPrefectClient, spec: Deployment, recipe: Recipe) -> uui
         job_variables=spec.work_pool.job_variables,
     )
     deployment.storage = LocalStorage(str(CHECKOUT))  # runs start in this folder
-    deployment.schedules = deployment.schedules or None  # an empty list would delete those made in the UI
+    if not spec.schedules:
+        deployment.model_fields_set.discard("schedules")  # else the empty list deletes those made in the UI
     deployment.apply()
     made = client.read_deployment_by_name(deployment.full_name)
     form = for_form(made.parameter_openapi_schema)

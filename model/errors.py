@@ -54,3 +54,9 @@ class TrainingError(StillhouseError):
 
 class ShardsFailedError(StillhouseError):
     """Some shards are failed after all their attempts; the others are done and kept."""
+
+
+class InterruptedRunError(StillhouseError):
+    """The run was asked to stop while this work was under way. Nothing failed; the next run does it."""
+
+    retryable = False

@@ -13,13 +13,14 @@ import re
 import socket
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from model.errors import StoreError
+from model.errors import InterruptedRunError, StoreError
 from tasks.store import Dataset
 
 FOLDER = "attempts"
@@ -64,13 +65,18 @@ def attempt(dataset: Dataset, stage: str, shard: int, run_id: str) -> Iterator[A
         yield record
     # Every way out is to be recorded, Ctrl-C and a cancelled Prefect task too; it is raised again at once.
     except BaseException as error:
-        _end(record, AttemptState.FAILED if isinstance(error, Exception) else AttemptState.INTERRUPTED, error)
+        _end(record, AttemptState.INTERRUPTED if _is_interruption(error) else AttemptState.FAILED, error)
         # On a full disk the record cannot be written either; that must not hide the error that led here.
         with suppress(StoreError):
             _write(dataset, record)
         raise
     _end(record, AttemptState.COMPLETED, None)
     _write(dataset, record)
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Ctrl-C, a cancelled Prefect task, or requests that were cancelled because the run is ending."""
+    return not isinstance(error, Exception) or isinstance(error, CancelledError | InterruptedRunError)
 
 
 def read_attempts(dataset: Dataset) -> list[Attempt]:

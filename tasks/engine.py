@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from model.errors import SamplerError
+from model.errors import InterruptedRunError, SamplerError
 from model.pretrained import resolve_model
 from model.sampling.client import CompletionsClient
 from model.sampling.request import SamplingParams
@@ -82,7 +82,7 @@ class Engine:
         """A client of the engine, which is started if it is not running; SamplerError if it cannot be."""
         with self._lock:
             if self._closed:
-                raise SamplerError("the run is ending, so its engine is gone", retryable=False)
+                raise InterruptedRunError("the run is ending, so its engine is gone")
             if self._client is None or (self._server is not None and not self._server.alive()):
                 self._start(self.spec.model)
             assert self._client is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ def worth_retrying(_task: Any, _task_run: Any, state: Any) -> bool:
         state.result()
     except StillhouseError as error:
         return error.retryable
+    except CancelledError:  # the run is ending
+        return False
     # Anything else (a lost connection inside a library, a bug) is retried as infrastructure's doing.
     except Exception:
         return True

@@ -1,7 +1,8 @@
 """GRPO: sample a group per problem, score it with the verifiers, raise what did better than its group.
 
-The reference of the KL term is the model that the job starts from. On the first update of a step the policy is the
-sampler, so its own log-probabilities stand for π_old; further updates use those of the step's beginning.
+The reference of the KL term is the model that the job starts from (None without that term). On the first update of a
+step the policy is the sampler, so its own log-probabilities stand for π_old; further updates use those of the step's
+beginning.
 
 Axes: P problems of a step, G rollouts of a problem, B = P·G rollouts, N their completion tokens.
 """
@@ -34,6 +35,8 @@ Reward = Callable[[Sequence[Rollout], Sequence[str | None]], list[float]]
 class GRPOStage:
     """Rollouts, rewards, advantages, and the clipped objective on them."""
 
+    left_out = 0
+
     def __init__(self, job: GRPOJob, model: Model, reference: Model, rollouts: Rollouts, reward: Reward) -> None:
         self.job, self.model, self.reference = job, model, reference
         self.rollouts, self.reward = rollouts, reward
@@ -53,7 +56,8 @@ class GRPOStage:
         rewards_PG = fill_unjudged(rewards_B.view(-1, job.group_size))
         advantages_B = group_advantages(rewards_PG, job.advantage).flatten()
         micros = self.micro_batches(rollouts, advantages_B)
-        return StepWork(micros, job.updates_per_step, rollout_metrics(rollouts, rewards_PG))
+        metrics = rollout_metrics(rollouts, rewards_PG) | {"unjudged_share": rewards_B.isnan().float().mean().item()}
+        return StepWork(micros, job.updates_per_step, metrics)
 
     def step_problems(self, step: int) -> list[tuple[str, str | None]]:
         """The problems of a step: the next ones of an endless shuffle that depends on the job's seed alone."""

@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 
 from model.errors import TrainingError
-from model.training.checkpoint import restore_checkpoint, save_checkpoint
+from model.training.checkpoint import restore_checkpoint, save_checkpoint, write_file
 from model.training.data import TokenBatch, Tokenizer
 from model.training.forward import Model, TokenLoss, backward
 from model.training.job import Job
@@ -47,6 +47,8 @@ class StepWork:
 
 class Stage(Protocol):
     """What a training stage has to say."""
+
+    left_out: int  # examples that could not be used
 
     @property
     def total_steps(self) -> int: ...
@@ -89,7 +91,7 @@ def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: Stop
 
 
 def run_step(job: Job, stage: Stage, model: Model, optimizer: MasterAdamW, step: int) -> dict[str, float]:
-    """One step: its line of metrics (loss in nats, times in seconds, the rest as named by the stage)."""
+    """One step: its line of metrics. Loss in nats, times in seconds; `tokens` are positions run, padding included."""
     started = time.perf_counter()
     torch.manual_seed(job.seed * 1_000_003 + step)
     rate = learning_rate(job, step, stage.total_steps)
@@ -133,7 +135,7 @@ class MetricsLog:
     def __init__(self, path: Path, keep: int) -> None:
         self.path = path
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(lines[:keep]), encoding="utf-8")
+        write_file(path, "".join(lines[:keep]))
 
     def append(self, line: Mapping[str, float]) -> None:
         """Adds one step, visible to readers at once."""

@@ -57,7 +57,7 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal) -> Non
     results = {
         "steps": stage.total_steps,
         "seconds": time.perf_counter() - started,
-        "left_out": getattr(stage, "left_out", 0),
+        "left_out": stage.left_out,
         "last_step": last,
     }
     write_manifest(job.out, job, wanted, results)
@@ -72,7 +72,7 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, device: torch.devic
         case SFTJob():
             yield SFTStage(job, tokenizer, device)
         case GRPOJob():
-            reference, _ = load_model(job.init, job.dtype, device)
+            reference = load_model(job.init, job.dtype, device)[0] if job.kl_weight else None
             rollouts = LocalRollouts(
                 model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop
             )

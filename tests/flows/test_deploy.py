@@ -18,6 +18,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows.deploy import (
+    CHECKOUT,
     PREFECT_FILE,
     ZOMBIES,
     PrefectServerError,
@@ -130,12 +131,14 @@ def test_unions_become_what_the_form_shows_as_tabs() -> None:
 
 
 def _has_a_form(deployment: DeploymentResponse) -> None:
-    """The recipe's sentences and its unions are in the schema, and the demo's recipe fills it."""
+    """The recipe's sentences and its unions are in the schema, the demo's recipe fills it, runs start here."""
     sections = deployment.parameter_openapi_schema["definitions"]
     assert sections["GenerateSection"]["properties"]["replicas"]["description"] == "Samples per problem."
     teachers = sections["Recipe"]["properties"]["teacher"]["anyOf"]
     assert [teacher["$ref"].split("/")[-1] for teacher in teachers] == ["VLLMTeacher", "OpenAITeacher"]
     assert Recipe.model_validate(deployment.parameters["recipe"]).name == "demo"
+    folder = {"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}
+    assert deployment.pull_steps == [folder]
 
 
 def _work_once(client: SyncPrefectClient, pool: str, folder: Path) -> str:

@@ -6,7 +6,6 @@ endpoint whose answers depend on the prompt and the seed alone; each time the sa
 
 from __future__ import annotations
 
-import hashlib
 import os
 import random
 import signal
@@ -15,6 +14,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tasks.catalog import connect
 from tests.fake_endpoint import FakeEndpoint
@@ -60,6 +61,38 @@ def test_ten_kills_lose_nothing_and_double_nothing(
     assert rough == calm
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_soon_and_says_how_to_go_on(
+    number: signal.Signals,
+    stillhouse: Callable[..., subprocess.CompletedProcess[str]],
+    write_recipe: Callable[..., Path],
+    endpoint: FakeEndpoint,
+    prefect_api: str,
+    tmp_path: Path,
+) -> None:
+    endpoint.faults.seconds = 300.0  # as hour-long answers: nothing ends by itself
+    recipe = write_recipe(endpoint.url)
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", str(recipe)],
+        env=os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home")},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not endpoint.in_flight:
+        assert run.poll() is None
+        time.sleep(0.1)
+    run.send_signal(number)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
+    assert f"go on with: stillhouse run {recipe}" in errors.replace("\n", "")
+    states = connect(tmp_path / "dataset").execute("select distinct state from attempts").fetchall()
+    assert states == [("interrupted",)]
+
+    endpoint.faults.seconds = 0.0
+    assert stillhouse("run", recipe).returncode == 0
+
+
 def _contents(dataset: Path) -> dict[str, list[object]]:
     con = connect(dataset)
     queries = {
@@ -73,9 +106,3 @@ def _contents(dataset: Path) -> dict[str, list[object]]:
     ids = [row[0] for row in contents["samples"]]
     assert len(ids) == len(set(ids)), "a sample is there twice"
     return contents
-
-
-def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
-    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}

@@ -1,6 +1,6 @@
 """Writes the README's tree: every source file with the first sentence of its docstring, between the two markers.
 
-    .venv/bin/python docs/readme_tree.py
+.venv/bin/python docs/readme_tree.py
 """
 
 from __future__ import annotations

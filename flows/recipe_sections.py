@@ -410,6 +410,9 @@ class GRPOSection(OptimiserSection):
 
     init: Literal["student", "sft", "distill"] = "sft"
     """Weights that the policy and its frozen reference start from."""
+    pass_rate: Annotated[tuple[Share, ...], Field(min_length=2, max_length=2)] = (0.0, 1.0)
+    """Problems to train on: lowest and highest share of the teacher's samples that were right, both included.
+    A problem that is always or never solved gives its group no advantage (DAPO: neither 0 nor 1)."""
     steps: int = Field(default=100, ge=1)
     """Rounds of sampling and updating."""
     problems_per_step: int = Field(default=8, ge=1, le=65_536)

@@ -21,4 +21,5 @@ def refine(recipe: Recipe) -> None:
         return
     with opened(recipe) as run:
         rendering = Rendering(student_tokenizer(recipe), template_of(recipe))
-        run_stage(recipe, run, Stage.GRPO, select_problems(run, rendering, Stage.GRPO.value))
+        problems = select_problems(run, rendering, Stage.GRPO.value, recipe.grpo.pass_rate)
+        run_stage(recipe, run, Stage.GRPO, problems)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import duckdb
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from model.errors import RecipeError
 from tasks import catalog
+from tasks.catalog import Connection
 from tasks.results import FORMATS, write_result
 from tasks.store import Dataset
 from tasks.summary import generation_speed, newest_evaluations, telling_sample, training_summary
@@ -105,7 +105,7 @@ def evaluations_screen(dataset: Path, model: str) -> None:
     _print_table(Console(), "evaluations", [{key: row[key] for key in keys} for row in rows])
 
 
-def _print_funnel(console: Console, con: duckdb.DuckDBPyConnection) -> None:
+def _print_funnel(console: Console, con: Connection) -> None:
     rows = catalog.funnel(con).to_pylist()
     reasons: dict[str, list[str]] = {}
     for row in rows:
@@ -124,7 +124,7 @@ def _print_funnel(console: Console, con: duckdb.DuckDBPyConnection) -> None:
     _print_table(console, "funnel", shown)
 
 
-def _print_evaluations(console: Console, con: duckdb.DuckDBPyConnection) -> None:
+def _print_evaluations(console: Console, con: Connection) -> None:
     """pass@1 of the last step of each model, on all held-out problems and on each source."""
     rows = [row for row in newest_evaluations(con) if row["metric"] == METRIC]
     suites = sorted({row["suite"] for row in rows}, key=lambda name: (name != "all", name))
@@ -135,7 +135,7 @@ def _print_evaluations(console: Console, con: duckdb.DuckDBPyConnection) -> None
     _print_table(console, f"held-out accuracy: {METRIC} in %, with its 95 % interval", shown)
 
 
-def _print_speed(console: Console, con: duckdb.DuckDBPyConnection) -> None:
+def _print_speed(console: Console, con: Connection) -> None:
     made = generation_speed(con)
     if made["tokens_per_second"]:
         rate = f"{made['tokens_per_second']:.0f} tokens/s"
@@ -145,7 +145,7 @@ def _print_speed(console: Console, con: duckdb.DuckDBPyConnection) -> None:
     console.print()
 
 
-def _print_next(console: Console, con: duckdb.DuckDBPyConnection, dataset: Path) -> None:
+def _print_next(console: Console, con: Connection, dataset: Path) -> None:
     sample = telling_sample(con)
     lines = ["next:", f"  stillhouse sql {dataset} 'select reason, count(*) from rejected group by all'"]
     lines += [f"  stillhouse explain {dataset} {sample}"] if sample else []

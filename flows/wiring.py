@@ -145,7 +145,7 @@ def verifier_pool(recipe: Recipe, checks: Sequence[str] = ()) -> VerifierPool:
 def training_job(recipe: Recipe, run: Run, stage: str, data: Path) -> dict[str, Any]:
     """The job of one stage as `model.training` reads it: its section, with every name resolved to a path."""
     section: OptimiserSection = getattr(recipe, stage)
-    job = section.model_dump(mode="json", exclude={"enabled", "attempts", "init", "teacher"})
+    job = section.model_dump(mode="json", exclude={"enabled", "attempts", "init", "teacher", "pass_rate"})
     job |= {
         "stage": stage,
         "seed": recipe.seed,

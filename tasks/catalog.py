@@ -26,6 +26,8 @@ from tasks.snapshot import Snapshot, take_snapshot
 from tasks.store import TEXT_HASH, Dataset
 from tasks.views import AcceptRule
 
+Connection = duckdb.DuckDBPyConnection
+
 _EMPTY = {
     "empty_problems": PROBLEM_SCHEMA,
     "empty_samples": SAMPLE_SCHEMA.append(pa.field(TEXT_HASH, pa.uint64())),

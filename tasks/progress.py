@@ -25,6 +25,7 @@ from rich.progress import (
 )
 
 LOG = logging.getLogger("stillhouse")
+LOG.setLevel(logging.INFO)  # under a worker nobody else does, and the root's level hides these lines
 LOG_EVERY_SECONDS = 10.0
 
 _display: Progress | None = None

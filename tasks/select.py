@@ -15,7 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from model.errors import TrainingError
 from model.records import EXAMPLE_SCHEMA, PROBLEM_SCHEMA, Problem, TrainingExample, content_hash, to_table
 from model.templates import ChatTokenizer, PromptTemplate
-from tasks.catalog import connect, training_rows
+from tasks.catalog import connect, pass_rates, training_rows
 from tasks.inputs import problems_of_split
 from tasks.run import Run
 
@@ -54,16 +54,28 @@ def select_examples(run: Run, rendering: Rendering, student: str) -> Path:
 
 
 @task(name="select problems", task_run_name="select problems for {student}", cache_policy=NO_CACHE)
-def select_problems(run: Run, rendering: Rendering, student: str) -> Path:
-    """Writes the training problems with a gold answer, their prompts rendered for the student."""
+def select_problems(run: Run, rendering: Rendering, student: str, band: tuple[float, ...]) -> Path:
+    """Writes the training problems with a gold answer whose pass rate lies in `band`, rendered for the student.
+
+    A band of everything also takes problems that have no samples, and so no pass rate. TrainingError for none.
+    """
+    low, high = band
+    rates = {row["problem_id"]: row["pass_rate"] for row in pass_rates(connect(run.dataset)).to_pylist()}
+
+    def chosen(problem: Problem) -> bool:
+        rate = rates.get(problem.problem_id)
+        return bool(problem.gold) and ((low, high) == (0.0, 1.0) or (rate is not None and low <= rate <= high))
+
     alone = rendering.template.without_shots()
     rows = [
         replace(problem, prompt=alone.render(rendering.tokenizer, problem.prompt))
         for problem in problems_of_split(run.dataset, "train")
-        if problem.gold
+        if chosen(problem)
     ]
     if not rows:
-        raise TrainingError("no training problem has a gold answer, so GRPO has nothing to reward")
+        raise TrainingError(
+            f"no training problem has a gold answer and a pass rate from {low:g} to {high:g}: widen grpo.pass_rate"
+        )
     return _write(run, student, rows)
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import duckdb
-
-from tasks.catalog import run_sql
+from tasks.catalog import Connection, run_sql
 
 Rows = list[dict[str, Any]]
 
 
-def newest_evaluations(con: duckdb.DuckDBPyConnection) -> Rows:
+def newest_evaluations(con: Connection) -> Rows:
     """Every model's metrics at its last step, in the order in which the models were measured."""
     return _rows(
         con,
@@ -22,7 +20,7 @@ def newest_evaluations(con: duckdb.DuckDBPyConnection) -> Rows:
     )
 
 
-def generation_speed(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+def generation_speed(con: Connection) -> dict[str, Any]:
     """Samples, completion tokens, and tokens per second of wall time in the newest run that generated."""
     return _rows(
         con,
@@ -37,7 +35,7 @@ def generation_speed(con: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     )[0]
 
 
-def training_summary(con: duckdb.DuckDBPyConnection) -> Rows:
+def training_summary(con: Connection) -> Rows:
     """Per training stage: steps, tokens, seconds of its completed attempts."""
     return _rows(
         con,
@@ -47,7 +45,7 @@ def training_summary(con: duckdb.DuckDBPyConnection) -> Rows:
     )
 
 
-def measured_rates(con: duckdb.DuckDBPyConnection) -> dict[str, float]:
+def measured_rates(con: Connection) -> dict[str, float]:
     """What a pilot has measured, under the names of `flows/planning.py`; only what is known."""
     row = _rows(
         con,
@@ -60,12 +58,12 @@ def measured_rates(con: duckdb.DuckDBPyConnection) -> dict[str, float]:
     return {name: float(value) for name, value in row.items() if value}
 
 
-def accepted_preview(con: duckdb.DuckDBPyConnection, count: int) -> Rows:
+def accepted_preview(con: Connection, count: int) -> Rows:
     """A few accepted samples to read."""
     return _rows(con, f"select sample_id, text from accepted order by sample_id limit {int(count)}")
 
 
-def rejected_preview(con: duckdb.DuckDBPyConnection, count: int) -> Rows:
+def rejected_preview(con: Connection, count: int) -> Rows:
     """One rejected sample for each reason, most frequent reasons first."""
     return _rows(
         con,
@@ -76,7 +74,7 @@ def rejected_preview(con: duckdb.DuckDBPyConnection, count: int) -> Rows:
     )
 
 
-def telling_sample(con: duckdb.DuckDBPyConnection) -> str | None:
+def telling_sample(con: Connection) -> str | None:
     """A sample whose history is worth explaining: a wrong answer where there is one."""
     rows = _rows(con, """select sample_id from rejected order by "check" = 'math' desc, sample_id limit 1""") or _rows(
         con, "select sample_id from samples order by sample_id limit 1"
@@ -84,6 +82,6 @@ def telling_sample(con: duckdb.DuckDBPyConnection) -> str | None:
     return rows[0]["sample_id"] if rows else None
 
 
-def _rows(con: duckdb.DuckDBPyConnection, query: str) -> Rows:
+def _rows(con: Connection, query: str) -> Rows:
     rows: Rows = run_sql(con, query).to_pylist()
     return rows

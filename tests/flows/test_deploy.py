@@ -23,6 +23,7 @@ from flows.deploy import (
     ZOMBIES,
     PrefectServerError,
     check_scheduler,
+    deploy_all,
     for_form,
     read_deployments,
     zombie_automation,
@@ -61,8 +62,10 @@ def test_every_flow_has_a_form_and_a_worker_runs_what_is_submitted(
     for deployment in registered.values():
         _has_a_form(deployment)
 
-    recipe = load_recipe(write_recipe(endpoint.url, problems=30))
-    run = client.create_flow_run_from_deployment(registered["factory"].id, parameters={"recipe": recipe.resolved()})
+    recipe = load_recipe(write_recipe(endpoint.url, problems=30)).resolved()
+    with pytest.raises(PrefectHTTPStatusError, match="Validation failed"):
+        client.create_flow_run_from_deployment(registered["factory"].id, parameters={"recipe": recipe | {"seed": -1}})
+    run = client.create_flow_run_from_deployment(registered["factory"].id, parameters={"recipe": recipe})
     log = _work_once(client, "test-deploy", tmp_path / "elsewhere")
     state = client.read_flow_run(run.id).state
     assert state is not None
@@ -71,16 +74,18 @@ def test_every_flow_has_a_form_and_a_worker_runs_what_is_submitted(
     expected = {"dataset-funnel": "table", "dataset-samples": "markdown", "dataset-evaluations": "table"}
     assert expected.items() <= kinds.items()
     assert _accepted(tmp_path / "dataset") > 0
+    assert any(line.message.startswith("generate: ") for line in client.read_logs() if line.name == "stillhouse")
 
 
 def test_deploying_again_updates_and_keeps_schedules_made_elsewhere(
-    stillhouse: Command, client: SyncPrefectClient
+    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert stillhouse("deploy").returncode == 0
+    deploy_all()
     first = client.read_deployment_by_name("rerun/rerun")
     by_hand = IntervalSchedule(interval=MONTH, anchor_date=datetime.now(UTC) + MONTH)
     client.create_deployment_schedules(first.id, [(by_hand, True)])
-    assert stillhouse("deploy").returncode == 0
+    deploy_all()
+    assert "prefect worker start --pool stillhouse" in capsys.readouterr().out
     again = client.read_deployment_by_name("rerun/rerun")
     assert (again.id, again.parameters) == (first.id, first.parameters)
     assert [entry.schedule for entry in again.schedules] == [by_hand]

@@ -39,7 +39,7 @@ class Loaded:
     rejected: dict[str, int]
 
 
-@task(name="load problems", cache_policy=NO_CACHE)
+@task(name="load problems", task_run_name="load problems", cache_policy=NO_CACHE)
 def load(dataset: Dataset, sources: Sequence[ProblemSource]) -> Loaded:
     """Reads all sources unless nothing about them has changed since the last load."""
     fingerprint = _fingerprint(sources)

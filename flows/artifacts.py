@@ -9,17 +9,28 @@ import base64
 import io
 import json
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 
 from flows.stages import Stage
 from tasks import catalog
+from tasks.progress import Ticker
 from tasks.store import STUDENTS, Dataset
 from tasks.summary import accepted_preview, rejected_preview
 
 PREVIEW = 5  # accepted samples to read; rejected ones twice as many, one for each reason
+PROGRESS_SECONDS = 5.0  # between two updates of a progress artifact
 CURVES = ("loss", "reward", "kl", "accuracy")
 
 
@@ -35,6 +46,27 @@ def publish_funnel(dataset: Dataset) -> None:
     create_markdown_artifact(
         "\n\n".join(parts) or "No samples yet.", key=_key(dataset, "samples"), description="Samples to read"
     )
+
+
+@contextmanager
+def progress_in_ui(dataset: Dataset, ticker: Ticker) -> Iterator[None]:
+    """Shows a ticker's share as a progress artifact, brought up to date every few seconds."""
+    artifact = create_progress_artifact(0.0, key=_key(dataset, f"progress-{ticker.name}"), description=ticker.name)
+    assert isinstance(artifact, UUID)
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(PROGRESS_SECONDS):
+            update_progress_artifact(artifact, ticker.percent)
+
+    follower = threading.Thread(target=follow, name="progress-artifact", daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        follower.join()
+        update_progress_artifact(artifact, ticker.percent)
 
 
 def publish_curve(dataset: Dataset, stage: Stage) -> None:

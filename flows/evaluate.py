@@ -28,6 +28,7 @@ from model.pretrained import resolve_model, revision_of
 from tasks.evaluate import Contestant, Suite, evaluation_key
 from tasks.evaluate import evaluate as evaluate_model
 from tasks.inputs import problems_of_split
+from tasks.progress import announce
 from tasks.run import Run
 from tasks.store import EVALUATIONS, STUDENTS
 
@@ -117,6 +118,6 @@ def suite_of(recipe: Recipe, run: Run) -> Suite:
 
 
 def _folder(recipe: Recipe, model: str, name: str) -> Contestant:
-    resolved = resolve_model(model)
+    resolved = resolve_model(model, say=announce)
     template = template_of(recipe).without_shots()
     return Contestant(name or Path(model).name, 0, str(resolved), revision_of(resolved), template)

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from prefect import flow
 
-from flows.artifacts import publish_funnel
+from flows.artifacts import progress_in_ui, publish_funnel
 from flows.recipe import Recipe
 from flows.shards import Window, patient, raise_for_failures, shard_threads
 from flows.stages import Stage
@@ -83,6 +83,7 @@ def make_shards(
         with (
             ticking("generate", samples, "samples") as making,
             ticking("verify", samples + _rows(run.dataset, to_check), "samples") as checking,
+            progress_in_ui(run.dataset, making if to_make else checking),
         ):
             futures = [window.submit(verifying, run, pool, shard, checking) for shard in to_check]
             for shard in to_make:

@@ -22,6 +22,7 @@ from model.sampling.request import SamplingParams
 from model.sampling.vllm_server import EngineOptions
 from model.templates import ChatTokenizer, PromptTemplate
 from tasks.engine import Engine, EngineSpec
+from tasks.progress import announce
 from tasks.run import Run
 from tasks.store import STUDENTS, Dataset
 
@@ -67,13 +68,15 @@ def tokenizer_of(recipe: Recipe) -> ChatTokenizer:
     """The tokenizer whose chat template renders prompts: the teacher's where it is ours, else the student's."""
     managed = isinstance(recipe.teacher, VLLMTeacher)
     source = recipe.teacher if managed else recipe.student
-    tokenizer: ChatTokenizer = load_tokenizer(resolve_model(source.model), source.revision)
+    tokenizer: ChatTokenizer = load_tokenizer(resolve_model(source.model, say=announce), source.revision)
     return tokenizer
 
 
 def student_tokenizer(recipe: Recipe) -> ChatTokenizer:
     """The tokenizer of the student."""
-    tokenizer: ChatTokenizer = load_tokenizer(resolve_model(recipe.student.model), recipe.student.revision)
+    tokenizer: ChatTokenizer = load_tokenizer(
+        resolve_model(recipe.student.model, say=announce), recipe.student.revision
+    )
     return tokenizer
 
 
@@ -183,7 +186,7 @@ def _rewards(recipe: Recipe) -> dict[str, Any]:
 
 def _local_folder(model: str) -> Path:
     """Trainers read folders; a hub name is fetched by the hub's own client, which caches it."""
-    found = resolve_model(model)
+    found = resolve_model(model, say=announce)
     if isinstance(found, Path):
         return found
     from huggingface_hub import snapshot_download

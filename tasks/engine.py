@@ -21,7 +21,7 @@ from model.pretrained import resolve_model
 from model.sampling.client import CompletionsClient
 from model.sampling.request import SamplingParams
 from model.sampling.vllm_server import EngineOptions, VLLMServer
-from tasks.progress import Ticker, ticking
+from tasks.progress import Ticker, announce, ticking
 
 # What must be equal in two config.json files for one's weights to fit the other's engine.
 _ARCHITECTURE = (
@@ -93,7 +93,7 @@ class Engine:
         if not self.spec.managed:
             raise SamplerError(f"the endpoint {self.spec.urls[0]} cannot serve {model}", retryable=False)
         with self._lock:
-            target = resolve_model(model, self.spec.revision)
+            target = resolve_model(model, self.spec.revision, say=announce)
             running = self._server is not None and self._server.alive()
             if running and self._folder == target:
                 return
@@ -120,7 +120,7 @@ class Engine:
         )
 
     def _start_server(self, model: str) -> VLLMServer:
-        target = resolve_model(model, self.spec.revision)
+        target = resolve_model(model, self.spec.revision, say=announce)
         with ticking("start vLLM", None, "steps") as ticker:
             self._server = self._open.enter_context(
                 VLLMServer(

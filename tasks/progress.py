@@ -77,6 +77,11 @@ class Ticker:
             self._logged = time.monotonic()
             LOG.info("%s", self.line())
 
+    @property
+    def percent(self) -> float:
+        """The share that is done, 0 to 100; 0 while the total is not known."""
+        return min(100.0, 100.0 * self.done / self.total) if self.total else 0.0
+
     def line(self) -> str:
         """One line of text, as it stands in a log."""
         of = f"/{self.total}" if self.total else ""
@@ -86,10 +91,20 @@ class Ticker:
     def close(self) -> None:
         """Ends the stage: a full bar stays on the terminal, a log gets its last line."""
         if _display and self._task is not None:
-            _display.update(self._task, completed=self.done, total=self.total or max(self.done, 1))
+            unknown = self.total is None
+            done = max(self.done, 1) if unknown else self.done
+            _display.update(self._task, completed=done, total=done if unknown else self.total)
             _display.stop_task(self._task)
         else:
             LOG.info("%s", self.line())
+
+
+def announce(text: str) -> None:
+    """One line above the bars, or in the log."""
+    if _display:
+        _display.console.print(text, highlight=False)
+    else:
+        LOG.info("%s", text)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ once. Exit codes: 0 done, 1 work failed, 2 usage or recipe error, 130 interrupte
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -155,11 +157,30 @@ def _measured_rates(recipe: Recipe) -> dict[str, float] | None:
 
 def main() -> None:
     """Entry point: our errors become one line and an exit code; usage errors are typer's, with code 2."""
+    code = _outcome()
+    if "duckdb" in sys.modules:
+        _leave_in_silence(code)
+    sys.exit(code)
+
+
+def _outcome() -> int:
     try:
         app()
     except StillhouseError as error:
         typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
-        sys.exit(1 if error.retryable else 2)
+        return 1 if error.retryable else 2
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+    return 0
+
+
+def _leave_in_silence(code: int) -> None:
+    """Ends the process after its exit handlers (Prefect's server is stopped by one) but before module teardown,
+    during which DuckDB 2.0's bindings print a page of warnings about leaks."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

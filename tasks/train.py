@@ -18,7 +18,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from model.errors import TrainingError
-from model.pretrained import revision_of
 from model.training.process import EXIT_DONE, EXIT_STOPPED, EXIT_WRONG_JOB
 from tasks.attempts import attempt
 from tasks.processes import last_lines, run_watched
@@ -29,7 +28,6 @@ from tasks.store import STUDENTS
 
 # Spinning OpenMP threads beside another busy process fall to 1-3 tokens/s; waiting ones do not.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-INPUTS = "inputs.json"  # what the student in this folder is made of
 
 _SHOWN = ("loss", "kl", "reward", "accuracy", "tokens_per_second")
 
@@ -60,33 +58,37 @@ def train(run: Run, student: str, job: Mapping[str, Any]) -> Path:
 
 
 def is_done(out: Path, job: Mapping[str, Any]) -> bool:
-    """Whether the student in `out` is complete and was trained by this very job, from these very weights."""
-    return (out / "manifest.json").is_file() and _stored_inputs(out) == _inputs(job)
+    """Whether the student in `out` is complete and was trained by this very job, on these very contents."""
+    return (out / "manifest.json").is_file() and _begun(out) == _identity(job)
 
 
 def _prepare(run: Run, student: str, job: Mapping[str, Any]) -> None:
     """Writes the job; a student that another job began is moved aside, never overwritten."""
     out = run.dataset.file(f"{STUDENTS}/{student}")
-    stored = _stored_inputs(out)
-    if stored is not None and stored != _inputs(job):
+    begun = _begun(out)
+    if begun is not None and begun != _identity(job):
         out.rename(run.dataset.file(f"{STUDENTS}/{SET_ASIDE}{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
-    run.dataset.write_text(f"{STUDENTS}/{student}/{INPUTS}", json.dumps(_inputs(job), indent=1))
     run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps(dict(job), indent=1))
 
 
-def _inputs(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The job and the content of the weights it starts from: their folder's name does not change with them."""
-    revisions = {key: revision_of(Path(job[key])) for key in ("init", "teacher") if job.get(key)}
-    inputs: dict[str, Any] = json.loads(json.dumps({"job": dict(job), "revisions": revisions}))
-    return inputs
+def _identity(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What the trainer will bind its folder to: settings and contents, no paths, so a dataset may be moved."""
+    # Imports torch, so not before a training stage needs it.
+    from model.training.job import JOBS, job_from
+    from model.training.manifest import identity
+
+    values = dict(job)
+    wanted: dict[str, Any] = json.loads(json.dumps(identity(job_from(JOBS[values.pop("stage")], values))))
+    return wanted
 
 
-def _stored_inputs(out: Path) -> dict[str, Any] | None:
+def _begun(out: Path) -> dict[str, Any] | None:
+    """The identity of the job that this folder is bound to, if any."""
     try:
-        inputs: dict[str, Any] = json.loads((out / INPUTS).read_text(encoding="utf-8"))
+        begun: dict[str, Any] = json.loads((out / "job-started.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return inputs
+    return begun
 
 
 class _Follower:

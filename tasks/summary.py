@@ -36,11 +36,11 @@ def generation_speed(con: Connection) -> dict[str, Any]:
 
 
 def training_summary(con: Connection) -> Rows:
-    """Per training stage: steps, tokens, seconds of its completed attempts."""
+    """Per training stage: steps and seconds of its last completed attempt."""
     return _rows(
         con,
         """
-        select stage, max(rows) as steps, sum(seconds) as seconds from attempts
+        select stage, arg_max(rows, started_at) as steps, arg_max(seconds, started_at) as seconds from attempts
         where stage in ('sft', 'distill', 'grpo') and state = 'completed' group by stage order by max(started_at)""",
     )
 

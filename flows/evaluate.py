@@ -6,6 +6,7 @@ the worked turns, students are not, so the few-shot baseline stands beside the z
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,24 +14,27 @@ from prefect import flow
 
 from flows.artifacts import publish_evaluations
 from flows.recipe import Recipe
-from flows.recipe_sections import VLLMTeacher
+from flows.shards import patient
 from flows.wiring import (
     evaluation_engine,
     opened,
-    student_tokenizer,
+    student_spec,
+    teacher_spec,
     template_of,
     tokenizer_of,
     verifier_pool,
     weights_of,
 )
 from model.errors import ProblemsError
-from model.pretrained import resolve_model, revision_of
+from model.pretrained import load_tokenizer, resolve_model, revision_of
+from model.templates import ChatTokenizer
 from tasks.evaluate import Contestant, Suite, evaluation_key
 from tasks.evaluate import evaluate as evaluate_model
 from tasks.inputs import problems_of_split
 from tasks.progress import announce
 from tasks.run import Run
 from tasks.store import EVALUATIONS, STUDENTS
+from tasks.summary import CURRENT
 
 TRAINED = ("sft", "distill", "grpo")
 
@@ -42,8 +46,10 @@ def evaluate(recipe: Recipe, model: str = "", name: str = "") -> list[str]:
     Returns the keys of the evaluations. Raises ProblemsError when no problem is held out.
     """
     with opened(recipe) as run:
-        contestants = [_folder(recipe, model, name)] if model else list(contestants_of(recipe, run))
+        contestants = [folder_of(recipe, model, name)] if model else list(contestants_of(recipe, run))
         keys = measure_all(recipe, run, contestants)
+        if not model:
+            run.dataset.write_text(CURRENT, json.dumps({"keys": keys}))
         publish_evaluations(run.dataset)
     return keys
 
@@ -51,23 +57,13 @@ def evaluate(recipe: Recipe, model: str = "", name: str = "") -> list[str]:
 def measure_all(recipe: Recipe, run: Run, contestants: Sequence[Contestant]) -> list[str]:
     """Runs the evaluations that are missing; one engine serves all models of one architecture."""
     suite = suite_of(recipe, run)
-    remote = not isinstance(recipe.teacher, VLLMTeacher)
-    with verifier_pool(recipe) as pool:
+    measuring = patient(evaluate_model, recipe.generate)
+    with verifier_pool(recipe) as pool, evaluation_engine(recipe, run) as engine:
         versions = {check.name: check.version for check in pool.checks}
         keys = [evaluation_key(contestant, suite, versions) for contestant in contestants]
-        missing = [
-            contestant
-            for contestant, key in zip(contestants, keys, strict=True)
-            if run.dataset.read_manifest(f"{EVALUATIONS}/{key}.parquet") is None
-        ]
-        for of_teacher in (True, False):
-            theirs = [c for c in missing if (remote and c.model == "teacher") == of_teacher]
-            if not theirs:
-                continue
-            tokenizer = tokenizer_of(recipe) if of_teacher else student_tokenizer(recipe)
-            with evaluation_engine(recipe, run, of_teacher=of_teacher) as engine:
-                for contestant in theirs:
-                    evaluate_model(run, engine, tokenizer, pool, contestant, suite)
+        for contestant, key in zip(contestants, keys, strict=True):
+            if run.dataset.read_manifest(f"{EVALUATIONS}/{key}.parquet") is None:
+                measuring.submit(run, engine, tokenizer_for(recipe, contestant), pool, contestant, suite).result()
     return keys
 
 
@@ -76,25 +72,42 @@ def contestants_of(recipe: Recipe, run: Run) -> Iterator[Contestant]:
     template = template_of(recipe)
     for name in recipe.evaluate.models:
         if name == "teacher":
-            managed = isinstance(recipe.teacher, VLLMTeacher)
-            revision = revision_of(recipe.teacher.model, recipe.teacher.revision)
-            yield Contestant(name, 0, recipe.teacher.model if managed else None, revision, template)
+            teacher = recipe.teacher
+            yield Contestant(name, 0, teacher_spec(recipe), revision_of(teacher.model, teacher.revision), template)
         elif name == "student":
-            folder = recipe.student.model
-            yield Contestant(name, 0, folder, revision_of(folder, recipe.student.revision), template.without_shots())
+            yield _student(recipe, name, 0, recipe.student.model)
         elif getattr(recipe, name).enabled:
             weights_of(recipe, run, name)
             for step, weights in checkpoints(run, name):
-                yield Contestant(name, step, str(weights), revision_of(weights), template.without_shots())
+                yield _student(recipe, name, step, str(weights))
 
 
 def checkpoints(run: Run, student: str) -> list[tuple[int, Path]]:
-    """The kept checkpoints of a student by step; the last one is the finished model."""
-    found = run.dataset.file(f"{STUDENTS}/{student}/checkpoints").glob("step-*")
-    steps = {int(folder.name.removeprefix("step-")): folder for folder in found}
-    finished = run.dataset.file(f"{STUDENTS}/{student}/model")
-    last = max(steps, default=0)
-    return [*sorted((step, folder) for step, folder in steps.items() if step != last), (last, finished)]
+    """The kept checkpoints of a student by step, and its finished model under its last step."""
+    folder = run.dataset.file(f"{STUDENTS}/{student}")
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    found = {int(path.name.removeprefix("step-")): path for path in (folder / "checkpoints").glob("step-*")}
+    return sorted((found | {manifest["steps"]: folder / "model"}).items())
+
+
+def folder_of(recipe: Recipe, model: str, name: str) -> Contestant:
+    """Any model folder, hub name or `builtin:` model, asked like a student."""
+    return _student(recipe, name or Path(model).name, 0, model)
+
+
+def tokenizer_for(recipe: Recipe, contestant: Contestant) -> ChatTokenizer:
+    """The contestant's own tokenizer: another family's chat template would measure something else."""
+    if not contestant.engine.managed:
+        return tokenizer_of(recipe)
+    tokenizer: ChatTokenizer = load_tokenizer(
+        resolve_model(contestant.engine.model, contestant.engine.revision, say=announce), contestant.engine.revision
+    )
+    return tokenizer
+
+
+def _student(recipe: Recipe, name: str, step: int, model: str) -> Contestant:
+    spec = student_spec(recipe, model)
+    return Contestant(name, step, spec, revision_of(model, spec.revision), template_of(recipe).without_shots())
 
 
 def suite_of(recipe: Recipe, run: Run) -> Suite:
@@ -115,9 +128,3 @@ def suite_of(recipe: Recipe, run: Run) -> Suite:
         bootstrap=settings.bootstrap,
         seed=recipe.seed,
     )
-
-
-def _folder(recipe: Recipe, model: str, name: str) -> Contestant:
-    resolved = resolve_model(model, say=announce)
-    template = template_of(recipe).without_shots()
-    return Contestant(name or Path(model).name, 0, str(resolved), revision_of(resolved), template)

@@ -20,7 +20,7 @@ from tasks import catalog
 from tasks.catalog import Connection
 from tasks.results import FORMATS, write_result
 from tasks.store import Dataset
-from tasks.summary import generation_speed, newest_evaluations, telling_sample, training_summary
+from tasks.summary import current_evaluations, generation_speed, telling_sample, training_summary
 
 METRIC = "pass@1"
 NAMES = {
@@ -39,7 +39,7 @@ def results_screen(dataset: Path, complete: bool) -> None:
     console = Console(width=110 if not sys.stdout.isatty() else None)
     con = catalog.connect(dataset)
     _print_funnel(console, con)
-    _print_evaluations(console, con)
+    _print_evaluations(console, con, dataset)
     _print_speed(console, con)
     _print_next(console, con, dataset)
     if complete:
@@ -55,7 +55,7 @@ def status_screen(dataset: Path) -> None:
     console.print(Text(f"{dataset}: {doing}"))
     rows = catalog.status(con).to_pylist()
     _print_table(console, "stages", [_stage_row(row) for row in rows])
-    _print_table(console, "failed shards", catalog.failures(con).to_pylist())
+    _print_table(console, "failed or crashed shards", catalog.failures(con).to_pylist())
     if not rows:
         console.print("nothing has been planned yet")
 
@@ -124,9 +124,9 @@ def _print_funnel(console: Console, con: Connection) -> None:
     _print_table(console, "funnel", shown)
 
 
-def _print_evaluations(console: Console, con: Connection) -> None:
+def _print_evaluations(console: Console, con: Connection, dataset: Path) -> None:
     """pass@1 of the last step of each model, on all held-out problems and on each source."""
-    rows = [row for row in newest_evaluations(con) if row["metric"] == METRIC]
+    rows = [row for row in current_evaluations(con, Dataset.open(dataset)) if row["metric"] == METRIC]
     suites = sorted({row["suite"] for row in rows}, key=lambda name: (name != "all", name))
     shown = []
     for model in dict.fromkeys(row["model"] for row in rows):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from prefect import Task
 from prefect.client.schemas.objects import State
@@ -16,6 +16,8 @@ from flows.recipe_sections import GenerateSection
 from model.errors import ShardsFailedError, StillhouseError
 from tasks.run import worth_retrying
 from tasks.store import Dataset
+
+R = TypeVar("R")
 
 
 def shard_threads() -> TaskRunner[PrefectFuture[Any]]:
@@ -44,7 +46,7 @@ class Window:
         return future
 
 
-def patient(task: Task[..., Any], settings: GenerateSection) -> Task[..., Any]:
+def patient(task: Task[..., R], settings: GenerateSection) -> Task[..., R]:
     """The task with the recipe's tries and growing waits between them, for what is worth trying again."""
     return task.with_options(
         retries=settings.attempts - 1,

@@ -5,15 +5,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from prefect.runtime import flow_run
 
 from flows.recipe import Recipe
-from flows.recipe_sections import GRPOSection, OptimiserSection, VLLMTeacher
-from model.errors import RecipeError
+from flows.recipe_sections import EvaluateSection, GenerateSection, GRPOSection, OptimiserSection, VLLMTeacher
+from model.errors import ModelFolderError, RecipeError
 from model.pretrained import load_tokenizer, resolve_model, revision_of
 from model.records import Provenance
 from model.rewards.check import CheckSettings
@@ -65,56 +65,59 @@ def provenance_of(recipe: Recipe) -> Provenance:
 
 
 def tokenizer_of(recipe: Recipe) -> ChatTokenizer:
-    """The tokenizer whose chat template renders prompts: the teacher's where it is ours, else the student's."""
-    managed = isinstance(recipe.teacher, VLLMTeacher)
-    source = recipe.teacher if managed else recipe.student
-    tokenizer: ChatTokenizer = load_tokenizer(resolve_model(source.model, say=announce), source.revision)
-    return tokenizer
+    """The tokenizer whose chat template the teacher's prompts are rendered with."""
+    teacher = recipe.teacher
+    if isinstance(teacher, VLLMTeacher):
+        return _tokenizer(teacher.model, teacher.revision)
+    return _tokenizer(teacher.tokenizer, "main") if teacher.tokenizer else student_tokenizer(recipe)
 
 
 def student_tokenizer(recipe: Recipe) -> ChatTokenizer:
     """The tokenizer of the student."""
-    tokenizer: ChatTokenizer = load_tokenizer(
-        resolve_model(recipe.student.model, say=announce), recipe.student.revision
-    )
+    return _tokenizer(recipe.student.model, recipe.student.revision)
+
+
+def _tokenizer(model: str, revision: str) -> ChatTokenizer:
+    tokenizer: ChatTokenizer = load_tokenizer(resolve_model(model, revision, say=announce), revision)
     return tokenizer
 
 
 def teacher_engine(recipe: Recipe, run: Run) -> Engine:
     """The recipe's teacher, not started yet."""
-    sampling = recipe.generate
-    return Engine(
-        _teacher_spec(recipe),
-        SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens, recipe.template.stop),
-        concurrency=sampling.concurrency,
-        timeout_seconds=sampling.timeout_seconds,
-        log_path=run.dataset.file("logs/vllm-teacher.log"),
-    )
+    return _engine(recipe, run, recipe.generate, "teacher")
 
 
-def evaluation_engine(recipe: Recipe, run: Run, *, of_teacher: bool) -> Engine:
-    """The engine that answers held-out problems: the remote teacher's, or a local one for folders of weights."""
-    sampling = recipe.evaluate
+def evaluation_engine(recipe: Recipe, run: Run) -> Engine:
+    """The engine that answers held-out problems; `serve` says for whom."""
+    return _engine(recipe, run, recipe.evaluate, "evaluate")
+
+
+def _engine(recipe: Recipe, run: Run, sampling: GenerateSection | EvaluateSection, name: str) -> Engine:
     return Engine(
-        _teacher_spec(recipe) if of_teacher else _local_spec(recipe),
+        teacher_spec(recipe),
         SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens, recipe.template.stop),
         concurrency=recipe.generate.concurrency,
         timeout_seconds=recipe.generate.timeout_seconds,
-        log_path=run.dataset.file("logs/vllm-evaluate.log"),
+        log_path=run.dataset.file(f"logs/vllm-{name}.log"),
     )
 
 
-def _teacher_spec(recipe: Recipe) -> EngineSpec:
+def teacher_spec(recipe: Recipe) -> EngineSpec:
+    """What serves the teacher: a server of ours, or the recipe's endpoints."""
     teacher = recipe.teacher
     if isinstance(teacher, VLLMTeacher):
         return EngineSpec(teacher.model, teacher.revision, options=_options(teacher))
     return EngineSpec(teacher.model, teacher.revision, teacher.urls, teacher.api_key_env)
 
 
-def _local_spec(recipe: Recipe) -> EngineSpec:
-    """The student in an engine of our own, started like the teacher's where that one is ours."""
-    like = recipe.teacher if isinstance(recipe.teacher, VLLMTeacher) else VLLMTeacher(model=recipe.student.model)
-    return EngineSpec(recipe.student.model, recipe.student.revision, options=_options(like))
+def student_spec(recipe: Recipe, model: str) -> EngineSpec:
+    """What serves a student's weights: a server of ours, set up like the teacher's where that one is ours."""
+    student = recipe.student
+    like = recipe.teacher if isinstance(recipe.teacher, VLLMTeacher) else VLLMTeacher(model=student.model)
+    room = student.max_model_len or like.max_model_len
+    own = student.revision if model == student.model else "main"
+    extra = like.extra_args if like.model == student.model else ()
+    return EngineSpec(model, own, options=replace(_options(like), revision=own, max_model_len=room, extra_args=extra))
 
 
 def _options(teacher: VLLMTeacher) -> EngineOptions:
@@ -159,14 +162,22 @@ def training_job(recipe: Recipe, run: Run, stage: str, data: Path) -> dict[str, 
     if isinstance(section, GRPOSection):
         return job | _rewards(recipe) | {"problems": str(data)}
     if stage == "distill":
-        job["teacher"] = str(_local_folder(recipe.distill.teacher or recipe.teacher.model))
+        job["teacher"] = str(_distill_teacher(recipe))
     return job | {"examples": str(data)}
+
+
+def _distill_teacher(recipe: Recipe) -> Path:
+    if recipe.distill.teacher:
+        return _local_folder(recipe.distill.teacher, "main")
+    if isinstance(recipe.teacher, VLLMTeacher):
+        return _local_folder(recipe.teacher.model, recipe.teacher.revision)
+    raise RecipeError("KL distillation needs the teacher's weights, an endpoint has none to give: set distill.teacher")
 
 
 def weights_of(recipe: Recipe, run: Run, name: str) -> Path:
     """The folder of the student as it was (`student`) or as a stage has made it (`sft`, `distill`, `grpo`)."""
     if name == "student":
-        return _local_folder(recipe.student.model)
+        return _local_folder(recipe.student.model, recipe.student.revision)
     folder = run.dataset.file(f"{STUDENTS}/{name}/model")
     if not folder.is_dir():
         raise RecipeError(f"the student of stage {name} is not there yet; run that stage first (`--only {name}`)")
@@ -184,11 +195,16 @@ def _rewards(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _local_folder(model: str) -> Path:
+def _local_folder(model: str, revision: str) -> Path:
     """Trainers read folders; a hub name is fetched by the hub's own client, which caches it."""
-    found = resolve_model(model, say=announce)
+    found = resolve_model(model, revision, say=announce)
     if isinstance(found, Path):
         return found
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(found))
+    try:
+        return Path(snapshot_download(found, revision=revision))
+    # The hub's client raises errors of its own, of httpx and of the operating system; all mean the same here.
+    except Exception as error:
+        cause = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelFolderError(f"cannot fetch {model} at {revision} from the hub: {cause}") from error

@@ -33,18 +33,19 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 def cons_at_n(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
     """Is the majority answer of one problem's N samples right? 0 or 1; a tie counts as the tied answers' mean.
 
-    Samples without an answer (None) do not vote. Answers that mean the same must be spelt the same.
+    Samples without an answer (None) do not vote. Answers that mean the same must be spelt the same; an answer is right
+    if one of the samples that give it was (another may have given it in the wrong format).
 
     Raises:
         ValueError: the two sequences differ in length.
     """
-    verdicts = dict(zip(answers, correct, strict=True))
+    right = {answer for answer, is_right in zip(answers, correct, strict=True) if is_right}
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
         return 0.0
     most = max(votes.values())
     winners = [answer for answer, count in votes.items() if count == most]
-    return sum(verdicts[answer] for answer in winners) / len(winners)
+    return sum(answer in right for answer in winners) / len(winners)
 
 
 def bootstrap_interval(

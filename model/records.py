@@ -208,8 +208,12 @@ VERDICT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One metric of one model on one suite, with its 95 % bootstrap interval over problems."""
+    """One metric of one model on one suite, with its 95 % bootstrap interval over problems.
 
+    `key` names the evaluation (one model's metrics and suites, measured together), `samples` counts judged answers.
+    """
+
+    key: str
     model: str
     step: int
     suite: str
@@ -226,6 +230,7 @@ class Evaluation:
 
 EVALUATION_SCHEMA = pa.schema(
     [
+        pa.field("key", _TEXT, nullable=False),
         pa.field("model", _TEXT, nullable=False),
         pa.field("step", pa.int32(), nullable=False),
         pa.field("suite", _TEXT, nullable=False),

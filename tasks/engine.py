@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,10 +21,11 @@ from typing import Self
 from model.errors import InterruptedRunError, SamplerError
 from model.pretrained import resolve_model
 from model.sampling.client import CompletionsClient
-from model.sampling.request import SamplingParams
+from model.sampling.request import Completion, Request, SamplingParams
 from model.sampling.vllm_server import EngineOptions, VLLMServer
 from tasks.progress import Ticker, announce, ticking
 
+SERVED_NAME = "stillhouse"  # what our own servers call whatever they serve
 # What must be equal in two config.json files for one's weights to fit the other's engine.
 _ARCHITECTURE = (
     "architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -47,7 +50,7 @@ class EngineSpec:
 
 
 class Engine:
-    """A context manager; `client()` is thread-safe and always returns a client of a live engine."""
+    """A context manager; `complete` may be called from many threads and always reaches a live engine."""
 
     def __init__(
         self,
@@ -62,10 +65,11 @@ class Engine:
         self._concurrency, self._timeout_seconds = concurrency, timeout_seconds
         self._log_path = log_path
         self._lock = threading.Lock()
+        self._open = ExitStack()
         self._server: VLLMServer | None = None
         self._client: CompletionsClient | None = None
-        self._open = ExitStack()
-        self._folder: Path | None = None  # whose weights the server holds
+        self._started: EngineSpec | None = None  # what the server was started with
+        self._failure: SamplerError | None = None  # one that no further start would mend
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -76,67 +80,117 @@ class Engine:
     ) -> None:
         # Before stopping: a shard that is interrupted by this must not start the engine again when it is retried.
         self._closed = True
-        self._stop()
-
-    def client(self) -> CompletionsClient:
-        """A client of the engine, which is started if it is not running; SamplerError if it cannot be."""
         with self._lock:
-            if self._closed:
-                raise InterruptedRunError("the run is ending, so its engine is gone")
-            if self._client is None or (self._server is not None and not self._server.alive()):
-                self._start(self.spec.model)
+            self._stop()
+
+    def complete(
+        self, requests: Sequence[Request], on_done: Callable[[Completion], None] | None = None
+    ) -> list[Completion]:
+        """The requests' completions, in their order; starts the engine if it is not running.
+
+        Raises SamplerError when the engine cannot be started or fails, InterruptedRunError when the run is ending.
+        """
+        try:
+            return self.ready().complete(requests, on_done)
+        except CancelledError:
+            self._require_open()
+            raise SamplerError("the engine died and was started again for another shard") from None
+
+    def ready(self) -> CompletionsClient:
+        """A client of the running engine, which is started, or started again, if need be."""
+        with self._lock:
+            self._require_open()
+            self._learn_from_death()
+            if self._failure is not None:
+                raise self._failure
+            if self._client is None:
+                self._start()
             assert self._client is not None
             return self._client
 
-    def serve(self, model: str) -> None:
-        """Makes `model` (a folder or a name) the one that answers from now on. No request may be running."""
-        if not self.spec.managed:
-            raise SamplerError(f"the endpoint {self.spec.urls[0]} cannot serve {model}", retryable=False)
+    def serve(self, spec: EngineSpec) -> None:
+        """Makes `spec` what answers from now on. No request may be running."""
         with self._lock:
-            target = resolve_model(model, self.spec.revision, say=announce)
-            running = self._server is not None and self._server.alive()
-            if running and self._folder == target:
+            if spec == self.spec and self._client is not None:
                 return
-            if running and self._folder and isinstance(target, Path) and same_architecture(self._folder, target):
-                assert self._server is not None
-                self._server.load_weights(target)
-                self._folder = target
-            else:
-                self._start(model)
+            self.spec, self._failure = spec, None
+            if not self._swap_weights(spec):
+                self._stop()
 
-    def _start(self, model: str) -> None:
+    def _swap_weights(self, spec: EngineSpec) -> bool:
+        """Puts the weights into the running server, if they fit it; a second instead of a start."""
+        if self._server is None or not self._server.alive() or self._started is None:
+            return False
+        now, target = _folder(self._started), _folder(spec)
+        fits = replace(spec.options, revision="") == replace(self._started.options, revision="")
+        if not (fits and spec.managed and now and target and same_architecture(now, target)):
+            return False
+        self._server.load_weights(target)
+        return True
+
+    def _start(self) -> None:
         self._stop()
-        urls = list(self.spec.urls) or [self._start_server(model).url]
-        self._client = self._open.enter_context(
-            CompletionsClient(
-                urls,
-                self.spec.model,
-                self.params,
-                concurrency=self._concurrency,
-                timeout_seconds=self._timeout_seconds,
-                api_key=os.environ.get(self.spec.api_key_env) if self.spec.api_key_env else None,
-                alive=self._server.check if self._server else None,
+        try:
+            if self.spec.managed:
+                self._server = self._start_server()
+            self._client = self._open.enter_context(self._new_client())
+        except SamplerError as error:
+            self._failure = None if error.retryable else error
+            raise
+
+    def _start_server(self) -> VLLMServer:
+        target = resolve_model(self.spec.model, self.spec.revision, say=announce)
+        with ticking("start vLLM", None, "steps") as ticker:
+            server = VLLMServer(
+                target,
+                SERVED_NAME,
+                log_path=self._log_path,
+                options=self.spec.options,
+                on_progress=lambda phase, _: self._show(ticker, phase),
             )
+            self._started = self.spec
+            return self._open.enter_context(server)
+
+    def _new_client(self) -> CompletionsClient:
+        server = self._server
+        return CompletionsClient(
+            [server.url] if server else list(self.spec.urls),
+            SERVED_NAME if server else self.spec.model,
+            self.params,
+            concurrency=self._concurrency,
+            timeout_seconds=self._timeout_seconds,
+            api_key=os.environ.get(self.spec.api_key_env) if self.spec.api_key_env else None,
+            alive=server.check if server else None,
         )
 
-    def _start_server(self, model: str) -> VLLMServer:
-        target = resolve_model(model, self.spec.revision, say=announce)
-        with ticking("start vLLM", None, "steps") as ticker:
-            self._server = self._open.enter_context(
-                VLLMServer(
-                    target,
-                    self.spec.model,
-                    log_path=self._log_path,
-                    options=self.spec.options,
-                    on_progress=lambda phase, _: Ticker.describe(ticker, phase),
-                )
-            )
-        self._folder = target if isinstance(target, Path) else None
-        return self._server
+    def _show(self, ticker: Ticker, phase: str) -> None:
+        """Called while the server starts, so that Ctrl-C need not wait for it."""
+        self._require_open()
+        ticker.describe(phase)
+
+    def _learn_from_death(self) -> None:
+        """Drops a server that died; what it died of may be worth no further start."""
+        if self._server is None or self._server.alive():
+            return
+        try:
+            self._server.check()
+        except SamplerError as error:
+            self._failure = None if error.retryable else error
+        self._stop()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise InterruptedRunError("the run is ending, so its engine is gone")
 
     def _stop(self) -> None:
         self._open.close()
-        self._server = self._client = self._folder = None
+        self._server = self._client = self._started = None
+
+
+def _folder(spec: EngineSpec) -> Path | None:
+    """The local folder of a spec's weights; None for a hub name."""
+    found = resolve_model(spec.model, spec.revision, say=announce)
+    return found if isinstance(found, Path) else None
 
 
 def same_architecture(one: Path, other: Path) -> bool:

@@ -29,12 +29,12 @@ from model.records import (
     sample_seed,
     to_table,
 )
-from model.rewards.check import Scored
+from model.rewards.check import Judgement, Scored
 from model.rewards.pool import VerifierPool
-from model.sampling.request import Request
+from model.sampling.request import Completion, Request
 from model.templates import ChatTokenizer, PromptTemplate, split_completion
 from tasks.attempts import attempt
-from tasks.engine import Engine
+from tasks.engine import Engine, EngineSpec
 from tasks.progress import ticking
 from tasks.run import Run
 from tasks.store import EVALUATIONS
@@ -50,7 +50,7 @@ ANSWER_SCHEMA = pa.schema(
         pa.field("model", pa.string(), nullable=False),
         pa.field("step", pa.int32(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
-        pa.field("correct", pa.bool_(), nullable=False),
+        pa.field("correct", pa.bool_()),  # null: it could not be judged
         pa.field("reason", pa.string(), nullable=False),
         pa.field("answer", pa.string()),
         pa.field("completion_tokens", pa.int32(), nullable=False),
@@ -61,14 +61,11 @@ ANSWER_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """Who is measured: a name and a step for the table, the weights, and the template they are shown.
-
-    `served` is the folder or name for the engine; None keeps whatever the engine serves (a remote teacher).
-    """
+    """Who is measured: a name and a step for the table, what serves it, its weights' revision, its template."""
 
     model: str
     step: int
-    served: str | None
+    engine: EngineSpec
     revision: str
     template: PromptTemplate
 
@@ -99,7 +96,7 @@ class Answer:
     model: str
     step: int
     source: str
-    correct: bool
+    correct: bool | None
     reason: str
     answer: str | None
     completion_tokens: int
@@ -138,10 +135,9 @@ def evaluate(
         return key
     started = time.monotonic()
     with attempt(run.dataset, f"{STAGE}/{contestant.model}", contestant.step, run.run_id) as record:
-        if contestant.served is not None:
-            engine.serve(contestant.served)
+        engine.serve(contestant.engine)
         answers = _answers(engine, tokenizer, pool, contestant, suite)
-        rows = measure(answers, contestant, suite)
+        rows = measure(key, answers, contestant, suite)
         seconds = time.monotonic() - started
         run.dataset.write_shard(
             f"{EVALUATIONS}/answers/{key}.parquet",
@@ -167,45 +163,53 @@ def _answers(
     requests = [_request(tokenizer, contestant, suite, *job) for job in jobs]
     label = f"evaluate {contestant.model}" + (f" @{contestant.step}" if contestant.step else "")
     with ticking(label, len(requests), "answers") as ticker:
-        completions = engine.client().complete(requests, on_done=lambda c: ticker.count(c.completion_tokens))
-    texts = [contestant.template.prefill + completion.text for completion in completions]
-    items = [
-        Scored(
-            text=text,
-            gold=problem.gold,
-            prompt=problem.prompt,
-            tests=problem.tests,
-            domain=problem.domain,
-            reasoning=split_completion(text)[0],
-            answer=split_completion(text)[1],
-            finish_reason=completion.finish_reason,
-            completion_tokens=completion.completion_tokens,
-            max_tokens=suite.max_tokens,
-        )
-        for (problem, _), text, completion in zip(jobs, texts, completions, strict=True)
-    ]
-    verdicts = pool.run(items)
-    names = [check.name for check in pool.checks]
-    answers = []
-    for (problem, replica), request, item, results in zip(jobs, requests, items, verdicts, strict=True):
-        judged = {name: judgement for name, (judgement, _) in zip(names, results, strict=True)}
-        lost = next((name for name in suite.require if judged[name].verdict is not Status.PASS), None)
-        answers.append(
-            Answer(
-                sample_id=request.key,
-                problem_id=problem.problem_id,
-                replica=replica,
-                model=contestant.model,
-                step=contestant.step,
-                source=problem.source,
-                correct=lost is None,
-                reason="correct" if lost is None else f"{lost}: {judged[lost].reason}",
-                answer=item.answer,
-                completion_tokens=item.completion_tokens,
-                text=item.text,
-            )
-        )
-    return answers
+        completions = engine.complete(requests, on_done=lambda c: ticker.count(c.completion_tokens))
+    prefill = contestant.template.prefill
+    items = [_scored(job[0], prefill, suite, c) for job, c in zip(jobs, completions, strict=True)]
+    rows = zip(jobs, requests, items, pool.judge(items), strict=True)
+    return [_answer(contestant, suite, *row) for row in rows]
+
+
+def _scored(problem: Problem, prefill: str, suite: Suite, completion: Completion) -> Scored:
+    text = prefill + completion.text
+    reasoning, answer = split_completion(text)
+    return Scored(
+        text=text,
+        gold=problem.gold,
+        prompt=problem.prompt,
+        tests=problem.tests,
+        domain=problem.domain,
+        reasoning=reasoning,
+        answer=answer,
+        finish_reason=completion.finish_reason,
+        completion_tokens=completion.completion_tokens,
+        max_tokens=suite.max_tokens,
+    )
+
+
+def _answer(
+    contestant: Contestant,
+    suite: Suite,
+    job: tuple[Problem, int],
+    request: Request,
+    item: Scored,
+    judged: Mapping[str, Judgement],
+) -> Answer:
+    lost = next((name for name in suite.require if judged[name].verdict is not Status.PASS), None)
+    known = lost is None or judged[lost].verdict is Status.FAIL
+    return Answer(
+        sample_id=request.key,
+        problem_id=job[0].problem_id,
+        replica=job[1],
+        model=contestant.model,
+        step=contestant.step,
+        source=job[0].source,
+        correct=(lost is None) if known else None,
+        reason="correct" if lost is None else f"{lost}: {judged[lost].reason}",
+        answer=item.answer,
+        completion_tokens=item.completion_tokens,
+        text=item.text,
+    )
 
 
 def _request(
@@ -222,35 +226,51 @@ def _request(
     return Request(key, prompt, sample_seed(key), suite.max_tokens)
 
 
-def measure(answers: Sequence[Answer], contestant: Contestant, suite: Suite) -> list[Evaluation]:
-    """pass@k and cons@N, for all problems and for each source, with bootstrap intervals over problems."""
+def measure(key: str, answers: Sequence[Answer], contestant: Contestant, suite: Suite) -> list[Evaluation]:
+    """pass@k and cons@N, for all problems and for each source, with bootstrap intervals over problems.
+
+    Answers that could not be judged (an error, an unscorable gold) are left out, as in `pass_rates`; a problem with
+    fewer than k judged answers is left out of pass@k.
+    """
     by_source: dict[str, dict[str, list[Answer]]] = defaultdict(lambda: defaultdict(list))
     for answer in answers:
-        by_source[answer.source][answer.problem_id].append(answer)
-        by_source[ALL][answer.problem_id].append(answer)
+        if answer.correct is not None:
+            by_source[answer.source][answer.problem_id].append(answer)
+            by_source[ALL][answer.problem_id].append(answer)
     if len(by_source) == 2:  # one source: `all` would say the same twice
         del by_source[ALL]
     rows = []
     for name, problems in sorted(by_source.items()):
+        samples = sum(map(len, problems.values()))
         for metric, values in _metrics(list(problems.values()), suite).items():
-            rows.append(_row(contestant, suite, name, metric, values))
+            if values:
+                rows.append(_row(key, contestant, suite, name, metric, values, samples))
     return rows
 
 
 def _metrics(problems: Sequence[Sequence[Answer]], suite: Suite) -> dict[str, list[float]]:
     """Each metric's value per problem."""
-    counts = [(len(answers), sum(answer.correct for answer in answers)) for answers in problems]
-    metrics = {f"pass@{k}": [pass_at_k(n, right, k) for n, right in counts] for k in suite.k}
+    counts = [(len(answers), sum(bool(answer.correct) for answer in answers)) for answers in problems]
+    metrics = {f"pass@{k}": [pass_at_k(n, right, k) for n, right in counts if n >= k] for k in suite.k}
     if suite.replicas > 1:
         metrics[f"cons@{suite.replicas}"] = [
-            cons_at_n([a.answer for a in answers], [a.correct for a in answers]) for answers in problems
+            cons_at_n([a.answer for a in answers], [bool(a.correct) for a in answers]) for answers in problems
         ]
     return metrics
 
 
-def _row(contestant: Contestant, suite: Suite, name: str, metric: str, values: Sequence[float]) -> Evaluation:
+def _row(
+    key: str,
+    contestant: Contestant,
+    suite: Suite,
+    name: str,
+    metric: str,
+    values: Sequence[float],
+    samples: int,
+) -> Evaluation:
     low, high = bootstrap_interval(values, confidence=suite.confidence, resamples=suite.bootstrap, seed=suite.seed)
     return Evaluation(
+        key=key,
         model=contestant.model,
         step=contestant.step,
         suite=name,
@@ -259,8 +279,8 @@ def _row(contestant: Contestant, suite: Suite, name: str, metric: str, values: S
         low=low,
         high=high,
         problems=len(values),
-        samples=len(values) * suite.replicas,
+        samples=samples,
         template=contestant.template.fingerprint,
-        model_path=contestant.served or "",
+        model_path=contestant.engine.model,
         created_at=datetime.now(UTC).isoformat(),
     )

@@ -45,7 +45,7 @@ def generate_shard(run: Run, generation: Generation, shard: int, ticker: Ticker)
     with attempt(run.dataset, STAGE, shard, run.run_id) as record:
         plan = read_plan(run.dataset, shard)
         requests = _requests(run, generation, plan)
-        completions = generation.engine.client().complete(requests, on_done=lambda c: ticker.count(c.completion_tokens))
+        completions = generation.engine.complete(requests, on_done=lambda c: ticker.count(c.completion_tokens))
         samples = [
             _sample(shard, planned, generation, request, completion)
             for planned, request, completion in zip(plan, requests, completions, strict=True)

@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from tasks.catalog import Connection, run_sql
+from tasks.store import Dataset
 
 Rows = list[dict[str, Any]]
+CURRENT = "evaluations/current.json"  # keys of the newest evaluation of the whole recipe
 
 
-def newest_evaluations(con: Connection) -> Rows:
-    """Every model's metrics at its last step, in the order in which the models were measured."""
+def current_evaluations(con: Connection, dataset: Dataset) -> Rows:
+    """Each model's metrics at its last step, of the students as they are now, in the recipe's order."""
+    keys = (dataset.read_json(CURRENT) or {"keys": []})["keys"]
+    listed = ", ".join(f"'{key}'" for key in keys) or "''"
     return _rows(
         con,
-        """
+        f"""
         select model, step, suite, metric, value, low, high, problems, samples from evaluations
+        where key in ({listed})
         qualify row_number() over (partition by model, suite, metric order by step desc, created_at desc) = 1
-        order by min(created_at) over (partition by model), suite""",
+        order by list_position([{listed}], key), suite""",
     )
 
 

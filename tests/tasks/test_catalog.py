@@ -314,7 +314,7 @@ def test_stages_without_a_plan_appear_through_attempts_and_manifests(dataset: Da
         pass
     with pytest.raises(ValueError, match="diverged"), attempt(dataset, "distill", 0, "run"):
         raise ValueError("diverged")
-    row = Evaluation("student", 0, "held_out", "pass@1", 0.5, 0.4, 0.6, 10, 40, "t", "m", "2026")
+    row = Evaluation("e", "student", 0, "held_out", "pass@1", 0.5, 0.4, 0.6, 10, 40, "t", "m", "2026")
     table = to_table([row], EVALUATION_SCHEMA)
     dataset.write_shard("evaluations/student.parquet", table, schema=EVALUATION_SCHEMA, fingerprint="e")
 

@@ -6,6 +6,7 @@ All figures come from the catalog's queries at the moment of asking; nothing is 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -146,12 +147,21 @@ def _print_speed(console: Console, con: Connection) -> None:
 
 
 def _print_next(console: Console, con: Connection, dataset: Path) -> None:
-    sample = telling_sample(con)
-    lines = ["next:", f"  stillhouse sql {dataset} 'select reason, count(*) from rejected group by all'"]
-    lines += [f"  stillhouse explain {dataset} {sample}"] if sample else []
-    lines.append(f"  stillhouse rerun {dataset} --failed")
-    lines.append("  prefect server start     and in another terminal: stillhouse deploy     (the Prefect UI)")
+    sample, stillhouse = telling_sample(con), program("stillhouse")
+    lines = ["next:", f"  {stillhouse} sql {dataset} 'select reason, count(*) from rejected group by all'"]
+    lines += [f"  {stillhouse} explain {dataset} {sample}"] if sample else []
+    lines.append(f"  {stillhouse} rerun {dataset} --failed")
+    lines.append(f"  {program('prefect')} server start     (the Prefect UI; docs/prefect.md says how runs get there)")
     console.print(Text("\n".join(lines)), soft_wrap=True)
+
+
+def program(name: str) -> str:
+    """How to type a command of this environment: its name where the shell finds it, else its path."""
+    here = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if found is not None and Path(found).resolve() == here.resolve():
+        return name
+    return str(here.relative_to(Path.cwd())) if here.is_relative_to(Path.cwd()) else str(here)
 
 
 def _print_table(console: Console, title: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -72,7 +72,7 @@ def make_shards(
         if not to_make and not to_check:
             return
         if to_make:
-            engine.client()  # an engine that cannot start is one clear error, not one for every shard
+            engine.ready()  # an engine that cannot start is one clear error, not one for every shard
         generation = Generation(engine, tokenizer_of(recipe), template_of(recipe), provenance_of(recipe))
         generating, verifying = (
             patient(generate_shard, recipe.generate),

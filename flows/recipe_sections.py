@@ -89,6 +89,8 @@ class OpenAITeacher(Section):
     """The model's name as the endpoints know it."""
     revision: str = ""
     """What tells this model from another of the same name; part of every sample's id."""
+    tokenizer: str = ""
+    """Model whose chat template renders the prompts (hub name or folder); empty: the student's."""
     api_key_env: str = Field(default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     """Environment variable that holds the key (the key itself never stands in a recipe)."""
 
@@ -106,6 +108,9 @@ Teacher = Annotated[VLLMTeacher | OpenAITeacher, Field(discriminator="type")]
 
 class StudentSection(Section):
     """The model that is distilled into."""
+
+    max_model_len: int = Field(default=0, ge=0, le=1_000_000)
+    """Longest prompt plus completion, in tokens, when the student is evaluated; 0: the teacher's."""
 
     model: str = Field(min_length=1)
     """Hub name, folder, or `builtin:` name of the model that training starts from."""

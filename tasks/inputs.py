@@ -12,13 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from model.records import PROBLEM_SCHEMA, Problem, from_table
-from model.rewards.check import Scored
+from model.records import PROBLEM_SCHEMA, Problem, Sample, from_table
+from model.rewards.check import Scored, scored
 from tasks.store import PROBLEMS, Dataset, sample_path
-
-_JUDGED = [
-    "sample_id", "problem_id", "text", "reasoning", "answer", "finish_reason", "completion_tokens", "max_tokens",
-]  # fmt: skip
 
 
 def problems_by_id(dataset: Dataset, ids: Collection[str]) -> dict[str, Problem]:
@@ -34,27 +30,12 @@ def problems_of_split(dataset: Dataset, split: str) -> list[Problem]:
 
 def scored_rows(dataset: Dataset, shard: int) -> tuple[list[str], list[Scored]]:
     """The ids of a shard's samples, and each beside its problem as the checks look at it."""
-    rows = dataset.read_table(sample_path(shard), _JUDGED).to_pylist()
-    problems = problems_by_id(dataset, {row["problem_id"] for row in rows})
-    return [row["sample_id"] for row in rows], [_scored(row, problems[row["problem_id"]]) for row in rows]
+    samples: list[Sample] = from_table(dataset.read_table(sample_path(shard)), Sample)
+    problems = problems_by_id(dataset, {sample.problem_id for sample in samples})
+    return [s.sample_id for s in samples], [scored(problems[s.problem_id], s) for s in samples]
 
 
 def _problems(dataset: Dataset, filters: list[tuple[str, str, Any]]) -> list[Problem]:
     files = [dataset.file(manifest.relative) for manifest in dataset.manifests(PROBLEMS)]
     tables = [pq.read_table(file, columns=PROBLEM_SCHEMA.names, filters=filters) for file in files]
     return from_table(pa.concat_tables(tables), Problem) if tables else []
-
-
-def _scored(row: dict[str, Any], problem: Problem) -> Scored:
-    return Scored(
-        text=row["text"],
-        gold=problem.gold,
-        prompt=problem.prompt,
-        tests=problem.tests,
-        domain=problem.domain,
-        reasoning=row["reasoning"],
-        answer=row["answer"],
-        finish_reason=row["finish_reason"],
-        completion_tokens=row["completion_tokens"],
-        max_tokens=row["max_tokens"],
-    )

@@ -43,7 +43,7 @@ endif
 	@# The lock holds every package, so nothing is resolved: a resolver would add CUDA builds that break CPU imports.
 	$(BIN)/python -m pip install --no-deps --requirement $(LOCK)
 	@$(BIN)/python -m pip install --no-deps --no-build-isolation --editable . > $(VENV)/editable.log 2>&1 || { cat $(VENV)/editable.log; exit 1; }
-	@$(BIN)/python -c 'import torch' || { echo "torch does not import: this is a CUDA build without its libraries. Run: make clean; make TORCH_INDEX=<PyTorch's CPU index> $(MAKECMDGOALS) (see README, Installation)"; exit 2; }
+	@$(BIN)/python -c 'import torch' || { echo "torch does not import: this is a CUDA build without its libraries. Run: make clean; make TORCH_INDEX=<PyTorch's CPU index> $(MAKECMDGOALS) (see README, Two commands)"; exit 2; }
 	@touch $@
 
 clean:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -48,9 +50,11 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [])
     stages = parse_stages(only)
+    if only.strip():
+        _refuse_disabled(loaded, stages)
     from flows.embedded import run_embedded
 
-    run_embedded(loaded, stages, command=f"stillhouse run {recipe}")
+    run_embedded(loaded, stages)
 
 
 @app.command(epilog="Example: `stillhouse plan deployments/recipes/r1_distill_qwen_1_5b.toml`")
@@ -81,7 +85,7 @@ def sql(
     """Queries the dataset, also while a run is making it. Without SQL: lists the views."""
     from flows.screens import sql_screen
 
-    sql_screen(_existing(dataset), file.read_text() if file else query, output)
+    sql_screen(_existing(dataset), _statement(file) if file else query, output)
 
 
 @app.command(epilog="Example: `stillhouse rerun data/demo --failed`")
@@ -144,6 +148,20 @@ def _existing(dataset: Path) -> Path:
     return dataset
 
 
+def _refuse_disabled(recipe: Recipe, stages: Sequence[str]) -> None:
+    """A stage that is asked for by name must not be left out in silence."""
+    for stage in stages:
+        if not getattr(getattr(recipe, stage, None), "enabled", True):
+            raise RecipeError(f"{stage}.enabled is false in the recipe; add `--set {stage}.enabled=true` to run it")
+
+
+def _statement(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+
+
 def _measured_rates(recipe: Recipe) -> dict[str, float] | None:
     """Rates that a pilot run of the same dataset has measured, if there is one."""
     folder = Path(recipe.dataset)
@@ -176,7 +194,9 @@ def _outcome() -> int:
 
 def _leave_in_silence(code: int) -> None:
     """Ends the process after its exit handlers (Prefect's server is stopped by one) but before module teardown,
-    during which DuckDB 2.0's bindings print a page of warnings about leaks."""
+    during which DuckDB 2.0's bindings print a page of warnings about leaks. Threads come first, as the interpreter
+    itself has it: Prefect sends its last events from there."""
+    threading._shutdown()  # type: ignore[attr-defined]  # as public as the atexit call below
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,8 @@ from rich.console import Console
 
 from flows.recipe import Recipe, parse_recipe
 from flows.stages import ALL_STAGES, Stage
+from model.errors import RecipeError
+from tasks.durable import store_errors
 from tasks.progress import shown
 from tasks.store import Dataset
 
@@ -34,7 +37,7 @@ SETTINGS = {
 }
 
 
-def run_embedded(recipe: Recipe, stages: Sequence[Stage], command: str) -> None:
+def run_embedded(recipe: Recipe, stages: Sequence[Stage]) -> None:
     """Runs the recipe's stages and prints the page of results."""
     from flows.screens import results_screen
 
@@ -43,7 +46,7 @@ def run_embedded(recipe: Recipe, stages: Sequence[Stage], command: str) -> None:
 
         factory(recipe, tuple(stages))
 
-    _run(recipe, work, command)
+    _run(recipe, work)
     results_screen(Path(recipe.dataset), complete=tuple(stages) == ALL_STAGES)
 
 
@@ -57,7 +60,7 @@ def rerun_embedded(dataset: Path, failed: bool, where: str, overrides: Sequence[
 
         made.extend(rerun(recipe, failed, where))
 
-    _run(recipe, work, f"stillhouse rerun {dataset}" + (" --failed" if failed else f' --where "{where}"'))
+    _run(recipe, work)
     which = f"shards {', '.join(map(str, made))}" if made else "nothing: no row was chosen"
     Console().print(f"re-run: {which}")
 
@@ -71,21 +74,41 @@ def evaluate_embedded(recipe: Recipe, model: str, name: str) -> None:
 
         evaluate(recipe, model, name)
 
-    _run(recipe, work, f"stillhouse evaluate {model}")
+    _run(recipe, work)
     evaluations_screen(Path(recipe.dataset), name)
 
 
-def _run(recipe: Recipe, work: Callable[[], None], command: str) -> None:
+def _run(recipe: Recipe, work: Callable[[], None]) -> None:
+    from flows.screens import program
+
     console = Console(stderr=True)
     dataset = Dataset.create(recipe.dataset)
+    _check_accept_rule(recipe, dataset)
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     with _stoppable(), _log_to(dataset.file("logs/run.log"), console), shown(console):
         try:
             work()
         except KeyboardInterrupt:
-            console.print(f"\nInterrupted. What was finished is kept; go on with: {command}", highlight=False)
+            command = shlex.join([program("stillhouse"), *sys.argv[1:]])
+            hint = f"\nInterrupted. What was finished is kept; go on with: {command}"
+            console.print(hint, highlight=False, markup=False, soft_wrap=True)
             raise SystemExit(INTERRUPTED) from None
+
+
+def _check_accept_rule(recipe: Recipe, dataset: Dataset) -> None:
+    """A predicate that DuckDB refuses must not get into the dataset's recipe, which every query reads.
+
+    Raises RecipeError.
+    """
+    if recipe.accept.where.strip():
+        from tasks.catalog import QueryError, connect
+        from tasks.views import AcceptRule
+
+        try:
+            connect(dataset, AcceptRule.of(recipe.resolved()["accept"])).close()
+        except QueryError as error:
+            raise RecipeError(f"accept.where: {error}") from error
 
 
 @contextmanager
@@ -105,8 +128,9 @@ def _stoppable() -> Iterator[None]:
 @contextmanager
 def _log_to(file: Path, console: Console) -> Iterator[None]:
     """Prefect's and our log records go to a file; a terminal has the bars, a pipe gets our own lines too."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    to_file = logging.FileHandler(file, encoding="utf-8")
+    with store_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(file, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     import prefect.logging.configuration  # noqa: F401  # Prefect sets its handlers on import; ours replace them
 

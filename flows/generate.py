@@ -15,12 +15,13 @@ from flows.recipe import Recipe
 from flows.shards import Window, patient, raise_for_failures, shard_threads
 from flows.stages import Stage
 from flows.wiring import opened, provenance_of, teacher_engine, template_of, tokenizer_of, verifier_pool
+from model.errors import ProblemsError
 from model.records import content_hash
 from tasks.generate import Generation, generate_shard
 from tasks.load import load
 from tasks.progress import ticking
 from tasks.run import Run
-from tasks.store import Dataset
+from tasks.store import PROBLEMS, Dataset
 from tasks.verify import verify_shard
 from tasks.work import (
     pending_generate,
@@ -51,7 +52,12 @@ def generate(recipe: Recipe, only: tuple[Stage, ...] = MAKING) -> None:
 
 
 def plan(recipe: Recipe, run: Run) -> list[int]:
-    """Adds shards for whatever the recipe wants beyond what was planned before."""
+    """Adds shards for whatever the recipe wants beyond what was planned before.
+
+    Raises ProblemsError when no problems were ever loaded; that all are held out is no error.
+    """
+    if not run.dataset.manifests(PROBLEMS):
+        raise ProblemsError(f"{run.dataset.path} holds no problems yet; run that stage first (`--only problems`)")
     wanted = wanted_samples(
         train_problem_ids(run.dataset),
         provenance_of(recipe),

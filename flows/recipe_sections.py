@@ -310,7 +310,7 @@ class VerifySection(Section):
     timeout_seconds: float = Field(default=5.0, gt=0.0, le=3600.0)
     """Hard limit per check and sample; what exceeds it is an `error`, never a `fail`."""
     format_weight: float = Field(default=0.2, ge=0.0, le=10.0)
-    """λ of R1's reward r = accuracy + λ · format, in the reward column and in GRPO."""
+    """λ of R1's reward r = accuracy + λ · format, as GRPO pays it."""
     language: str = Field(default="en", pattern=r"^[a-z]{2}$")
     """Language that the reasoning should be in (ISO 639-1)."""
     language_share: Share = 0.9
@@ -331,7 +331,8 @@ class AcceptSection(Section):
     """Which samples are accepted; changing it costs a query, not a generation."""
 
     require: tuple[str, ...] = ("finish", "format", "math")
-    """Checks whose verdict must be `pass`, in the order in which losses are counted."""
+    """Checks whose verdict must be `pass`, in the order in which losses are counted; one of your own goes by its
+    `name`, not by its `module:factory`, and is not looked up before the run."""
     pass_rate: Annotated[tuple[Share, ...], Field(min_length=2, max_length=2)] = (0.0, 1.0)
     """Lowest and highest share of right samples of a problem, inclusive (RL prompts: often 0.1 to 0.9)."""
     max_per_problem: int = Field(default=0, ge=0)

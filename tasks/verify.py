@@ -34,10 +34,8 @@ def verify_shard(run: Run, pool: VerifierPool, shard: int, ticker: Ticker) -> in
         source = run.dataset.read_manifest(sample_path(shard))
         assert source is not None
         ids, items = scored_rows(run.dataset, shard)
-        results = pool.run(items)
-        for place, check in enumerate(pool.checks):
-            if check not in missing:
-                continue
+        results = pool.run(items, [check.name for check in missing])
+        for place, check in enumerate(missing):
             rows = [_verdict(sample_id, check, *result[place]) for sample_id, result in zip(ids, results, strict=True)]
             run.dataset.write_shard(
                 verdict_path(check.name, check.version, shard),

@@ -120,9 +120,10 @@ def plan_rerun(
     fingerprint: str,
     max_tokens: int | None = None,
 ) -> list[int]:
-    """Plans these samples anew, with other random numbers, in shards that supersede; returns the new shards.
+    """Plans these samples anew, with other random numbers, in shards that supersede; returns the shards to make.
 
-    A sample whose plan is still waiting is left to it. StoreError for an id that was never planned.
+    A sample whose plan is still waiting (an interrupted re-run's) is left to it, and its shard is returned too.
+    StoreError for an id that was never planned.
     """
     done = done_shards(dataset)
     planned = _latest_plans(dataset, done)
@@ -130,14 +131,15 @@ def plan_rerun(
     if unknown:
         raise StoreError(f"{dataset.path} has no sample {unknown[0]} ({len(unknown)} ids are unknown)")
     wanted = set(sample_ids)
-    shards = sorted({planned[s].shard for s in wanted} & done.keys())
+    shards = {planned[s].shard for s in wanted}
     rows = [
         replace(row, seed=_new_seed(row, shard), max_tokens=max_tokens or row.max_tokens)
-        for shard in shards
+        for shard in sorted(shards & done.keys())
         for row in _rows_of(dataset, shard)
         if row.sample_id in wanted and planned[row.sample_id].shard == shard
     ]
-    return _write_plans(dataset, rows, shard_size, fingerprint, supersedes=True)
+    waiting = sorted(shards - done.keys())
+    return waiting + _write_plans(dataset, rows, shard_size, fingerprint, supersedes=True)
 
 
 def read_plan(dataset: Dataset, shard: int) -> list[PlannedSample]:

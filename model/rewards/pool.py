@@ -20,7 +20,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Self
 
 import model
-from model.errors import CheckError
+from model.errors import CheckError, InterruptedRunError
 from model.rewards.check import CheckSettings, Judgement, Scored, errored
 from model.rewards.registry import build_checks
 from model.rewards.worker import Assignment, Job, Timed
@@ -42,9 +42,13 @@ _CLOSE_SECONDS = 5.0
 
 @dataclass
 class _Chunk:
-    """Items that travel together, their verdicts so far (by item, then check), and a future for all."""
+    """Items that travel together, their verdicts so far (by item, then check), and a future for all.
+
+    `checks`: places, among the pool's checks, of those that are wanted.
+    """
 
     items: Sequence[Scored]
+    checks: Sequence[int]
     timed: list[Timed] = field(default_factory=list)
     done: Future[list[Timed]] = field(default_factory=Future)
 
@@ -77,18 +81,28 @@ class VerifierPool:
             _Slot(self._chunks, self._closing, assignment, timeout_seconds, memory_bytes) for _ in range(workers)
         ]
 
-    def run(self, items: Sequence[Scored]) -> list[list[Timed]]:
-        """Per item, in order: one (judgement, milliseconds) per check, in the order of the names."""
-        chunks = [_Chunk(part) for part in _parts(items, len(self._slots))]
+    def run(self, items: Sequence[Scored], names: Collection[str] | None = None) -> list[list[Timed]]:
+        """Per item, in order: one (judgement, milliseconds) per check, in the order of `checks`.
+
+        `names` limits it to the checks of these names; no other is carried out. ValueError for a name that the
+        pool lacks, InterruptedRunError once the pool is closed.
+        """
+        places = self._places(names)
+        chunks = [_Chunk(part, places) for part in _parts(items, len(self._slots))]
         with self._lock:
             if self._closing.is_set():
-                raise ValueError("this verifier pool is closed")
+                raise _closed()
             self._start()
             for chunk in chunks:
                 self._chunks.put(chunk)
-        width = len(self.checks)
-        timed = [verdict for chunk in chunks for verdict in chunk.done.result()]
-        return [timed[start : start + width] for start in range(0, len(timed), width)]
+        timed = iter([verdict for chunk in chunks for verdict in chunk.done.result()])
+        return [[next(timed) for _ in places] for _ in items]
+
+    def _places(self, names: Collection[str] | None) -> list[int]:
+        known = [check.name for check in self.checks]
+        if names is not None and not set(names) <= set(known):
+            raise ValueError(f"this pool's checks are {known}, not {sorted(names)}")
+        return [place for place, name in enumerate(known) if names is None or name in names]
 
     def judge(self, items: Sequence[Scored]) -> list[dict[str, Judgement]]:
         """Per item its judgements by check name, as `model/rewards/reward.py` takes them."""
@@ -96,7 +110,7 @@ class VerifierPool:
         return [dict(zip(names, (j for j, _ in row), strict=True)) for row in self.run(items)]
 
     def close(self) -> None:
-        """Kill the workers. A `run` under way in another thread raises CheckError. May be called twice."""
+        """Kill the workers. A `run` under way in another thread raises InterruptedRunError. May be called twice."""
         with self._lock:
             self._closing.set()
             for slot in self._slots:
@@ -170,13 +184,15 @@ class _Slot:
 
     def _complete(self, chunk: _Chunk) -> None:
         """Have all verdicts made; one that a worker did not survive is tried alone before it is given up."""
-        total = len(chunk.items) * len(self._assignment.names)
+        total = len(chunk.items) * len(chunk.checks)
         alone: int | None = None
         while (position := len(chunk.timed)) < total:
             trouble = self._advance(chunk, position + 1 if position == alone else total)
             if trouble is None:
                 continue
             self._discard()
+            if self._closing.is_set():
+                raise _closed()  # the worker was killed for that, not by a sample
             position = len(chunk.timed)
             if trouble.reason == "timed_out" or position == alone:
                 chunk.timed.append((trouble, self._timeout_seconds * 1000.0 if trouble.reason == "timed_out" else 0.0))
@@ -187,14 +203,25 @@ class _Slot:
         """Receive verdicts up to `stop`; the trouble that the next one met, or None."""
         connection = self._worker()
         try:
-            connection.send(Job(chunk.items, len(chunk.timed), stop))
             while len(chunk.timed) < stop:
-                if not connection.poll(self._timeout_seconds):
-                    return errored("timed_out", f"no verdict after {self._timeout_seconds:g} s")
-                chunk.timed.append(connection.recv())
+                job = self._next_job(chunk, stop)
+                connection.send(job)
+                for _ in range(job.start, job.stop):
+                    if not connection.poll(self._timeout_seconds):
+                        return errored("timed_out", f"no verdict after {self._timeout_seconds:g} s")
+                    chunk.timed.append(connection.recv())
         except (EOFError, OSError):
             return errored("worker_died", self._exit_status())
         return None
+
+    def _next_job(self, chunk: _Chunk, stop: int) -> Job:
+        """All verdicts up to `stop` where every check is wanted, else the next one alone."""
+        position = len(chunk.timed)
+        if len(chunk.checks) == len(self._assignment.names):
+            return Job(chunk.items, position, stop)
+        item, place = divmod(position, len(chunk.checks))
+        check = chunk.checks[place]
+        return Job([chunk.items[item]], check, check + 1)
 
     def _exit_status(self) -> str:
         assert self._process is not None
@@ -204,7 +231,7 @@ class _Slot:
 
     def _worker(self) -> Connection:
         if self._closing.is_set():
-            raise CheckError("the verifier pool was closed while samples were being judged")
+            raise _closed()
         if self._connection is None:
             self._connection = self._start_worker()
         return self._connection
@@ -228,6 +255,8 @@ class _Slot:
         if problem is not None:
             ours.close()
             self._discard()
+            if self._closing.is_set():
+                raise _closed()
             raise CheckError(f"a verifier worker cannot start: {problem}")
         return ours
 
@@ -244,6 +273,10 @@ class _Slot:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+
+def _closed() -> InterruptedRunError:
+    return InterruptedRunError("the verifier pool was closed while samples were to be judged")
 
 
 def _environment() -> dict[str, str]:

@@ -1,13 +1,16 @@
 """`python -m model.training JOB.json [--parent PID]`: one training stage as a process of its own.
 
-Exit status: 0 done (also if it was done before), 1 failed, 2 the job is wrong, 75 stopped on request and resumable.
+Exit status: 0 done (also if it was done before), 1 failed, 2 failed and would again (the job is wrong, the loss
+diverged, the disk is full or read-only), 75 stopped on request and resumable.
 With --parent the process ends when that process does. Start it again to go on from the last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from model.errors import StillhouseError
@@ -30,12 +33,18 @@ def main() -> int:
     try:
         run_job(read_job(arguments.job), stop)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        say(str(stopped))
         return EXIT_STOPPED
     except StillhouseError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        say(f"{type(error).__name__}: {error}")
         return EXIT_FAILED if error.retryable else EXIT_WRONG_JOB
     return EXIT_DONE
+
+
+def say(line: str) -> None:
+    """One line on stderr, if it can be: on a full disk the log is full too, and the exit status must still be told."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
 
 if __name__ == "__main__":

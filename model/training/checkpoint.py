@@ -3,16 +3,21 @@
 A checkpoint is a model folder that vLLM and transformers can load, and beside it `trainer.pt` with the master weights
 and the optimizer's moments. There are no generator states: every step seeds torch from (job seed, step), and its
 data follow from the same two numbers, so the step number is the only cursor. The last two checkpoints are kept.
+What the disk refuses becomes an error here; a full or read-only one is told apart, since a retry would end the same.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from model.errors import TrainingError
 from model.training.data import Tokenizer
@@ -21,17 +26,28 @@ from model.training.optimizer import MasterAdamW
 
 KEPT = 2
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class DiskError(TrainingError):
+    """The disk is full, over quota or read-only: trying again ends the same until someone changes that."""
+
+    retryable = False
+
 
 def save_checkpoint(folder: Path, step: int, model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW) -> None:
     """Writes `folder/step-NNNNNN` and drops all but the last two."""
 
     def write(scratch: Path) -> None:
         save_model(scratch, model, tokenizer)
-        torch.save({"step": step, **optimizer.state_dict()}, scratch / "trainer.pt")
+        with (scratch / "trainer.pt").open("wb") as file:  # given a path, torch does not say why it could not write
+            torch.save({"step": step, **optimizer.state_dict()}, file)
 
     write_folder(folder / f"step-{step:06d}", write)
     for old in complete_checkpoints(folder)[:-KEPT]:
-        shutil.rmtree(old)
+        with disk_errors(old):
+            shutil.rmtree(old)
 
 
 def restore_checkpoint(folder: Path, optimizer: MasterAdamW) -> int:
@@ -58,7 +74,7 @@ def save_model(folder: Path, model: Model, tokenizer: Tokenizer) -> None:
 def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
     """Makes a folder appear at once: written by `write` under a scratch name, synced to disk, renamed."""
     scratch = folder.with_name(f".{folder.name}.partial")
-    try:
+    with disk_errors(folder):
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         write(scratch)
@@ -67,20 +83,41 @@ def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         scratch.rename(folder)
         sync(folder.parent)
-    except OSError as error:
-        raise TrainingError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def write_file(path: Path, text: str) -> None:
     """Makes a file appear at once, with all of its text."""
     scratch = path.with_name(f".{path.name}.partial")
-    try:
+    with disk_errors(path):
         scratch.write_text(text, encoding="utf-8")
         sync(scratch)
         scratch.rename(path)
         sync(path.parent)
-    except OSError as error:
-        raise TrainingError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns the system's refusal to write `path` into a DiskError, or a TrainingError where a retry may pass."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError | SafetensorError) -> TrainingError:
+    """The error of one line for what was refused."""
+    number = error.errno if isinstance(error, OSError) else _safetensors_errno(error)
+    cause = os.strerror(number) if number else str(error)
+    if number in _FULL:
+        return DiskError(f"the disk is full or a quota is reached: cannot write {path} ({cause}); free some space")
+    if number in _READ_ONLY:
+        return DiskError(f"cannot write {path} ({cause}): make it writable or choose another folder")
+    return TrainingError(f"cannot write {path}: {cause}")
+
+
+def _safetensors_errno(error: SafetensorError) -> int | None:
+    found = re.search(r"os error (\d+)", str(error))  # Rust's way to print one; the exception has no field for it
+    return int(found[1]) if found else None
 
 
 def sync(path: Path) -> None:

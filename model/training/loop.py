@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 
 from model.errors import TrainingError
-from model.training.checkpoint import restore_checkpoint, save_checkpoint, write_file
+from model.training.checkpoint import disk_errors, restore_checkpoint, save_checkpoint, write_file
 from model.training.data import TokenBatch, Tokenizer
 from model.training.forward import Model, TokenLoss, backward
 from model.training.job import Job
@@ -62,6 +62,12 @@ class Stopped(Exception):  # noqa: N818 - a request that was met, not an error
     """The process was asked to stop, and has written a checkpoint."""
 
 
+class DivergedError(TrainingError):
+    """The loss is no longer a number. Steps are reproducible, so a retry would come to the same one."""
+
+    retryable = False
+
+
 class StopSignal(Protocol):
     """Has someone asked the process to stop?"""
 
@@ -73,7 +79,8 @@ def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: Stop
 
     Raises:
         Stopped: `stop` was received; a checkpoint of the step that had just ended is on disk.
-        TrainingError: the loss is no longer a number.
+        DivergedError: the loss is no longer a number.
+        DiskError: the disk takes no more.
     """
     optimizer = MasterAdamW(model, job.weight_decay)
     checkpoints = job.out / "checkpoints"
@@ -122,9 +129,9 @@ def accumulate(model: Model, optimizer: MasterAdamW, micro_batches: Sequence[Mic
 
 
 def require_number(line: Mapping[str, float]) -> None:
-    """Raises TrainingError where loss or gradient is infinite or not a number."""
+    """Raises DivergedError where loss or gradient is infinite or not a number."""
     if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
-        raise TrainingError(
+        raise DivergedError(
             f"step {line['step']:.0f}: loss {line['loss']}, gradient norm {line['grad_norm']}: lower learning_rate"
         )
 
@@ -139,5 +146,5 @@ class MetricsLog:
 
     def append(self, line: Mapping[str, float]) -> None:
         """Adds one step, visible to readers at once."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

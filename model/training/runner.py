@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
 
 from model.errors import TrainingError
-from model.training.checkpoint import save_model, write_folder
+from model.training.checkpoint import disk_errors, save_model, write_folder
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage
 from model.training.forward import Model, load_model
@@ -31,9 +31,12 @@ def run_job(job: Job, stop: StopSignal) -> None:
     Raises:
         JobError: the job does not fit its inputs, or the folder belongs to another job.
         Stopped: the process was asked to stop; the same job goes on from there.
-        TrainingError: training failed, or another process holds the folder.
+        TrainingError: training failed, or another process holds the folder; not retryable where the loss
+            diverged or the disk takes no more.
     """
-    with sole_owner(job.out):
+    with ExitStack() as held:
+        with disk_errors(job.out):
+            held.enter_context(sole_owner(job.out))
         wanted = identity(job)
         bind(job.out, wanted)
         if not is_done(job.out):

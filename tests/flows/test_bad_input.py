@@ -46,6 +46,32 @@ def test_unknown_stage(write_recipe: WriteRecipe) -> None:
     assert_told(cli("run", write_recipe(NOWHERE), "--only", "generat"), "did you mean 'generate'")
 
 
+def test_stage_that_is_disabled(write_recipe: WriteRecipe) -> None:
+    assert_told(cli("run", write_recipe(NOWHERE), "--only", "grpo"), "grpo.enabled is false in the recipe")
+
+
+def test_generation_without_problems(stillhouse: Command, write_recipe: WriteRecipe) -> None:
+    done = stillhouse("run", write_recipe(NOWHERE), "--only", "generate")
+    assert_told(done, "holds no problems yet", "--only problems")
+
+
+def test_wrong_accept_rule_leaves_the_dataset_as_it_was(
+    stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    recipe, dataset = write_recipe(NOWHERE, problems=4), tmp_path / "dataset"
+    assert stillhouse("run", recipe, "--only", "problems").returncode == 0
+    done = cli("run", recipe, "--set", "accept.where=no_such_column > 1")
+    assert_told(done, "accept.where", "no_such_column")
+    assert cli("status", dataset).returncode == 0
+
+
+def test_dataset_that_cannot_be_written(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    dataset.mkdir()
+    (dataset / "logs").write_text("no folder: what every user is refused, root too")
+    assert_told(cli("run", write_recipe(NOWHERE)), "cannot write", "logs")
+
+
 def test_not_a_dataset(tmp_path: Path) -> None:
     assert_told(cli("status", tmp_path), "is not a dataset")
     assert_told(cli("sql", tmp_path, "select 1"), "is not a dataset")
@@ -136,6 +162,7 @@ def test_wrong_sql_is_one_line(
     assert_told(cli("sql", tmp_path / "dataset", "select nothing from problems"), "nothing")
     assert_told(cli("sql", tmp_path / "dataset", "copy problems to 'x.csv'"), "never written")
     assert_told(cli("explain", tmp_path / "dataset", "ffffffff"), "no sample")
+    assert_told(cli("sql", tmp_path / "dataset", "-f", tmp_path / "none.sql"), "cannot read", "none.sql")
 
 
 def _with_problems(recipe: Path, source: str) -> Path:

@@ -206,6 +206,7 @@ def test_empty_file_says_what_is_missing(tmp_path: Path) -> None:
         ("verify.checks=['maths']", "verify.checks: there is no check 'maths' (there are: finish"),
         ("verify.checks=['math', 'math']", "verify.checks: names a check twice"),
         ("accept.require=['judge']", "accept.require names `judge`, which is not in verify.checks"),
+        ("accept.require=['pkg.mod:f']", "accept.require names `pkg.mod:f`: give the `name`"),
         ("accept.pass_rate=[0.9, 0.1]", "accept.pass_rate runs from low to high, not from 0.9 to 0.1"),
         ("accept.pass_rate=[0.9]", "accept.pass_rate: list should have at least 2 items"),
         ("evaluate.k=[8]", "evaluate.k asks for pass@8, but evaluate.replicas = 4"),
@@ -214,6 +215,12 @@ def test_empty_file_says_what_is_missing(tmp_path: Path) -> None:
 )
 def test_refused_value(small: Path, override: str, says: str) -> None:
     assert says in refusal(small, override)
+
+
+def test_a_check_of_ones_own_is_required_by_a_name_that_only_its_import_tells(small: Path) -> None:
+    own = "verify.checks=['finish', 'pkg.mod:factory']"
+    assert load_recipe(small, [own, "accept.require=['finish', 'mine']"]).accept.require == ("finish", "mine")
+    assert "accept.require names `math`" in refusal(small, own, "accept.require=['math']")
 
 
 @pytest.mark.parametrize("stage", ["distill", "grpo"])

@@ -51,8 +51,15 @@ def test_chosen_samples_are_made_again_and_the_old_rows_stay_on_disk(
     before, files = _samples(dataset), _checksums(dataset)
     chosen = {row[0] for row in _rows(dataset, "select sample_id from samples where replica = 1")}
 
+    # A re-run that ended after it had planned them is gone on with by the same command.
+    endpoint.faults.fail_first = -1
+    assert stillhouse("rerun", dataset, "--where", "replica = 1").returncode == 1
+    assert _samples(dataset) == before
+    endpoint.faults.fail_first = 0
+    planned = _rows(dataset, "select shard from shards where stage = 'generate' and state = 'failed' order by 1")
     again = stillhouse("rerun", dataset, "--where", "replica = 1")
     assert again.returncode == 0, again.stderr
+    assert f"re-run: shards {', '.join(str(row[0]) for row in planned)}" in again.stdout
     after = _samples(dataset)
     assert after.keys() == before.keys()
     changed = {sample for sample in after if after[sample] != before[sample]}

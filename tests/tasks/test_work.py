@@ -148,13 +148,16 @@ def test_rerun_plans_those_rows_with_new_seeds(dataset: Dataset) -> None:
     assert rows[0].seed != first.seed
     assert before.items() <= contents(dataset).items()
     # Still waiting: neither asking again nor a run plans them once more, and the larger limit stays.
-    assert plan_rerun(dataset, again, shard_size=10, fingerprint="g") == []
+    assert plan_rerun(dataset, again, shard_size=10, fingerprint="g") == [3]
     assert plan(dataset) == []
     assert read_plan(dataset, 3) == rows
 
     generate(dataset, 3)
     assert plan_rerun(dataset, again[:1], shard_size=10, fingerprint="g") == [4]
     assert read_plan(dataset, 4)[0].seed not in (first.seed, rows[0].seed)
+    # One sample waits in shard 4, the other is done in shard 3 and is planned anew.
+    assert plan_rerun(dataset, again, shard_size=10, fingerprint="g") == [4, 5]
+    assert [row.sample_id for row in read_plan(dataset, 5)] == again[1:]
     with pytest.raises(StoreError, match="has no sample nobody"):
         plan_rerun(dataset, ["nobody"], shard_size=10, fingerprint="g")
 

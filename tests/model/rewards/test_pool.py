@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from model.errors import CheckError
+from model.errors import CheckError, InterruptedRunError
 from model.records import Status
 from model.rewards.check import CheckSettings, Scored
 from model.rewards.pool import VerifierPool
@@ -46,6 +46,21 @@ def test_verdicts_come_in_item_order_with_every_check_and_its_cost() -> None:
     assert [row[0][0].reason for row in rows] == words
     assert [row[1][0].score for row in rows] == [float(len(word)) for word in words]
     assert all(0 <= milliseconds < 1000 for row in rows for _, milliseconds in row)
+
+
+def test_only_the_named_checks_are_carried_out() -> None:
+    with VerifierPool(["finish", HOSTILE, "length"], workers=1, timeout_seconds=1.0) as pool:
+        items = texts("sleep", "ab", "power", "abc")
+        started = time.monotonic()
+        rows = pool.run(items, ["length"])
+        assert time.monotonic() - started < 1.0 * len(items)
+        assert [[judgement.score for judgement, _ in row] for row in rows] == [[5.0], [2.0], [5.0], [3.0]]
+        rows = pool.run(texts("a", "segfault", "b"), ["length", "hostile"])  # in the pool's order
+        assert [row[0][0].reason for row in rows] == ["a", "worker_died", "b"]
+        assert [row[1][0].score for row in rows] == [1.0, 8.0, 1.0]
+        assert pool.run(texts("a", "b"), []) == [[], []]
+        with pytest.raises(ValueError, match="maths"):
+            pool.run(texts("a"), ["maths"])
 
 
 @pytest.mark.parametrize("hang", ["sleep", "power"])
@@ -125,10 +140,10 @@ def test_closing_kills_a_hung_worker_and_frees_whoever_waits() -> None:
         waiting = thread.submit(pool.run, texts("sleep"))
         time.sleep(0.3)
         pool.close()
-        with pytest.raises(CheckError, match="closed"):
+        with pytest.raises(InterruptedRunError, match="closed"):
             waiting.result(timeout=10)
     assert not is_running(worker)
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(InterruptedRunError, match="closed"):
         pool.run(texts("a"))
 
 

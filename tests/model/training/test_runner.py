@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,10 @@ import pytest
 import torch
 
 from model.errors import TrainingError
+from model.training.checkpoint import DiskError, disk_errors
 from model.training.data import Row
 from model.training.job import JOBS, JobError, job_from
-from model.training.loop import Stopped
+from model.training.loop import DivergedError, MetricsLog, Stopped
 from model.training.process import StopRequest, sole_owner
 from model.training.runner import run_job
 from tests.model.training.tiny import PREFILL, make_tokenizer
@@ -196,8 +200,60 @@ def test_a_folder_has_one_owner(make_job: MakeJob) -> None:
 
 
 def test_a_loss_that_is_no_number_stops_the_run(make_job: MakeJob) -> None:
-    with pytest.raises(TrainingError, match="lower learning_rate"):
+    with pytest.raises(DivergedError, match="lower learning_rate") as caught:
         run(make_job(learning_rate=1e30, warmup_share=0.0, dtype="float32"))
+    assert not caught.value.retryable
+
+
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond `size` bytes: the kernel refuses the write, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+# The tiny model's weights are smaller than 100 kB, its trainer.pt (float32 weights and two moments) is larger: the
+# first limit stops safetensors, the second one torch, and the two say so in different ways.
+@pytest.mark.parametrize("size", [20_000, 100_000])
+def test_a_disk_that_takes_no_more_is_not_tried_again(make_job: MakeJob, size: int) -> None:
+    job = make_job()
+    with (
+        pytest.raises(DiskError, match=r"cannot write \S+/step-000003 \(File too large\); free some space") as caught,
+        file_size_limit(size),
+    ):
+        run(job)
+    assert not caught.value.retryable
+    partial = Path(job["out"]) / "checkpoints/.step-000003.partial"
+    assert (partial / "trainer.pt").exists() == (size == 100_000)
+    assert (run(job) / "manifest.json").exists()
+
+
+def test_a_line_of_metrics_that_does_not_fit_on_the_disk(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl", keep=0)
+    log.path.unlink()
+    log.path.symlink_to("/dev/full")
+    with pytest.raises(DiskError, match=r"metrics\.jsonl \(No space left on device\)"):
+        log.append({"step": 1})
+
+
+@pytest.mark.parametrize(
+    ("number", "retryable"),
+    [(errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EROFS, False), (errno.EACCES, False), (errno.EIO, True)],
+)
+def test_which_refusals_of_the_disk_a_retry_may_mend(tmp_path: Path, number: int, retryable: bool) -> None:
+    with pytest.raises(TrainingError, match=os.strerror(number)) as caught, disk_errors(tmp_path):
+        raise OSError(number, os.strerror(number))
+    assert caught.value.retryable is retryable
+
+
+def test_the_exit_status_is_told_even_where_the_log_is_on_the_full_disk(make_job: MakeJob) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command(make_job(epoch=3)), stderr=full, check=False)
+    assert done.returncode == 2
 
 
 def test_a_stop_request_is_remembered() -> None:

@@ -15,7 +15,7 @@ from flows.recipe import Recipe
 from flows.shards import Window, patient, raise_for_failures, shard_threads
 from flows.stages import Stage
 from flows.wiring import opened, provenance_of, teacher_engine, template_of, tokenizer_of, verifier_pool
-from model.errors import ProblemsError
+from model.errors import ProblemsError, RecipeError
 from model.records import content_hash
 from tasks.generate import Generation, generate_shard
 from tasks.load import load
@@ -73,7 +73,9 @@ def make_shards(
 ) -> None:
     """Generates and verifies what is pending (among `shards`, where given), several shards in flight."""
     with verifier_pool(recipe) as pool, teacher_engine(recipe, run) as engine:
-        plan_verify(run.dataset, {check.name: check.version for check in pool.checks})
+        checks = {check.name: check.version for check in pool.checks}
+        _refuse_unknown(recipe.accept.require, checks)
+        plan_verify(run.dataset, checks)
         to_make, to_check = _todo(run.dataset, only, shards)
         if not to_make and not to_check:
             return
@@ -98,6 +100,13 @@ def make_shards(
                 if Stage.VERIFY in only:
                     futures.append(verifying.submit(run, pool, made, checking))
             raise_for_failures(run.dataset, futures)
+
+
+def _refuse_unknown(required: Collection[str], checks: Collection[str]) -> None:
+    """A check of one's own says its name only now; one that never gives a verdict would reject every sample."""
+    for name in required:
+        if name not in checks:
+            raise RecipeError(f"accept.require names `{name}`, but the checks are called {', '.join(checks)}")
 
 
 def _todo(dataset: Dataset, only: Collection[Stage], shards: Collection[int] | None) -> tuple[list[int], list[int]]:

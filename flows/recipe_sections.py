@@ -332,7 +332,7 @@ class AcceptSection(Section):
 
     require: tuple[str, ...] = ("finish", "format", "math")
     """Checks whose verdict must be `pass`, in the order in which losses are counted; one of your own goes by its
-    `name`, not by its `module:factory`, and is not looked up before the run."""
+    `name`, not by its `module:factory`, and is looked up when the run starts."""
     pass_rate: Annotated[tuple[Share, ...], Field(min_length=2, max_length=2)] = (0.0, 1.0)
     """Lowest and highest share of right samples of a problem, inclusive (RL prompts: often 0.1 to 0.9)."""
     max_per_problem: int = Field(default=0, ge=0)

@@ -47,6 +47,9 @@ def load(dataset: Dataset, sources: Sequence[ProblemSource]) -> Loaded:
     if record and record["fingerprint"] == fingerprint:
         return Loaded(0, record["train"], record["held_out"], record["rejected"])
     known = known_splits(dataset)
+    if known:  # before anything is written: a recipe that is refused leaves the dataset as it was
+        for batch in ProblemReader(sources, batch_size=BATCH):
+            _require_same_splits(dataset, batch.problems, known)
     reader = ProblemReader(sources, batch_size=BATCH)
     rejects: dict[str, list[Reject]] = {}
     written = 0
@@ -75,13 +78,7 @@ def known_splits(dataset: Dataset) -> dict[str, str]:
 def _write_new(dataset: Dataset, problems: Sequence[Problem], known: dict[str, str]) -> int:
     started = time.monotonic()
     new = [problem for problem in problems if problem.problem_id not in known]
-    for problem in problems:
-        before = known.setdefault(problem.problem_id, problem.split)
-        if before != problem.split:
-            raise RecipeError(
-                f"problem {problem.problem_id} is {before} in {dataset.path} and {problem.split} in the recipe: "
-                "`held_out` must not change under a dataset; name another dataset folder"
-            )
+    known.update({problem.problem_id: problem.split for problem in new})
     if new:
         number = 1 + max((manifest.shard for manifest in dataset.manifests(PROBLEMS)), default=-1)
         dataset.write_shard(
@@ -92,6 +89,16 @@ def _write_new(dataset: Dataset, problems: Sequence[Problem], known: dict[str, s
             seconds=time.monotonic() - started,
         )
     return len(new)
+
+
+def _require_same_splits(dataset: Dataset, problems: Sequence[Problem], known: Mapping[str, str]) -> None:
+    for problem in problems:
+        before = known.get(problem.problem_id, problem.split)
+        if before != problem.split:
+            raise RecipeError(
+                f"problem {problem.problem_id} is {before} in {dataset.path} and {problem.split} in the recipe: "
+                "`held_out` must not change under a dataset; name another dataset folder"
+            )
 
 
 def _write_rejects(dataset: Dataset, source: str, rows: Sequence[Reject]) -> None:

@@ -54,11 +54,11 @@ def stop(child: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) -
         child.wait()
 
 
-def last_lines(log: Path, count: int = 15, limit_bytes: int = 64_000) -> list[str]:
-    """The last non-empty lines of a log, oldest first; an unreadable log has none."""
+def last_lines(log: Path, count: int = 15, *, start: int = 0, limit_bytes: int = 64_000) -> list[str]:
+    """The last non-empty lines of a log after byte `start`, oldest first; an unreadable log has none."""
     try:
         with log.open("rb") as stream:
-            stream.seek(max(0, log.stat().st_size - limit_bytes))
+            stream.seek(max(start, log.stat().st_size - limit_bytes))
             text = stream.read().decode("utf-8", errors="replace")
     except OSError:
         return []

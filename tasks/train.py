@@ -44,6 +44,7 @@ def train(run: Run, student: str, job: Mapping[str, Any]) -> Path:
     _prepare(run, student, job)
     job_file = out / "job.json"
     log = run.dataset.file(f"logs/train-{student}.log")
+    begun = log.stat().st_size if log.exists() else 0
     with (
         attempt(run.dataset, student, 0, run.run_id) as record,
         ticking(f"train {student}", None, "steps") as ticker,
@@ -52,7 +53,7 @@ def train(run: Run, student: str, job: Mapping[str, Any]) -> Path:
         command = [sys.executable, "-m", "model.training", str(job_file), "--parent", str(os.getpid())]
         status = run_watched(command, log, ENVIRONMENT, follower.poll)
         if status != EXIT_DONE:
-            raise _failure(student, status, log)
+            raise _failure(student, status, log, begun)
         record.rows = follower.step
     return out / "model"
 
@@ -112,8 +113,9 @@ class _Follower:
             return
 
 
-def _failure(student: str, status: int, log: Path) -> TrainingError:
-    lines = last_lines(log)
+def _failure(student: str, status: int, log: Path, begun: int) -> TrainingError:
+    """What this attempt wrote last; the log holds earlier attempts too, up to byte `begun`."""
+    lines = last_lines(log, start=begun)
     why = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no output")
     if status < 0:
         why = f"killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")

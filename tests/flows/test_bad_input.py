@@ -55,6 +55,15 @@ def test_generation_without_problems(stillhouse: Command, write_recipe: WriteRec
     assert_told(done, "holds no problems yet", "--only problems")
 
 
+def test_required_check_that_no_check_of_ones_own_is_called(
+    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint
+) -> None:
+    own = "verify.checks=['finish', 'model.rewards.length:LengthCheck']"
+    recipe = write_recipe(endpoint.url, problems=4)
+    done = stillhouse("run", recipe, "--set", own, "--set", "accept.require=['lenght']")
+    assert_told(done, "accept.require names `lenght`", "finish, length")
+
+
 def test_wrong_accept_rule_leaves_the_dataset_as_it_was(
     stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:

@@ -21,7 +21,6 @@ from model.errors import RecipeError, StillhouseError
 
 app = typer.Typer(
     name="stillhouse",
-    help="Verified reasoning data and distilled students: generate, verify, select, distil, refine, evaluate.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,6 +34,23 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides one recipe value; may be given several times."),
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"stillhouse {version('stillhouse')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Shows the version.")
+    ] = False,
+) -> None:
+    """Verified reasoning data and distilled students: generate, verify, select, distil, refine, evaluate."""
 
 
 @app.command(epilog="Example: `stillhouse run deployments/recipes/demo.toml --set generate.replicas=8`")

@@ -21,7 +21,7 @@ from tasks import catalog
 from tasks.catalog import Connection
 from tasks.results import FORMATS, write_result
 from tasks.store import Dataset
-from tasks.summary import current_evaluations, generation_speed, telling_sample, training_summary
+from tasks.summary import current_evaluations, generation_speed, problem_counts, telling_sample, training_summary
 
 METRIC = "pass@1"
 NAMES = {
@@ -31,14 +31,22 @@ NAMES = {
     "distill": "after KL distillation",
     "grpo": "after GRPO",
 }
-VIEWS = """views: problems, samples, verdicts, accepted, rejected, shards, attempts, funnel, pass_rates, evaluations,
-training; `describe samples` lists a view's columns"""
+VIEWS = (
+    "views: problems, samples, verdicts, accepted, rejected, shards, attempts, funnel, pass_rates, evaluations,"
+    " training;\n"
+    "`describe samples` lists a view's columns"
+)
 
 
 def results_screen(dataset: Path, complete: bool) -> None:
     """The page at the end of a run: funnel, losses, students, speed, and what to type next."""
     console = Console(width=110 if not sys.stdout.isatty() else None)
     con = catalog.connect(dataset)
+    counts = problem_counts(con)
+    console.print(f"problems: {counts['train']} to learn from, {counts['held_out']} held out")
+    if not counts["samples"]:
+        console.print("nothing is generated yet; `--only generate,verify` makes the samples")
+        return
     _print_funnel(console, con)
     _print_evaluations(console, con, dataset)
     _print_speed(console, con)
@@ -66,7 +74,10 @@ def sql_screen(dataset: Path, query: str, output: str) -> None:
     if output not in FORMATS:
         raise RecipeError(f"--format {output}: use one of {', '.join(FORMATS)}")
     if not query.strip():
-        raise RecipeError(f'give a statement, as in: stillhouse sql {dataset} "select * from funnel"\n{VIEWS}')
+        Console().print(
+            Text(f"{VIEWS}\nas in: {program('stillhouse')} sql {dataset} 'select * from funnel'"), soft_wrap=True
+        )
+        return
     write_result(catalog.run_sql(catalog.connect(dataset), query), output, sys.stdout.buffer)
 
 

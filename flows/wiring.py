@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from model.templates import ChatTokenizer, PromptTemplate
 from tasks.engine import Engine, EngineSpec
 from tasks.progress import announce
 from tasks.run import Run
-from tasks.store import STUDENTS, Dataset
+from tasks.store import RECIPE, STUDENTS, Dataset
 
 _open_runs: dict[Path, Run] = {}
 
@@ -38,10 +39,16 @@ def opened(recipe: Recipe) -> Iterator[Run]:
         return
     run = Run(dataset, flow_run.id or uuid.uuid4().hex)
     with dataset.lock(run.run_id):
+        before = dataset.read_json(RECIPE)
         dataset.bind(recipe.fingerprint_fields(), recipe.resolved())
         _open_runs[dataset.path] = run
         try:
             yield run
+        except RecipeError:
+            # Refused only once its problems were read: the dataset stays with the recipe that it was made by.
+            if before is not None:
+                dataset.write_text(RECIPE, json.dumps(before, indent=1))
+            raise
         finally:
             del _open_runs[dataset.path]
 

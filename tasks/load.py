@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from model.errors import RecipeError
 from model.records import PROBLEM_SCHEMA, Problem, content_hash, to_table
 from tasks.problems import ProblemReader, Reject
-from tasks.progress import ticking
+from tasks.progress import announce, ticking
 from tasks.sources import ProblemSource
 from tasks.store import PROBLEMS, Dataset, shard_name
 
@@ -60,6 +60,10 @@ def load(dataset: Dataset, sources: Sequence[ProblemSource]) -> Loaded:
             ticker.advance(len(batch.problems) + len(batch.rejects))
     for source, rows in rejects.items():
         _write_rejects(dataset, source, rows)
+        if rows:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(r.reason for r in rows).most_common())
+            where = dataset.file(f"rejects/{source}.jsonl")
+            announce(f"{source}: {len(rows)} rows are no problems ({reasons}); {where} holds each with its line")
     splits = Counter(known.values())
     loaded = Loaded(written, splits["train"], splits["held_out"], _by_reason(rejects))
     dataset.write_text(LOADED, json.dumps({"fingerprint": fingerprint, **asdict(loaded)}))

@@ -25,6 +25,16 @@ def current_evaluations(con: Connection, dataset: Dataset) -> Rows:
     )
 
 
+def problem_counts(con: Connection) -> dict[str, int]:
+    """Problems by split, and samples."""
+    return _rows(
+        con,
+        """
+        select count(*) filter (where split = 'train') as train, count(*) filter (where split = 'held_out') as held_out,
+               (select count(*) from samples) as samples from problems""",
+    )[0]
+
+
 def generation_speed(con: Connection) -> dict[str, Any]:
     """Samples, completion tokens, and tokens per second of wall time in the newest run that generated."""
     return _rows(

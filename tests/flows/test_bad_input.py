@@ -121,6 +121,17 @@ def test_dataset_of_another_recipe(
     assert (tmp_path / "dataset" / "recipe.json").read_bytes() == before
 
 
+def test_another_held_out_share_is_refused_and_leaves_the_recipe_as_it_was(
+    stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    recipe = write_recipe(NOWHERE)
+    assert stillhouse("run", recipe, "--only", "problems").returncode == 0
+    before = (tmp_path / "dataset" / "recipe.json").read_bytes()
+    done = stillhouse("run", recipe, "--set", "problems.0.held_out=0.9", "--only", "problems")
+    assert_told(done, "`held_out` must not change")
+    assert (tmp_path / "dataset" / "recipe.json").read_bytes() == before
+
+
 def test_folder_that_cannot_be_made(stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     assert_told(stillhouse("run", write_recipe(NOWHERE), "--set", f"dataset={tmp_path}/file/x"), "file/x")

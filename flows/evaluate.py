@@ -21,17 +21,17 @@ from flows.wiring import (
     student_spec,
     teacher_spec,
     template_of,
+    tokenizer_at,
     tokenizer_of,
     verifier_pool,
     weights_of,
 )
 from model.errors import ProblemsError
-from model.pretrained import load_tokenizer, resolve_model, revision_of
+from model.pretrained import revision_of
 from model.templates import ChatTokenizer
 from tasks.evaluate import Contestant, Suite, evaluation_key
 from tasks.evaluate import evaluate as evaluate_model
 from tasks.inputs import problems_of_split
-from tasks.progress import announce
 from tasks.run import Run
 from tasks.store import EVALUATIONS, STUDENTS
 from tasks.summary import CURRENT
@@ -99,10 +99,7 @@ def tokenizer_for(recipe: Recipe, contestant: Contestant) -> ChatTokenizer:
     """The contestant's own tokenizer: another family's chat template would measure something else."""
     if not contestant.engine.managed:
         return tokenizer_of(recipe)
-    tokenizer: ChatTokenizer = load_tokenizer(
-        resolve_model(contestant.engine.model, contestant.engine.revision, say=announce), contestant.engine.revision
-    )
-    return tokenizer
+    return tokenizer_at(contestant.engine.model, contestant.engine.revision)
 
 
 def _student(recipe: Recipe, name: str, step: int, model: str) -> Contestant:

@@ -75,16 +75,17 @@ def tokenizer_of(recipe: Recipe) -> ChatTokenizer:
     """The tokenizer whose chat template the teacher's prompts are rendered with."""
     teacher = recipe.teacher
     if isinstance(teacher, VLLMTeacher):
-        return _tokenizer(teacher.model, teacher.revision)
-    return _tokenizer(teacher.tokenizer, "main") if teacher.tokenizer else student_tokenizer(recipe)
+        return tokenizer_at(teacher.model, teacher.revision)
+    return tokenizer_at(teacher.tokenizer, "main") if teacher.tokenizer else student_tokenizer(recipe)
 
 
 def student_tokenizer(recipe: Recipe) -> ChatTokenizer:
     """The tokenizer of the student."""
-    return _tokenizer(recipe.student.model, recipe.student.revision)
+    return tokenizer_at(recipe.student.model, recipe.student.revision)
 
 
-def _tokenizer(model: str, revision: str) -> ChatTokenizer:
+def tokenizer_at(model: str, revision: str) -> ChatTokenizer:
+    """The tokenizer of a model folder, hub name or `builtin:` model."""
     tokenizer: ChatTokenizer = load_tokenizer(resolve_model(model, revision, say=announce), revision)
     return tokenizer
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -257,7 +258,7 @@ def _line(item: Any, values: Any) -> str:
     path = _without_tags(item["loc"], values)
     dotted = ".".join(str(part) for part in path)
     match item["type"]:
-        case "extra_forbidden":
+        case "extra_forbidden" | "unexpected_keyword_argument":
             return f"unknown key `{dotted}`{_nearest(path, values)}"
         case "missing":
             return f"`{dotted}` is missing"
@@ -265,7 +266,7 @@ def _line(item: Any, values: Any) -> str:
             return f"`{dotted}.type` is missing"
         case "union_tag_invalid":
             return f"{dotted}.type = {item['ctx']['tag']!r}: should be one of {item['ctx']['expected_tags']}"
-        case "model_type" | "model_attributes_type" | "dict_type":
+        case "model_type" | "model_attributes_type" | "dict_type" | "dataclass_type":
             return f"{dotted} = {_shown(item['input'])}: should be a section with keys of its own"
     message = str(item["msg"]).removeprefix("Value error, ")
     message = (message[:1].lower() + message[1:]).replace("tuple", "list")
@@ -305,7 +306,7 @@ def _nearest(path: Sequence[int | str], values: Any) -> str:
         return f"; it belongs to another `{'.'.join(map(str, parents))}.type`"
     if elsewhere:
         return f"; did you mean `{elsewhere[0]}`?"
-    siblings = list(_section_at(parents, values).model_fields)
+    siblings = list(_annotations(_section_at(parents, values)))
     prefix = "".join(f"{part}." for part in parents)
     close = difflib.get_close_matches(wrong, siblings, n=1, cutoff=0.6)
     if close:
@@ -314,33 +315,40 @@ def _nearest(path: Sequence[int | str], values: Any) -> str:
     return f"; the nearest is `{prefix}{close[0]}` (known there: {', '.join(siblings)})"
 
 
-def _section_at(parents: Sequence[int | str], values: Any) -> type[BaseModel]:
-    section: type[BaseModel] = Recipe
+def _section_at(parents: Sequence[int | str], values: Any) -> type[Any]:
+    section: type[Any] = Recipe
     here = values
     for part in parents:
         here = here[part]
         if isinstance(part, str):
-            choices = _sections_of(section.model_fields[part].annotation)
+            choices = _sections_of(_annotations(section)[part])
         tags = [choice for choice in choices if _tag(choice) == (here.get("type") if isinstance(here, dict) else None)]
         section = (tags or choices)[0]
     return section
 
 
-def _sections_of(annotation: Any) -> list[type[BaseModel]]:
-    """All models that appear in an annotation such as `tuple[A | B, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _annotations(section: type[Any]) -> dict[str, Any]:
+    """The keys of a section, a pydantic model or a check's settings, and what each takes."""
+    if issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    return get_type_hints(section)
+
+
+def _sections_of(annotation: Any) -> list[type[Any]]:
+    """All sections that appear in an annotation such as `tuple[A | B, ...]`."""
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
         return [annotation]
     return [section for argument in get_args(annotation) for section in _sections_of(argument)]
 
 
-def _tag(section: type[BaseModel]) -> Any:
-    field = section.model_fields.get("type")
+def _tag(section: type[Any]) -> Any:
+    field = section.model_fields.get("type") if issubclass(section, BaseModel) else None
     return field.default if field else None
 
 
-def _dotted_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, field in section.model_fields.items():
-        inner = _sections_of(field.annotation)
+def _dotted_keys(section: type[Any], prefix: str = "") -> Iterator[str]:
+    for name, annotation in _annotations(section).items():
+        inner = _sections_of(annotation)
         yield f"{prefix}{name}"
         for child in inner:
             yield from _dotted_keys(child, f"{prefix}{name}.")

@@ -13,6 +13,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from model.rewards.settings import (
+    CodeBlockSettings,
+    CodeSettings,
+    ContaminationSettings,
+    DuplicateSettings,
+    FormatSettings,
+    JudgeSettings,
+    LanguageSettings,
+    LongParagraphSettings,
+    MixedLanguageSettings,
+    RepetitionSettings,
+    RewardModelSettings,
+)
 from tasks.builtin_problems import BUILTIN_SETS
 from tasks.sources import ProblemSource
 
@@ -311,10 +324,28 @@ class VerifySection(Section):
     """Hard limit per check and sample; what exceeds it is an `error`, never a `fail`."""
     format_weight: float = Field(default=0.2, ge=0.0, le=10.0)
     """λ of R1's reward r = accuracy + λ · format, as GRPO pays it."""
-    language: str = Field(default="en", pattern=r"^[a-z]{2}$")
-    """Language that the reasoning should be in (ISO 639-1)."""
-    language_share: Share = 0.9
-    """Least share of words in that language that passes (ours: R1 publishes no threshold)."""
+    format: FormatSettings = FormatSettings()
+    """Settings of the check `format`."""
+    language: LanguageSettings = LanguageSettings()
+    """Settings of the check `language`."""
+    mixed_language: MixedLanguageSettings = MixedLanguageSettings()
+    """Settings of the check `mixed_language`."""
+    repetition: RepetitionSettings = RepetitionSettings()
+    """Settings of the check `repetition`."""
+    long_paragraph: LongParagraphSettings = LongParagraphSettings()
+    """Settings of the check `long_paragraph`."""
+    code_block: CodeBlockSettings = CodeBlockSettings()
+    """Settings of the check `code_block`."""
+    contamination: ContaminationSettings = ContaminationSettings()
+    """Settings of the check `contamination`."""
+    code: CodeSettings = CodeSettings()
+    """Settings of the check `code`."""
+    duplicate: DuplicateSettings = DuplicateSettings()
+    """Settings of the check `duplicate`, on problems and on samples."""
+    judge: JudgeSettings = JudgeSettings()
+    """Settings of the check `judge`."""
+    reward_model: RewardModelSettings = RewardModelSettings()
+    """Settings of the check `reward_model`."""
 
     @field_validator("checks")
     @classmethod

@@ -6,7 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from flows.recipe_sections import EvaluateSection, GenerateSection, GRPOSection,
 from model.errors import ModelFolderError, RecipeError
 from model.pretrained import load_tokenizer, resolve_model, revision_of
 from model.records import Provenance
-from model.rewards.check import CheckSettings
 from model.rewards.pool import VerifierPool
+from model.rewards.settings import CheckSettings
 from model.sampling.request import SamplingParams
 from model.sampling.vllm_server import EngineOptions
 from model.templates import ChatTokenizer, PromptTemplate
@@ -143,7 +143,8 @@ def _options(teacher: VLLMTeacher) -> EngineOptions:
 
 def check_settings(recipe: Recipe) -> CheckSettings:
     """The settings of all checks."""
-    return CheckSettings(language=recipe.verify.language, language_share=recipe.verify.language_share)
+    verify = recipe.verify
+    return CheckSettings(**{item.name: getattr(verify, item.name) for item in fields(CheckSettings)})
 
 
 def verifier_pool(recipe: Recipe, checks: Sequence[str] = ()) -> VerifierPool:

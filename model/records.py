@@ -207,6 +207,65 @@ VERDICT_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, slots=True)
+class ProblemVerdict:
+    """One check's result on one problem, whatever is answered to it: its own gold, a twin, a benchmark's n-gram."""
+
+    problem_id: str
+    check: str
+    version: str
+    verdict: Status
+    score: float | None
+    reason: str
+    detail: str | None = None
+    milliseconds: float = 0.0
+
+
+PROBLEM_VERDICT_SCHEMA = pa.schema(
+    [
+        pa.field("problem_id", _TEXT, nullable=False),
+        *(field for field in VERDICT_SCHEMA if field.name != "sample_id"),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """One check tried on one made-up answer to one problem: its gold, or the gold spoilt in a known way.
+
+    `case` is `gold` or the name of a corruption, `expected` what the check should say of it (`pass` or `fail`).
+    """
+
+    problem_id: str
+    source: str
+    check: str
+    version: str
+    case: str
+    expected: Status
+    verdict: Status
+    reason: str
+    answer: str
+    detail: str | None = None
+    milliseconds: float = 0.0
+
+
+AUDIT_SCHEMA = pa.schema(
+    [
+        pa.field("problem_id", _TEXT, nullable=False),
+        pa.field("source", _TEXT, nullable=False),
+        pa.field("check", _TEXT, nullable=False),
+        pa.field("version", _TEXT, nullable=False),
+        pa.field("case", _TEXT, nullable=False),
+        pa.field("expected", _TEXT, nullable=False),
+        pa.field("verdict", _TEXT, nullable=False),
+        pa.field("reason", _TEXT, nullable=False),
+        pa.field("answer", _TEXT, nullable=False),
+        pa.field("detail", _TEXT),
+        pa.field("milliseconds", pa.float64(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """One metric of one model on one suite, with its 95 % bootstrap interval over problems.
 

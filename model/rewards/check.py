@@ -23,6 +23,8 @@ class Scored:
     prompt: str = ""
     tests: str | None = None
     domain: str = "math"
+    sample_id: str = ""
+    problem_id: str = ""
     reasoning: str | None = None
     answer: str | None = None
     finish_reason: str = "stop"
@@ -38,6 +40,8 @@ def scored(problem: Problem, sample: Sample) -> Scored:
         prompt=problem.prompt,
         tests=problem.tests,
         domain=problem.domain,
+        sample_id=sample.sample_id,
+        problem_id=problem.problem_id,
         reasoning=sample.reasoning,
         answer=sample.answer,
         finish_reason=sample.finish_reason,
@@ -54,21 +58,6 @@ class Judgement:
     score: float | None
     reason: str
     detail: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CheckSettings:
-    """The settings of all checks; a recipe's `[verify]` section fills them in.
-
-    `language` is an ISO 639-1 code; `language_share` the least share of target-language words that passes
-    (ours: R1 publishes no threshold); `format_tags` the sections that a completion must have, in order;
-    `format_partial` the score of a completion that meets part of the format's specification (R_partial).
-    """
-
-    language: str = "en"
-    language_share: float = 0.9
-    format_tags: tuple[str, ...] = ("think", "answer")
-    format_partial: float = 0.5
 
 
 class Check(Protocol):

@@ -6,7 +6,8 @@ Whether the text looks complete is not asked: only what the engine said.
 from __future__ import annotations
 
 from model.records import FinishReason
-from model.rewards.check import CheckSettings, Judgement, Scored, errored, failed, passed
+from model.rewards.check import Judgement, Scored, errored, failed, passed
+from model.rewards.settings import CheckSettings
 
 
 def judge_finish(finish_reason: str) -> Judgement:

@@ -9,8 +9,8 @@ Source: r_format_effective of the R1 paper's format reward (arXiv 2501.12948).
 
 from __future__ import annotations
 
-from model.errors import CheckError
-from model.rewards.check import CheckSettings, Judgement, Scored, failed, passed
+from model.rewards.check import Judgement, Scored, failed, passed
+from model.rewards.settings import CheckSettings, FormatSettings
 from model.rewards.versions import version_string
 
 Span = tuple[int, int]
@@ -80,12 +80,8 @@ class FormatCheck:
     name = "format"
 
     def __init__(self, settings: CheckSettings) -> None:
-        self.tags, self.partial = tuple(settings.format_tags), settings.format_partial
-        if self.tags not in (("think", "answer"), ("think",)):
-            raise CheckError(f"format_tags is {self.tags}; use ('think', 'answer') or ('think',)")
-        if not 0.0 <= self.partial <= 1.0:
-            raise CheckError(f"format_partial is {self.partial}; it must be from 0 to 1")
-        self.version = version_string(1, [*self.tags, self.partial], ["think", "answer", 0.5])
+        self.tags, self.partial = settings.format.tags, settings.format.partial
+        self.version = version_string(1, settings.format, FormatSettings())
 
     def warm_up(self) -> None:
         pass

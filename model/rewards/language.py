@@ -20,7 +20,8 @@ from functools import lru_cache
 from typing import Any
 
 from model.errors import CheckError
-from model.rewards.check import CheckSettings, Judgement, Scored, failed, passed, unscorable
+from model.rewards.check import Judgement, Scored, failed, passed, unscorable
+from model.rewards.settings import CheckSettings, LanguageSettings
 from model.rewards.versions import version_string
 
 MAX_CHARACTERS = 200_000
@@ -196,13 +197,11 @@ class LanguageCheck:
     name = "language"
 
     def __init__(self, settings: CheckSettings) -> None:
-        self.language, self.least_share = settings.language, settings.language_share
+        self.language, self.least_share = settings.language.target or "en", settings.language.least_share
         if self.language not in SCRIPT_OF:
             nearest = get_close_matches(self.language, SCRIPT_OF, n=1, cutoff=0.0)[0]
             raise CheckError(f"language {self.language!r} is not known; did you mean {nearest!r}?")
-        if not 0.0 < self.least_share <= 1.0:
-            raise CheckError(f"language_share is {self.least_share}; it must be above 0 and at most 1")
-        self.version = version_string(1, [self.language, self.least_share], ["en", 0.9])
+        self.version = version_string(1, settings.language, LanguageSettings())
 
     def warm_up(self) -> None:
         """Load the language models."""

@@ -6,7 +6,8 @@ query.
 
 from __future__ import annotations
 
-from model.rewards.check import CheckSettings, Judgement, Scored, failed, passed
+from model.rewards.check import Judgement, Scored, failed, passed
+from model.rewards.settings import CheckSettings
 
 
 def judge_length(text: str, completion_tokens: int) -> Judgement:

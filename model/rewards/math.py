@@ -21,9 +21,10 @@ from functools import lru_cache
 from typing import Any
 
 from model.rewards.bounds import within_bounds
-from model.rewards.check import CheckSettings, Judgement, Scored, failed, passed, unscorable
+from model.rewards.check import Judgement, Scored, failed, passed, unscorable
 from model.rewards.extraction import MAX_ANSWER, extract_answer
 from model.rewards.literal import compare_literally, peel, words
+from model.rewards.settings import CheckSettings
 
 _DETAIL = 200  # characters of an answer that a verdict keeps
 _DELIMITERS = ("$", r"\(", r"\[", r"\boxed")

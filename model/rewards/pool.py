@@ -30,8 +30,9 @@ from typing import Self
 
 import model
 from model.errors import CheckError, InterruptedRunError
-from model.rewards.check import CheckSettings, Judgement, Scored, errored
+from model.rewards.check import Judgement, Scored, errored
 from model.rewards.registry import build_checks
+from model.rewards.settings import CheckSettings
 from model.rewards.worker import Assignment, Job, Timed
 
 _CHUNK_ITEMS = 64

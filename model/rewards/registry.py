@@ -13,12 +13,13 @@ from importlib import import_module
 from typing import cast
 
 from model.errors import CheckError
-from model.rewards.check import Check, CheckSettings
+from model.rewards.check import Check
 from model.rewards.finish import FinishCheck
 from model.rewards.format import FormatCheck
 from model.rewards.language import LanguageCheck
 from model.rewards.length import LengthCheck
 from model.rewards.math import MathCheck
+from model.rewards.settings import CheckSettings
 
 Factory = Callable[[CheckSettings], Check]
 

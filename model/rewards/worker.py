@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
-from model.rewards.check import Check, CheckSettings, Judgement, Scored, errored
+from model.rewards.check import Check, Judgement, Scored, errored
 from model.rewards.registry import build_checks
+from model.rewards.settings import CheckSettings
 
 _PR_SET_PDEATHSIG = 1
 

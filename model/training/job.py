@@ -110,7 +110,7 @@ class GRPOJob(Job):
     kl_weight: float = 0.02
     format_weight: float = 0.2  # λ of the reward
     checks: tuple[str, ...] = ("format", "math")
-    check_settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of model.rewards.check.CheckSettings
+    check_settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of model.rewards.settings.CheckSettings
     check_timeout_seconds: float = 5.0
 
 

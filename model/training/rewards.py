@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from model.rewards.check import CheckSettings, Scored
+from model.rewards.check import Scored
 from model.rewards.pool import VerifierPool
 from model.rewards.reward import reward
+from model.rewards.settings import CheckSettings
 from model.training.grpo import Reward
 from model.training.job import GRPOJob
 from model.training.rollouts import Rollout
@@ -20,7 +21,7 @@ from model.training.rollouts import Rollout
 @contextmanager
 def verifier_reward(job: GRPOJob) -> Iterator[Reward]:
     """r = accuracy + λ·format by the job's checks, carried out in a worker process with a hard time limit."""
-    settings = CheckSettings(**job.check_settings)
+    settings = CheckSettings.of(job.check_settings)
     pool = VerifierPool(job.checks, settings, workers=1, timeout_seconds=job.check_timeout_seconds)
 
     def score(rollouts: Sequence[Rollout], golds: Sequence[str | None]) -> list[float]:

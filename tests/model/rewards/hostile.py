@@ -7,7 +7,8 @@ import signal
 import sys
 import time
 
-from model.rewards.check import CheckSettings, Judgement, Scored, passed
+from model.rewards.check import Judgement, Scored, passed
+from model.rewards.settings import CheckSettings
 
 
 class HostileCheck:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from model.rewards.check import CheckSettings, Scored
+from model.rewards.check import Scored
 from model.rewards.finish import FinishCheck
+from model.rewards.settings import CheckSettings
 
 
 @pytest.mark.parametrize(

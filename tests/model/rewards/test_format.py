@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.errors import CheckError
 from model.records import Status
-from model.rewards.check import CheckSettings, Scored
+from model.rewards.check import Scored
 from model.rewards.format import FormatCheck, judge_format
+from model.rewards.settings import CheckSettings, FormatSettings
 
 GRADES = [
     ("<think>\na\n</think>\n<answer>b</answer>\n", "full", 1.0),
@@ -61,7 +63,7 @@ def test_whatever_stands_in_the_sections_is_not_looked_at(reasoning: str, answer
 
 
 def test_settings_change_score_and_version() -> None:
-    strict = FormatCheck(CheckSettings(format_partial=0.0))
+    strict = FormatCheck(CheckSettings(format=FormatSettings(partial=0.0)))
     item = Scored(text="hi <think>a</think><answer>b</answer>")
     assert (FormatCheck(CheckSettings())(item).score, strict(item).score) == (0.5, 0.0)
     assert FormatCheck(CheckSettings()).version == "1"
@@ -69,7 +71,7 @@ def test_settings_change_score_and_version() -> None:
     assert len(strict.version) == 8
 
 
-@pytest.mark.parametrize("settings", [CheckSettings(format_partial=1.5), CheckSettings(format_tags=("solution",))])
-def test_settings_out_of_bounds_are_refused(settings: CheckSettings) -> None:
-    with pytest.raises(CheckError, match="format_"):
-        FormatCheck(settings)
+@pytest.mark.parametrize(("wrong", "said"), [({"partial": 1.5}, "partial is 1.5"), ({"tags": ("solution",)}, "tags")])
+def test_settings_out_of_bounds_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        FormatSettings(**wrong)

@@ -6,8 +6,9 @@ import pytest
 
 from model.errors import CheckError
 from model.records import Status
-from model.rewards.check import CheckSettings, Scored
+from model.rewards.check import Scored
 from model.rewards.language import LanguageCheck, judge_language, language_share, mask, pieces
+from model.rewards.settings import CheckSettings, LanguageSettings
 
 ENGLISH = "First I add the two numbers, and then I divide the sum by three to find the mean of them."
 CHINESE = "首先我们把这两个数加起来，然后除以三得到平均值。"
@@ -65,16 +66,12 @@ def test_the_check_looks_at_the_reasoning_first() -> None:
 
 
 def test_target_and_threshold_are_part_of_the_version() -> None:
-    versions = {LanguageCheck(CheckSettings(language=code, language_share=share)).version for code, share in
-                [("en", 0.9), ("en", 0.8), ("zh", 0.9)]}  # fmt: skip
+    versions = {LanguageCheck(CheckSettings(language=LanguageSettings(code, share))).version for code, share in
+                [("", 0.9), ("en", 0.8), ("zh", 0.9)]}  # fmt: skip
     assert len(versions) == 3
     assert "1" in versions
 
 
-@pytest.mark.parametrize(("settings", "said"), [
-    (CheckSettings(language="eng"), "did you mean 'en'"),
-    (CheckSettings(language_share=0.0), "language_share"),
-])  # fmt: skip
-def test_unknown_languages_and_bounds_are_refused(settings: CheckSettings, said: str) -> None:
-    with pytest.raises(CheckError, match=said):
-        LanguageCheck(settings)
+def test_an_unknown_language_is_refused() -> None:
+    with pytest.raises(CheckError, match="did you mean 'en'"):
+        LanguageCheck(CheckSettings(language=LanguageSettings("eng")))

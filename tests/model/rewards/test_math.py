@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.records import Status
-from model.rewards.check import CheckSettings, Scored
+from model.rewards.check import Scored
 from model.rewards.math import MathCheck, as_latex, judge_math, judge_symbolically
+from model.rewards.settings import CheckSettings
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/rewards/math_pairs.json").read_text(encoding="utf-8"))
 

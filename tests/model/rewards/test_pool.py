@@ -16,8 +16,9 @@ import pytest
 
 from model.errors import CheckError, InterruptedRunError
 from model.records import Status
-from model.rewards.check import CheckSettings, Scored
+from model.rewards.check import Scored
 from model.rewards.pool import VerifierPool
+from model.rewards.settings import CheckSettings, LanguageSettings
 
 HOSTILE = "tests.model.rewards.hostile:HostileCheck"
 ROOT = Path(__file__).parents[3]
@@ -149,7 +150,7 @@ def test_closing_kills_a_hung_worker_and_frees_whoever_waits() -> None:
 
 @pytest.mark.parametrize(("language", "said"), [("de", "RuntimeError: no models"), ("fr", "exit status 3")])
 def test_a_worker_that_cannot_start_is_one_clear_error(language: str, said: str) -> None:
-    settings = CheckSettings(language=language)
+    settings = CheckSettings(language=LanguageSettings(language))
     with VerifierPool([HOSTILE], settings, workers=1) as pool, pytest.raises(CheckError, match=said):
         pool.run(texts("a"))
 

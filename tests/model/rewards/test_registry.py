@@ -6,8 +6,9 @@ import pytest
 
 from model.errors import CheckError
 from model.records import Status
-from model.rewards.check import CheckSettings, Scored
+from model.rewards.check import Scored
 from model.rewards.registry import CHECKS, build_checks
+from model.rewards.settings import CheckSettings
 
 ITEM = Scored(text="<think>\nThree and four are seven.\n</think>\n<answer>7</answer>", gold="7", completion_tokens=20)
 

@@ -18,4 +18,4 @@ def test_a_scored_item_takes_every_field_from_its_records() -> None:
     )  # fmt: skip
     item = scored(problem, sample)
     taken = [getattr(item, field.name) for field in fields(Scored)]
-    assert taken == ["<think>x</think>", "2", "1+1?", "t", "math", "x", "y", "length", 9, 64]
+    assert taken == ["<think>x</think>", "2", "1+1?", "t", "math", "i", "p", "x", "y", "length", 9, 64]

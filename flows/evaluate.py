@@ -28,6 +28,7 @@ from flows.wiring import (
 )
 from model.errors import ProblemsError
 from model.pretrained import revision_of
+from model.rewards.rule import checks_of, limited_to
 from model.templates import ChatTokenizer
 from tasks.evaluate import Contestant, Suite, evaluation_key
 from tasks.evaluate import evaluate as evaluate_model
@@ -56,9 +57,9 @@ def evaluate(recipe: Recipe, model: str = "", name: str = "") -> list[str]:
 
 def measure_all(recipe: Recipe, run: Run, contestants: Sequence[Contestant]) -> list[str]:
     """Runs the evaluations that are missing; one engine serves all models of one architecture."""
-    suite = suite_of(recipe, run)
     measuring = patient(evaluate_model, recipe.generate)
-    with verifier_pool(recipe) as pool, evaluation_engine(recipe, run) as engine:
+    with verifier_pool(recipe, checks_of(recipe.accept.require)) as pool, evaluation_engine(recipe, run) as engine:
+        suite = suite_of(recipe, run, [check.name for check in pool.checks])
         versions = {check.name: check.version for check in pool.checks}
         keys = [evaluation_key(contestant, suite, versions) for contestant in contestants]
         for contestant, key in zip(contestants, keys, strict=True):
@@ -107,8 +108,8 @@ def _student(recipe: Recipe, name: str, step: int, model: str) -> Contestant:
     return Contestant(name, step, spec, revision_of(model, spec.revision), template_of(recipe).without_shots())
 
 
-def suite_of(recipe: Recipe, run: Run) -> Suite:
-    """The held-out problems; the first `limit` by id, so that a limit does not favour a source."""
+def suite_of(recipe: Recipe, run: Run, checks: Sequence[str]) -> Suite:
+    """The held-out problems (the first `limit` by id, so that a limit does not favour a source), judged by `checks`."""
     problems = problems_of_split(run.dataset, "held_out")
     settings = recipe.evaluate
     if not problems:
@@ -120,7 +121,7 @@ def suite_of(recipe: Recipe, run: Run) -> Suite:
         temperature=settings.temperature,
         top_p=settings.top_p,
         k=settings.k,
-        require=recipe.accept.require,
+        require=limited_to(recipe.accept.require, checks),
         confidence=settings.confidence,
         bootstrap=settings.bootstrap,
         seed=recipe.seed,

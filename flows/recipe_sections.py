@@ -31,6 +31,8 @@ from tasks.sources import ProblemSource
 
 # The checks that come with Stillhouse (model/rewards/registry.py; a test holds the two lists together).
 CHECK_NAMES = ("finish", "format", "math", "language", "length")
+# Those that need a model or many samples at once (tasks/shard_checks.py).
+SHARD_CHECK_NAMES = ("duplicate", "judge", "reward_model")
 
 # R1, Table 1: the template that R1-Zero was trained with.
 R1_SYSTEM = (
@@ -351,8 +353,8 @@ class VerifySection(Section):
     @classmethod
     def _known(cls, checks: tuple[str, ...]) -> tuple[str, ...]:
         for check in checks:
-            if check not in CHECK_NAMES and ":" not in check:
-                raise ValueError(f"there is no check {check!r} (there are: {', '.join(CHECK_NAMES)})")
+            if check not in (known := CHECK_NAMES + SHARD_CHECK_NAMES) and ":" not in check:
+                raise ValueError(f"there is no check {check!r} (there are: {', '.join(known)})")
         if len(set(checks)) < len(checks):
             raise ValueError(f"names a check twice: {', '.join(checks)}")
         return checks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -13,11 +13,20 @@ from typing import Any
 from prefect.runtime import flow_run
 
 from flows.recipe import Recipe
-from flows.recipe_sections import EvaluateSection, GenerateSection, GRPOSection, OptimiserSection, VLLMTeacher
+from flows.recipe_sections import (
+    SHARD_CHECK_NAMES,
+    EvaluateSection,
+    GenerateSection,
+    GRPOSection,
+    OptimiserSection,
+    VLLMTeacher,
+)
 from model.errors import ModelFolderError, RecipeError
 from model.pretrained import load_tokenizer, resolve_model, revision_of
 from model.records import Provenance
 from model.rewards.pool import VerifierPool
+from model.rewards.registry import build_checks
+from model.rewards.reward import ACCURACY_CHECKS
 from model.rewards.settings import CheckSettings
 from model.sampling.request import SamplingParams
 from model.sampling.vllm_server import EngineOptions
@@ -147,11 +156,14 @@ def check_settings(recipe: Recipe) -> CheckSettings:
     return CheckSettings(**{item.name: getattr(verify, item.name) for item in fields(CheckSettings)})
 
 
-def verifier_pool(recipe: Recipe, checks: Sequence[str] = ()) -> VerifierPool:
-    """The recipe's checks (or only these of them) in their worker processes, not started yet."""
+def verifier_pool(recipe: Recipe, only: Collection[str] = ()) -> VerifierPool:
+    """The recipe's checks of single samples (or those with these names) in their worker processes, not started yet."""
+    settings = check_settings(recipe)
+    names = [name for name in recipe.verify.checks if name not in SHARD_CHECK_NAMES]
+    chosen = [name for name, check in zip(names, build_checks(names, settings), strict=True) if check.name in only]
     return VerifierPool(
-        checks or recipe.verify.checks,
-        check_settings(recipe),
+        chosen or names,
+        settings,
         workers=recipe.verify.workers,
         timeout_seconds=recipe.verify.timeout_seconds,
     )
@@ -194,7 +206,7 @@ def weights_of(recipe: Recipe, run: Run, name: str) -> Path:
 
 
 def _rewards(recipe: Recipe) -> dict[str, Any]:
-    checks = [check for check in recipe.verify.checks if check in ("format", "math")]
+    checks = [check for check in recipe.verify.checks if check in ("format", *ACCURACY_CHECKS)]
     return {
         "stop": list(recipe.template.stop),
         "format_weight": recipe.verify.format_weight,

@@ -29,10 +29,11 @@ from model.records import (
     sample_seed,
     to_table,
 )
-from model.rewards.check import Judgement, Scored
+from model.rewards.check import Judgement, Scored, scored_completion
 from model.rewards.pool import VerifierPool
+from model.rewards.rule import first_loss
 from model.sampling.request import Completion, Request
-from model.templates import ChatTokenizer, PromptTemplate, split_completion
+from model.templates import ChatTokenizer, PromptTemplate
 from tasks.attempts import attempt
 from tasks.engine import Engine, EngineSpec
 from tasks.progress import ticking
@@ -171,16 +172,9 @@ def _answers(
 
 
 def _scored(problem: Problem, prefill: str, suite: Suite, completion: Completion) -> Scored:
-    text = prefill + completion.text
-    reasoning, answer = split_completion(text)
-    return Scored(
-        text=text,
-        gold=problem.gold,
-        prompt=problem.prompt,
-        tests=problem.tests,
-        domain=problem.domain,
-        reasoning=reasoning,
-        answer=answer,
+    return scored_completion(
+        problem,
+        prefill + completion.text,
         finish_reason=completion.finish_reason,
         completion_tokens=completion.completion_tokens,
         max_tokens=suite.max_tokens,
@@ -195,8 +189,8 @@ def _answer(
     item: Scored,
     judged: Mapping[str, Judgement],
 ) -> Answer:
-    lost = next((name for name in suite.require if judged[name].verdict is not Status.PASS), None)
-    known = lost is None or judged[lost].verdict is Status.FAIL
+    lost = first_loss(suite.require, judged)
+    known = lost is None or lost[1].verdict is Status.FAIL
     return Answer(
         sample_id=request.key,
         problem_id=job[0].problem_id,
@@ -205,7 +199,7 @@ def _answer(
         step=contestant.step,
         source=job[0].source,
         correct=(lost is None) if known else None,
-        reason="correct" if lost is None else f"{lost}: {judged[lost].reason}",
+        reason="correct" if lost is None else f"{lost[0]}: {lost[1].reason}",
         answer=item.answer,
         completion_tokens=item.completion_tokens,
         text=item.text,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from model.records import Problem, Sample, Status
+from model.templates import split_completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,27 @@ def scored(problem: Problem, sample: Sample) -> Scored:
         finish_reason=sample.finish_reason,
         completion_tokens=sample.completion_tokens,
         max_tokens=sample.max_tokens,
+    )
+
+
+def scored_completion(
+    problem: Problem, text: str, *, finish_reason: str, completion_tokens: int, max_tokens: int, sample_id: str = ""
+) -> Scored:
+    """A completion that is no stored sample (an evaluation's answer, a rollout), split as a sample would be."""
+    reasoning, answer = split_completion(text)
+    return Scored(
+        text=text,
+        gold=problem.gold,
+        prompt=problem.prompt,
+        tests=problem.tests,
+        domain=problem.domain,
+        sample_id=sample_id,
+        problem_id=problem.problem_id,
+        reasoning=reasoning,
+        answer=answer,
+        finish_reason=finish_reason,
+        completion_tokens=completion_tokens,
+        max_tokens=max_tokens,
     )
 
 

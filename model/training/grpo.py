@@ -21,15 +21,15 @@ from model.advantages import group_advantages, silent_groups
 from model.losses.grpo import grpo_terms
 from model.losses.log_probs import token_log_probs
 from model.losses.normalise import token_weights
-from model.records import FinishReason
+from model.records import PROBLEM_SCHEMA, FinishReason, Problem, from_table
 from model.training.data import TokenBatch, collate, micro_batches
 from model.training.forward import Model, TokenLoss, completion_log_probs
 from model.training.job import GRPOJob, JobError
 from model.training.loop import MicroBatch, StepWork
 from model.training.rollouts import Rollout, Rollouts
 
-# (rollouts, the gold answer of each) -> their rewards; nan where a rollout could not be judged
-Reward = Callable[[Sequence[Rollout], Sequence[str | None]], list[float]]
+# (rollouts, the problem of each) -> their rewards; nan where a rollout could not be judged
+Reward = Callable[[Sequence[Rollout], Sequence[Problem]], list[float]]
 
 
 class GRPOStage:
@@ -51,15 +51,15 @@ class GRPOStage:
         """Samples and scores the step's groups."""
         job = self.job
         chosen = [problem for problem in self.step_problems(step) for _ in range(job.group_size)]
-        rollouts = self.rollouts.sample([prompt + job.prefill for prompt, _ in chosen])
-        rewards_B = torch.tensor(self.reward(rollouts, [gold for _, gold in chosen]))
+        rollouts = self.rollouts.sample([problem.prompt + job.prefill for problem in chosen])
+        rewards_B = torch.tensor(self.reward(rollouts, chosen))
         rewards_PG = fill_unjudged(rewards_B.view(-1, job.group_size))
         advantages_B = group_advantages(rewards_PG, job.advantage).flatten()
         micros = self.micro_batches(rollouts, advantages_B)
         metrics = rollout_metrics(rollouts, rewards_PG) | {"unjudged_share": rewards_B.isnan().float().mean().item()}
         return StepWork(micros, job.updates_per_step, metrics)
 
-    def step_problems(self, step: int) -> list[tuple[str, str | None]]:
+    def step_problems(self, step: int) -> list[Problem]:
         """The problems of a step: the next ones of an endless shuffle that depends on the job's seed alone."""
         count, total = self.job.problems_per_step, len(self.problems)
         places = range((step - 1) * count, step * count)
@@ -117,15 +117,15 @@ class GRPOStage:
         return loss
 
 
-def read_problems(job: GRPOJob) -> list[tuple[str, str | None]]:
-    """(prompt, gold) of every problem, in the file's order. Raises JobError."""
+def read_problems(job: GRPOJob) -> list[Problem]:
+    """Every problem, its prompt as the student sees it, in the file's order. Raises JobError."""
     try:
-        rows = pq.read_table(job.problems, columns=["prompt", "gold"]).to_pylist()
+        rows: list[Problem] = from_table(pq.read_table(job.problems, schema=PROBLEM_SCHEMA), Problem)
     except (OSError, pa.ArrowInvalid) as error:
         raise JobError(f"{job.problems} does not hold problems: {error}") from error
     if not rows:
         raise JobError(f"{job.problems} holds no problems to train on")
-    return [(row["prompt"], row["gold"]) for row in rows]
+    return rows
 
 
 def fill_unjudged(rewards_PG: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class GRPOJob(Job):
 
     stage = "grpo"
 
-    problems: Path  # Parquet with columns problem_id, prompt (as the student sees it), gold
+    problems: Path  # Parquet of PROBLEM_SCHEMA, the prompt as the student sees it
     steps: int = 12
     problems_per_step: int = 8
     group_size: int = 8

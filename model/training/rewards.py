@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from model.rewards.check import Scored
+from model.records import Problem
+from model.rewards.check import Scored, scored_completion
 from model.rewards.pool import VerifierPool
 from model.rewards.reward import reward
 from model.rewards.settings import CheckSettings
@@ -24,19 +25,19 @@ def verifier_reward(job: GRPOJob) -> Iterator[Reward]:
     settings = CheckSettings.of(job.check_settings)
     pool = VerifierPool(job.checks, settings, workers=1, timeout_seconds=job.check_timeout_seconds)
 
-    def score(rollouts: Sequence[Rollout], golds: Sequence[str | None]) -> list[float]:
-        items = [as_scored(rollout, gold, job) for rollout, gold in zip(rollouts, golds, strict=True)]
+    def score(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[float]:
+        items = [as_scored(rollout, problem, job) for rollout, problem in zip(rollouts, problems, strict=True)]
         return [reward(judgements, job.format_weight, unscored=math.nan) for judgements in pool.judge(items)]
 
     with pool:
         yield score
 
 
-def as_scored(rollout: Rollout, gold: str | None, job: GRPOJob) -> Scored:
+def as_scored(rollout: Rollout, problem: Problem, job: GRPOJob) -> Scored:
     """A rollout as the checks see it: the whole assistant message, the prefill included."""
-    return Scored(
-        text=job.prefill + rollout.text,
-        gold=gold,
+    return scored_completion(
+        problem,
+        job.prefill + rollout.text,
         finish_reason=rollout.finish_reason,
         completion_tokens=len(rollout.row.completion),
         max_tokens=job.max_tokens,

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from model.records import FinishReason
+from model.records import FinishReason, Problem
 from model.training.data import Row
 from model.training.forward import backward, completion_log_probs
 from model.training.grpo import GRPOStage, fill_unjudged, rollout_metrics
@@ -31,8 +32,8 @@ def make_job(folder: Path, problems: Path, **settings: Any) -> GRPOJob:
     return GRPOJob(init=folder, out=folder, problems=problems, **(base | settings))
 
 
-def likes_vowels(rollouts: Sequence[Rollout], golds: Sequence[str | None]) -> list[float]:
-    assert len(golds) == len(rollouts)
+def likes_vowels(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[float]:
+    assert len(problems) == len(rollouts)
     return [sum(letter in "aeiou" for letter in rollout.text) / 8 for rollout in rollouts]
 
 
@@ -44,7 +45,7 @@ def make_stage(job: GRPOJob) -> GRPOStage:
 
 def test_problems_come_in_a_shuffle_that_starts_anew_when_all_were_seen(tiny_folder: Path, problems_file: Path) -> None:
     stage = make_stage(make_job(tiny_folder, problems_file))
-    seen = [gold for step in range(1, 6) for _, gold in stage.step_problems(step)]
+    seen = [problem.gold for step in range(1, 6) for problem in stage.step_problems(step)]
     assert sorted(seen[:5]) == sorted(seen[5:]) == ["1", "2", "3", "4", "5"]
     assert stage.step_problems(3) == make_stage(stage.job).step_problems(3)
 
@@ -121,12 +122,13 @@ def test_metrics_by_hand() -> None:
 
 def test_the_verifiers_reward_accuracy_and_format(tiny_folder: Path, problems_file: Path) -> None:
     job = make_job(tiny_folder, problems_file, prefill="<think>\n", format_weight=0.2)
+    three = Problem("p", "math", "tiny", "1 + 2?", "3")
     texts = ["so 3\n</think>\n<answer>3</answer>", "so 4\n</think>\n<answer>4</answer>", "no idea"]
     rollouts = [Rollout(Row([1], [2]), text, FinishReason.STOP) for text in texts]
-    assert as_scored(rollouts[0], "3", job).text == "<think>\nso 3\n</think>\n<answer>3</answer>"
+    assert as_scored(rollouts[0], three, job).text == "<think>\nso 3\n</think>\n<answer>3</answer>"
     with verifier_reward(job) as reward:
-        right, wrong, silent = reward(rollouts, ["3"] * 3)
-        assert math.isnan(reward(rollouts[:1], [None])[0])
+        right, wrong, silent = reward(rollouts, [three] * 3)
+        assert math.isnan(reward(rollouts[:1], [replace(three, gold=None)])[0])
     assert right == pytest.approx(1.2)
     assert wrong == pytest.approx(0.2)
     assert silent < wrong

@@ -25,6 +25,7 @@ from prefect.artifacts import (
 
 from flows.stages import Stage
 from tasks import catalog
+from tasks.audit_report import audit_mistakes, audit_rates
 from tasks.progress import Ticker
 from tasks.store import STUDENTS, Dataset
 from tasks.summary import accepted_preview, rejected_preview
@@ -46,6 +47,15 @@ def publish_funnel(dataset: Dataset) -> None:
     create_markdown_artifact(
         "\n\n".join(parts) or "No samples yet.", key=_key(dataset, "samples"), description="Samples to read"
     )
+
+
+def publish_audit(dataset: Dataset) -> None:
+    """False rejects and false accepts per source and check as a table, and examples of both."""
+    con = catalog.connect(dataset)
+    rates = [{key: _plain(value) for key, value in row.items()} for row in audit_rates(con)]
+    create_table_artifact(rates, key=_key(dataset, "audit"), description="Checks on gold and on corrupted answers")
+    mistakes = [{key: _plain(value) for key, value in row.items()} for row in audit_mistakes(con)]
+    create_table_artifact(mistakes, key=_key(dataset, "audit-mistakes"), description="What checks got wrong, by case")
 
 
 @contextmanager

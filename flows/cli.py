@@ -16,7 +16,7 @@ from typing import Annotated
 
 import typer
 
-from flows.recipe import Recipe, load_recipe
+from flows.recipe import Recipe, load_recipe, parse_recipe
 from model.errors import RecipeError, StillhouseError
 
 app = typer.Typer(
@@ -58,7 +58,7 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     only: Annotated[
-        str, typer.Option(metavar="STAGE,…", help="problems, generate, verify, sft, distill, grpo, evaluate")
+        str, typer.Option(metavar="STAGE,…", help="problems, audit, generate, verify, sft, distill, grpo, evaluate")
     ] = "",
 ) -> None:
     """Runs the whole recipe, or some of its stages, here and now; what is done already is not done again."""
@@ -109,14 +109,15 @@ def rerun(
     dataset: DatasetFolder,
     failed: Annotated[bool, typer.Option("--failed", help="The shards that failed, and only those.")] = False,
     where: Annotated[str, typer.Option(metavar="SQL", help="The samples for which this predicate holds.")] = "",
+    errors: Annotated[bool, typer.Option("--errors", help="The verdicts that are errors, and only those.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Makes new attempts for failed shards or chosen samples; every other file stays as it is."""
-    if failed == bool(where):
-        raise RecipeError("say which rows: either --failed, or --where \"finish_reason = 'length'\"")
+    """Makes new attempts for failed shards, chosen samples or checks in error; every other row stays as it is."""
+    if failed + bool(where) + errors != 1:
+        raise RecipeError("say which rows: --failed, --errors, or --where \"finish_reason = 'length'\"")
     from flows.embedded import rerun_embedded
 
-    rerun_embedded(_existing(dataset), failed, where, overrides or [])
+    rerun_embedded(_existing(dataset), failed, where, errors, overrides or [])
 
 
 @app.command(epilog="Example: `stillhouse explain data/demo 3f2a…` (the first digits of an id are enough)")
@@ -127,6 +128,28 @@ def explain(
     from flows.screens import explain_screen
 
     explain_screen(_existing(dataset), sample_id)
+
+
+@app.command(epilog="Example: `stillhouse audit deployments/recipes/demo.toml`, or `stillhouse audit data/demo`")
+def audit(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="DATASET|RECIPE", help="A dataset's folder, or a recipe (TOML).", show_default=False),
+    ],
+    overrides: Overrides = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit code 1 where a gold answer fails.")] = False,
+) -> None:
+    """Tries every check on its own gold answers, and on corrupted ones, before a GPU is used.
+
+    A recipe's problems are loaded first; a dataset is audited as it is. Problems whose gold fails are quarantined.
+    """
+    recipe = _audited_recipe(target, overrides or [])
+    recipe.audited_checks()
+    from flows.embedded import audit_embedded
+
+    failing = audit_embedded(recipe, load_problems=target.suffix == ".toml")
+    if strict and failing:
+        raise typer.Exit(1)
 
 
 @app.command(
@@ -162,6 +185,16 @@ def _existing(dataset: Path) -> Path:
     if not (dataset / "recipe.json").is_file():
         raise RecipeError(f"{dataset} is not a dataset (no recipe.json there); `stillhouse run RECIPE` makes one")
     return dataset
+
+
+def _audited_recipe(target: Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe that is named, or the one that is stored with the dataset."""
+    if target.suffix == ".toml":
+        return load_recipe(target, overrides)
+    from tasks.store import Dataset
+
+    stored = Dataset.open(_existing(target)).recipe() or {}
+    return parse_recipe(stored, [f"dataset={target}", *overrides], str(target))
 
 
 def _refuse_disabled(recipe: Recipe, stages: Sequence[str]) -> None:

@@ -50,19 +50,32 @@ def run_embedded(recipe: Recipe, stages: Sequence[Stage]) -> None:
     results_screen(Path(recipe.dataset), complete=tuple(stages) == ALL_STAGES)
 
 
-def rerun_embedded(dataset: Path, failed: bool, where: str, overrides: Sequence[str]) -> None:
-    """Makes new attempts for failed shards or chosen samples of a dataset, under the recipe stored with it."""
+def rerun_embedded(dataset: Path, failed: bool, where: str, errors: bool, overrides: Sequence[str]) -> None:
+    """Makes new attempts for failed shards, chosen samples or checks in error, under the dataset's own recipe."""
     recipe = parse_recipe(Dataset.open(dataset).recipe() or {}, [f"dataset={dataset}", *overrides], str(dataset))
     made: list[int] = []
 
     def work() -> None:
         from flows.rerun import rerun
 
-        made.extend(rerun(recipe, failed, where))
+        made.extend(rerun(recipe, failed, where, errors))
 
     _run(recipe, work)
     which = f"shards {', '.join(map(str, made))}" if made else "nothing: no row was chosen"
     Console().print(f"re-run: {which}")
+
+
+def audit_embedded(recipe: Recipe, load_problems: bool) -> int:
+    """Puts the recipe's checks on trial, prints what was found, and returns how many gold answers fail."""
+    from flows.screens import audit_screen
+
+    def work() -> None:
+        from flows.audit import audit
+
+        audit(recipe, load_problems)
+
+    _run(recipe, work)
+    return audit_screen(Path(recipe.dataset))
 
 
 def evaluate_embedded(recipe: Recipe, model: str, name: str) -> None:

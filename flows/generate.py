@@ -11,21 +11,23 @@ from collections.abc import Collection
 from prefect import flow
 
 from flows.artifacts import progress_in_ui, publish_funnel
+from flows.audit import audit
 from flows.recipe import Recipe
 from flows.shards import Window, patient, raise_for_failures, shard_threads
 from flows.stages import Stage
-from flows.wiring import opened, provenance_of, teacher_engine, template_of, tokenizer_of, verifier_pool
+from flows.wiring import opened, provenance_of, teacher_engine, template_of, tokenizer_of, verifier
 from model.errors import ProblemsError, RecipeError
 from model.records import content_hash
+from model.rewards.rule import checks_of
+from tasks.engine import Engine
 from tasks.generate import Generation, generate_shard
 from tasks.load import load
 from tasks.progress import ticking
 from tasks.run import Run
 from tasks.store import PROBLEMS, Dataset
-from tasks.verify import verify_shard
+from tasks.verify import Verifier, pending_after_all, pending_before, verify_after_all, verify_shard
 from tasks.work import (
     pending_generate,
-    pending_verify,
     plan_generate,
     plan_verify,
     planned_shards,
@@ -33,7 +35,7 @@ from tasks.work import (
     wanted_samples,
 )
 
-MAKING = (Stage.PROBLEMS, Stage.GENERATE, Stage.VERIFY)
+MAKING = (Stage.PROBLEMS, Stage.AUDIT, Stage.GENERATE, Stage.VERIFY)
 
 
 @flow(name="generate", flow_run_name="generate {recipe.name}", task_runner=shard_threads())
@@ -45,6 +47,8 @@ def generate(recipe: Recipe, only: tuple[Stage, ...] = MAKING) -> None:
     with opened(recipe) as run:
         if Stage.PROBLEMS in only:
             load(run.dataset, [section.to_source() for section in recipe.problems])
+        if Stage.AUDIT in only and recipe.has_audit():
+            audit(recipe, load_problems=False)
         if Stage.GENERATE in only:
             plan(recipe, run)
         make_shards(recipe, run, only)
@@ -59,7 +63,7 @@ def plan(recipe: Recipe, run: Run) -> list[int]:
     if not run.dataset.manifests(PROBLEMS):
         raise ProblemsError(f"{run.dataset.path} holds no problems yet; run that stage first (`--only problems`)")
     wanted = wanted_samples(
-        train_problem_ids(run.dataset),
+        train_problem_ids(run.dataset, recipe.accept.problems),
         provenance_of(recipe),
         recipe.generate.replicas,
         recipe.generate.max_tokens,
@@ -71,35 +75,62 @@ def plan(recipe: Recipe, run: Run) -> list[int]:
 def make_shards(
     recipe: Recipe, run: Run, only: Collection[Stage] = MAKING, shards: Collection[int] | None = None
 ) -> None:
-    """Generates and verifies what is pending (among `shards`, where given), several shards in flight."""
-    with verifier_pool(recipe) as pool, teacher_engine(recipe, run) as engine:
-        checks = {check.name: check.version for check in pool.checks}
-        _refuse_unknown(recipe.accept.require, checks)
-        plan_verify(run.dataset, checks)
-        to_make, to_check = _todo(run.dataset, only, shards)
-        if not to_make and not to_check:
-            return
-        if to_make:
-            engine.ready()  # an engine that cannot start is one clear error, not one for every shard
-        generation = Generation(engine, tokenizer_of(recipe), template_of(recipe), provenance_of(recipe))
-        generating, verifying = (
-            patient(generate_shard, recipe.generate),
-            patient(verify_shard, recipe.generate),
-        )
-        window = Window(recipe.generate.shards_in_flight)
-        samples = _rows(run.dataset, to_make)
-        with (
-            ticking("generate", samples, "samples") as making,
-            ticking("verify", samples + _rows(run.dataset, to_check), "samples") as checking,
-            progress_in_ui(run.dataset, making if to_make else checking),
-        ):
-            futures = [window.submit(verifying, run, pool, shard, checking) for shard in to_check]
-            for shard in to_make:
-                made = window.submit(generating, run, generation, shard, making)
-                futures.append(made)
-                if Stage.VERIFY in only:
-                    futures.append(verifying.submit(run, pool, made, checking))
-            raise_for_failures(run.dataset, futures)
+    """Generates and verifies what is pending (among `shards`, where given), several shards in flight.
+
+    Checks that need every shard come when all are there.
+    """
+    with teacher_engine(recipe, run) as engine, verifier(recipe, run, engine) as judges:
+        _refuse_unknown(checks_of(recipe.accept.require), judges.versions)
+        plan_verify(run.dataset, judges.versions)
+        _make_and_check(recipe, run, engine, judges, only, shards)
+        if Stage.VERIFY in only:
+            _check_after_all(recipe, run, judges)
+
+
+def _make_and_check(
+    recipe: Recipe,
+    run: Run,
+    engine: Engine,
+    judges: Verifier,
+    only: Collection[Stage],
+    shards: Collection[int] | None,
+) -> None:
+    """A shard is verified while the next ones are generated."""
+    to_make, to_check = _todo(run.dataset, judges, only, shards)
+    if not to_make and not to_check:
+        return
+    if to_make:
+        engine.ready()  # an engine that cannot start is one clear error, not one for every shard
+    generation = Generation(engine, tokenizer_of(recipe), template_of(recipe), provenance_of(recipe))
+    generating, verifying = (
+        patient(generate_shard, recipe.generate),
+        patient(verify_shard, recipe.generate),
+    )
+    window = Window(recipe.generate.shards_in_flight)
+    samples = _rows(run.dataset, to_make)
+    with (
+        ticking("generate", samples, "samples") as making,
+        ticking("verify", samples + _rows(run.dataset, to_check), "samples") as checking,
+        progress_in_ui(run.dataset, making if to_make else checking),
+    ):
+        futures = [window.submit(verifying, run, judges, shard, checking) for shard in to_check]
+        for shard in to_make:
+            made = window.submit(generating, run, generation, shard, making)
+            futures.append(made)
+            if Stage.VERIFY in only:
+                futures.append(verifying.submit(run, judges, made, checking))
+        raise_for_failures(run.dataset, futures)
+
+
+def _check_after_all(recipe: Recipe, run: Run, judges: Verifier) -> None:
+    """Every shard that lacks verdicts of such checks, also one of an earlier run."""
+    shards = pending_after_all(run.dataset, judges)
+    if not shards:
+        return
+    checking, window = patient(verify_after_all, recipe.generate), Window(recipe.generate.shards_in_flight)
+    with ticking("verify after all", _rows(run.dataset, shards), "samples") as ticker:
+        futures = [window.submit(checking, run, judges, shard, ticker) for shard in shards]
+        raise_for_failures(run.dataset, futures)
 
 
 def _refuse_unknown(required: Collection[str], checks: Collection[str]) -> None:
@@ -109,10 +140,12 @@ def _refuse_unknown(required: Collection[str], checks: Collection[str]) -> None:
             raise RecipeError(f"accept.require names `{name}`, but the checks are called {', '.join(checks)}")
 
 
-def _todo(dataset: Dataset, only: Collection[Stage], shards: Collection[int] | None) -> tuple[list[int], list[int]]:
+def _todo(
+    dataset: Dataset, judges: Verifier, only: Collection[Stage], shards: Collection[int] | None
+) -> tuple[list[int], list[int]]:
     """Shards to generate, and shards to verify whose samples are there already."""
     to_make = pending_generate(dataset) if Stage.GENERATE in only else []
-    to_check = [work.shard for work in pending_verify(dataset)] if Stage.VERIFY in only else []
+    to_check = pending_before(dataset, judges) if Stage.VERIFY in only else []
     if shards is None:
         return to_make, to_check
     return [n for n in to_make if n in shards], [n for n in to_check if n in shards]

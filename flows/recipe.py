@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from flows.recipe_sections import (
     CHECK_NAMES,
     AcceptSection,
+    AuditSection,
     DistillSection,
     EvaluateSection,
     GenerateSection,
@@ -36,6 +37,9 @@ from flows.recipe_sections import (
     VLLMTeacher,
 )
 from model.errors import RecipeError
+from model.rewards.rule import checks_of
+
+ACCURACY = ("math", "code")  # the checks that compare with a gold answer
 
 _INPUT_CHARS = 60
 
@@ -61,6 +65,8 @@ class Recipe(Section):
     """Sampling from the teacher."""
     verify: VerifySection = VerifySection()
     """Checking every sample."""
+    audit: AuditSection = AuditSection()
+    """The checks on trial with gold and with corrupted answers."""
     accept: AcceptSection = AcceptSection()
     """Which samples are accepted."""
     sft: SFTSection = SFTSection()
@@ -92,6 +98,22 @@ class Recipe(Section):
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as JSON values; `parse_recipe` of it is this recipe again."""
         return self.model_dump(mode="json")
+
+    def has_audit(self) -> bool:
+        """Whether a run of the recipe audits: unless that is switched off, or no check compares with a gold answer."""
+        return self.audit.enabled and bool(self.audit.checks or set(ACCURACY) & set(self.verify.checks))
+
+    def audited_checks(self) -> list[str]:
+        """The checks that compare with a gold answer (`math`, `code`), and those that `[audit]` names.
+
+        RecipeError where there is none.
+        """
+        names = [name for name in self.verify.checks if name in ACCURACY]
+        names += [name for name in self.audit.checks if name not in names]
+        if not names:
+            remedy = 'put "math" or "code" into verify.checks, or one of your own into audit.checks'
+            raise RecipeError(f"there is no check to audit: {remedy}")
+        return names
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """What a dataset is bound to, by dotted key: all that shapes the distribution of its samples.
@@ -158,11 +180,17 @@ def _selection_conflicts(recipe: Recipe) -> Iterator[str]:
     accept, checks = recipe.accept, recipe.verify.checks
     # A check of one's own says its name only once it is imported, which reading a recipe must not do.
     any_name = any(":" in check for check in checks)
-    for check in accept.require:
-        if ":" in check:
+    for check in checks_of(accept.require):
+        if not check:
+            yield f"accept.require names no check left or right of a `|`: {', '.join(accept.require)}"
+        elif ":" in check:
             yield f"accept.require names `{check}`: give the `name` that this check's verdicts carry"
         elif check not in checks and not (any_name and check not in CHECK_NAMES):
             yield f"accept.require names `{check}`, which is not in verify.checks ({', '.join(checks)})"
+    if accept.keep == "diverse" and "duplicate" not in checks:
+        yield 'accept.keep = "diverse" ranks by the check `duplicate`: add it to verify.checks'
+    if accept.keep != "first" and not accept.max_per_problem:
+        yield f'accept.keep = "{accept.keep}" chooses nothing without accept.max_per_problem: set both'
     low, high = accept.pass_rate
     if low > high:
         yield f"accept.pass_rate runs from low to high, not from {low} to {high}"

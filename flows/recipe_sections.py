@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from model.rewards.settings import (
     CodeBlockSettings,
@@ -30,7 +30,21 @@ from tasks.builtin_problems import BUILTIN_SETS
 from tasks.sources import ProblemSource
 
 # The checks that come with Stillhouse (model/rewards/registry.py; a test holds the two lists together).
-CHECK_NAMES = ("finish", "format", "math", "language", "length")
+CHECK_NAMES = (
+    "finish",
+    "format",
+    "math",
+    "language",
+    "length",
+    "code",
+    "mixed_language",
+    "repetition",
+    "long_paragraph",
+    "code_block",
+    "contamination",
+)
+# Those that a recipe gets without asking: cheap, and of use to every maths recipe.
+DEFAULT_CHECKS = ("finish", "format", "math", "language", "length")
 # Those that need a model or many samples at once (tasks/shard_checks.py).
 SHARD_CHECK_NAMES = ("duplicate", "judge", "reward_model")
 
@@ -236,12 +250,19 @@ class BuiltinProblems(ProblemsSection):
     """A set that comes with Stillhouse."""
 
     type: Literal["builtin"] = "builtin"
-    """A seeded family of reasoning-gym: no file, no network."""
-    name: Literal["sums-2x1", "sums-3x1", "sums-2x2", "products-1x1"]
+    """A seeded family of reasoning-gym, or HumanEval: no file, no network."""
+    name: Literal["sums-2x1", "sums-3x1", "sums-2x2", "products-1x1", "humaneval", "humaneval-strict"]
     """Name of the set: `sums-3x1` are three terms of one digit."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_domain(cls, values: Any) -> Any:
+        """A built-in set knows its domain."""
+        known = BUILTIN_SETS.get(str(values.get("name"))) if isinstance(values, dict) else None
+        return {"domain": known.domain, **values} if known else values
 
-assert set(BUILTIN_SETS) == {"sums-2x1", "sums-3x1", "sums-2x2", "products-1x1"}
+
+assert set(BUILTIN_SETS) == {"sums-2x1", "sums-3x1", "sums-2x2", "products-1x1", "humaneval", "humaneval-strict"}
 
 Problems = Annotated[
     JsonlProblems | CsvProblems | ParquetProblems | HFProblems | BuiltinProblems, Field(discriminator="type")
@@ -318,7 +339,7 @@ class GenerateSection(Section):
 class VerifySection(Section):
     """Which checks every sample goes through."""
 
-    checks: tuple[str, ...] = Field(default=CHECK_NAMES, min_length=1)
+    checks: tuple[str, ...] = Field(default=DEFAULT_CHECKS, min_length=1)
     """Checks to run, by name, or as `package.module:factory` for one of your own."""
     workers: int = Field(default=2, ge=1, le=1024)
     """Processes that check."""
@@ -360,16 +381,43 @@ class VerifySection(Section):
         return checks
 
 
+class AuditSection(Section):
+    """Every verifier on its own gold answers, and on corrupted ones, before a GPU is used."""
+
+    enabled: bool = True
+    """Whether the stage runs; problems whose own gold fails are then left out (see accept.problems)."""
+    checks: tuple[str, ...] = ()
+    """Checks to try beside `math` and `code`, by name or as `package.module:factory`; a gold answer must pass them."""
+    corruptions: bool = True
+    """Whether wrong answers are tried too: sign flipped, a digit changed, another problem's answer, mutants, …"""
+    mutants: int = Field(default=8, ge=0, le=1000)
+    """Most mutants of one reference solution."""
+    limit: int = Field(default=0, ge=0)
+    """Problems that are tried, always the same ones; 0: all."""
+
+    @field_validator("checks")
+    @classmethod
+    def _known(cls, checks: tuple[str, ...]) -> tuple[str, ...]:
+        for check in checks:
+            if check not in CHECK_NAMES and ":" not in check:
+                raise ValueError(f"there is no check {check!r} (there are: {', '.join(CHECK_NAMES)})")
+        return checks
+
+
 class AcceptSection(Section):
     """Which samples are accepted; changing it costs a query, not a generation."""
 
     require: tuple[str, ...] = ("finish", "format", "math")
-    """Checks whose verdict must be `pass`, in the order in which losses are counted; one of your own goes by its
-    `name`, not by its `module:factory`, and is looked up when the run starts."""
+    """Checks whose verdict must be `pass`, in the order in which losses are counted; `math|judge` takes either. One of
+    your own goes by its `name`, not by its `module:factory`, and is looked up when the run starts."""
+    problems: tuple[Literal["audit", "duplicate", "contamination"], ...] = ("audit", "duplicate", "contamination")
+    """Checks on problems: a training problem that fails one is not generated for, trained on, or accepted from."""
     pass_rate: Annotated[tuple[Share, ...], Field(min_length=2, max_length=2)] = (0.0, 1.0)
     """Lowest and highest share of right samples of a problem, inclusive (RL prompts: often 0.1 to 0.9)."""
     max_per_problem: int = Field(default=0, ge=0)
     """Accepted samples kept per problem; 0: no limit."""
+    keep: Literal["first", "shortest", "diverse"] = "first"
+    """Which those are: the first made, the shortest in tokens, or the most unlike all made before (`duplicate`)."""
     distinct: bool = True
     """Whether equal texts of one problem count once."""
     where: str = ""

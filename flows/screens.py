@@ -17,13 +17,16 @@ from rich.table import Table
 from rich.text import Text
 
 from model.errors import RecipeError
+from model.rewards.corruption import changed_line
 from tasks import catalog
+from tasks.audit_report import audit_mistakes, audit_rates, failing_golds, quarantined, unscorable_golds
 from tasks.catalog import Connection
 from tasks.results import FORMATS, write_result
 from tasks.store import Dataset
 from tasks.summary import current_evaluations, generation_speed, problem_counts, telling_sample, training_summary
 
 METRIC = "pass@1"
+SHOWN = 10  # gold answers that are listed one by one
 NAMES = {
     "teacher": "teacher, shown worked turns",
     "student": "student before training",
@@ -50,9 +53,30 @@ def results_screen(dataset: Path, complete: bool) -> None:
     _print_funnel(console, con)
     _print_evaluations(console, con, dataset)
     _print_speed(console, con)
+    _print_errors(console, con, dataset)
     _print_next(console, con, dataset)
     if complete:
         console.print("All stages of the recipe are done.", style="bold green")
+
+
+def audit_screen(dataset: Path) -> int:
+    """What an audit found, by source and check, with an example of each mistake; returns the golds that fail."""
+    console, con = Console(width=120 if not sys.stdout.isatty() else None, highlight=False), catalog.connect(dataset)
+    rates = audit_rates(con)
+    _print_table(console, "checks on trial", [_audit_row(row) for row in rates])
+    _print_table(console, "what they got wrong, with an example", [_shortened(row) for row in audit_mistakes(con)])
+    _print_table(console, "gold answers that fail their own check", [_shortened(r) for r in failing_golds(con, SHOWN)])
+    _print_table(console, "gold answers that could not be judged", [_shortened(r) for r in unscorable_golds(con)])
+    failing, out = int(sum(row["golds_failing"] for row in rates)), quarantined(con)
+    accepted, rejected = (sum(row[name] for row in rates) for name in ("false_accepts", "false_rejects"))
+    console.print(f"false rejects: {rejected}; false accepts: {accepted}; gold answers that fail: {failing}")
+    if out["train"]:
+        console.print(f"{out['train']} problems are quarantined (`problem_verdicts` says why)", style="bold yellow")
+    if out["held_out"]:
+        console.print(f"{out['held_out']} held-out problems fail as well; those are reported, never left out")
+    query = "select * from audits where verdict <> expected"
+    console.print(Text(f"all of them: {program('stillhouse')} sql {dataset} '{query}'"), soft_wrap=True)
+    return failing
 
 
 def status_screen(dataset: Path) -> None:
@@ -65,6 +89,8 @@ def status_screen(dataset: Path) -> None:
     rows = catalog.status(con).to_pylist()
     _print_table(console, "stages", [_stage_row(row) for row in rows])
     _print_table(console, "failed or crashed shards", catalog.failures(con).to_pylist())
+    _print_errors(console, con, dataset)
+    _print_share(console, con)
     if not rows:
         console.print("nothing has been planned yet")
 
@@ -152,9 +178,26 @@ def _print_speed(console: Console, con: Connection) -> None:
     if made["tokens_per_second"]:
         rate = f"{made['tokens_per_second']:.0f} tokens/s"
         console.print(f"teacher: {made['samples']} samples, {made['tokens']} completion tokens, {rate}")
+    _print_share(console, con)
     for row in training_summary(con):
         console.print(f"{row['stage']}: {row['steps']} steps in {row['seconds']:.0f} s")
     console.print()
+
+
+def _print_share(console: Console, con: Connection) -> None:
+    share = catalog.verification_share(con)
+    if share is not None:
+        console.print(f"verification added {100 * share:.1f} % to the run", highlight=False)
+
+
+def _print_errors(console: Console, con: Connection, dataset: Path) -> None:
+    """Verdicts that say nothing of their samples, why, and what has them again."""
+    rows = catalog.verdict_errors(con).to_pylist()
+    if rows:
+        listed = ", ".join(f"{row['check']} {row['reason']} {row['verdicts']}" for row in rows)
+        again = f"`{program('stillhouse')} rerun {dataset} --errors` redoes those alone"
+        total = sum(row["verdicts"] for row in rows)
+        console.print(Text(f"{total} verdicts are errors ({listed}): {again}"), soft_wrap=True)
 
 
 def _print_next(console: Console, con: Connection, dataset: Path) -> None:
@@ -185,6 +228,28 @@ def _print_table(console: Console, title: str, rows: Sequence[dict[str, Any]]) -
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     console.print(table)
     console.print()
+
+
+def _audit_row(row: dict[str, Any]) -> dict[str, Any]:
+    keys = ("source", "check", "golds", "unscorable", "errors")
+    return {
+        **{key: row[key] for key in keys},
+        "golds failing": row["golds_failing"],
+        "false rejects": _share(row["false_rejects"], row["right"]),
+        "false accepts": _share(row["false_accepts"], row["wrong"]),
+    }
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part} of {whole} ({100 * part / whole:.2g} %)" if whole else ""
+
+
+def _shortened(row: dict[str, Any]) -> dict[str, Any]:
+    """Of programs one line, which for a mutant is the one that differs; ids need not be whole."""
+    if "\n" in row.get("answer", ""):
+        row = row | {"gold": "(a program)", "answer": changed_line(row["gold"], row["answer"])}
+    short = {key: " ".join(value.split())[:60] if isinstance(value, str) else value for key, value in row.items()}
+    return short | {"problem_id": row["problem_id"][:10]}
 
 
 def _stage_row(row: dict[str, Any]) -> dict[str, Any]:

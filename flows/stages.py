@@ -12,6 +12,7 @@ class Stage(StrEnum):
     """What `--only` may name. A stage that is left out is taken as it lies on disk."""
 
     PROBLEMS = "problems"
+    AUDIT = "audit"
     GENERATE = "generate"
     VERIFY = "verify"
     SFT = "sft"

@@ -34,7 +34,9 @@ from model.templates import ChatTokenizer, PromptTemplate
 from tasks.engine import Engine, EngineSpec
 from tasks.progress import announce
 from tasks.run import Run
+from tasks.shard_checks import ShardCheck
 from tasks.store import RECIPE, STUDENTS, Dataset
+from tasks.verify import Verifier
 
 _open_runs: dict[Path, Run] = {}
 
@@ -167,6 +169,19 @@ def verifier_pool(recipe: Recipe, only: Collection[str] = ()) -> VerifierPool:
         workers=recipe.verify.workers,
         timeout_seconds=recipe.verify.timeout_seconds,
     )
+
+
+@contextmanager
+def verifier(recipe: Recipe, run: Run, engine: Engine) -> Iterator[Verifier]:
+    """All checks of the recipe, ready to be handed to verify tasks; their processes end with the block."""
+    with verifier_pool(recipe) as pool, shard_checks(recipe, run, engine) as late:
+        yield Verifier(pool, late)
+
+
+@contextmanager
+def shard_checks(recipe: Recipe, run: Run, engine: Engine) -> Iterator[list[ShardCheck]]:  # noqa: ARG001
+    """The recipe's checks that see a whole shard, in its order; what they open is closed with the block."""
+    yield []
 
 
 def training_job(recipe: Recipe, run: Run, stage: str, data: Path) -> dict[str, Any]:

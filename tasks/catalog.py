@@ -20,7 +20,14 @@ import duckdb
 import pyarrow as pa
 
 from model.errors import RecipeError, StoreError
-from model.records import EVALUATION_SCHEMA, PROBLEM_SCHEMA, SAMPLE_SCHEMA, VERDICT_SCHEMA
+from model.records import (
+    AUDIT_SCHEMA,
+    EVALUATION_SCHEMA,
+    PROBLEM_SCHEMA,
+    PROBLEM_VERDICT_SCHEMA,
+    SAMPLE_SCHEMA,
+    VERDICT_SCHEMA,
+)
 from tasks import views
 from tasks.snapshot import Snapshot, take_snapshot
 from tasks.store import TEXT_HASH, Dataset
@@ -33,6 +40,8 @@ _EMPTY = {
     "empty_samples": SAMPLE_SCHEMA.append(pa.field(TEXT_HASH, pa.uint64())),
     "empty_verdicts": VERDICT_SCHEMA.append(pa.field("filename", pa.string())),
     "empty_evaluations": EVALUATION_SCHEMA,
+    "empty_problem_verdicts": PROBLEM_VERDICT_SCHEMA,
+    "empty_audits": AUDIT_SCHEMA,
 }
 _EXPLAINED = re.compile(r"\s*explain(?:\s+analyze)?\s+(.*)", re.IGNORECASE | re.DOTALL)
 _SHORTEST_PREFIX = 6
@@ -95,6 +104,11 @@ def funnel(con: duckdb.DuckDBPyConnection) -> pa.Table:
     return _ask(con, "select step, samples, lost, reason from funnel")
 
 
+def problem_funnel(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Where problems are lost before a sample is made: a row per step (`reason` null), then one per reason."""
+    return _ask(con, "select step, problems, lost, reason from problem_funnel")
+
+
 def reasons(con: duckdb.DuckDBPyConnection) -> pa.Table:
     """Rejected samples by the check they were lost at and its reason, most first."""
     return _ask(
@@ -103,6 +117,11 @@ def reasons(con: duckdb.DuckDBPyConnection) -> pa.Table:
         select "check", reason, count(*) as samples from rejected
         group by all order by samples desc, "check", reason""",
     )
+
+
+def agreement(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """The judge's verdicts beside the rules', per rule check and rule verdict; empty where only one of them ran."""
+    return _ask(con, 'from agreement order by "check", rule_verdict, judge_verdict')
 
 
 def pass_rates(con: duckdb.DuckDBPyConnection) -> pa.Table:
@@ -152,6 +171,44 @@ def status(con: duckdb.DuckDBPyConnection) -> pa.Table:
         from shards s left join rates r using (stage)
         group by s.stage order by min(s.finished_at) nulls last, s.stage""",
     )
+
+
+def verdict_errors(con: duckdb.DuckDBPyConnection) -> pa.Table:
+    """Current verdicts that are errors, by check and reason, most first: what `rerun --errors` verifies again."""
+    return _ask(
+        con,
+        """
+        select v."check", v.reason, count(*) as verdicts from all_verdicts v
+        where v.current and v.verdict = 'error' group by all order by verdicts desc, v."check", v.reason""",
+    )
+
+
+def verification_share(con: duckdb.DuckDBPyConnection) -> float | None:
+    """The share of wall time that verification added to the newest run that generated; None where none did.
+
+    Added is time in which a verify attempt runs and no generate attempt does; the whole is from the first start to
+    the last end of both. Attempts that never ended (a killed run's) do not count.
+    """
+    query = """
+        with tries as (
+            select stage, run_id, started_at, ended_at from attempts
+            where stage in ('generate', 'verify') and ended_at is not null),
+        newest as (
+            from tries where run_id = (select arg_max(run_id, started_at) from tries where stage = 'generate')),
+        changes as (
+            select started_at as moment, (stage = 'generate')::int as generating, (stage = 'verify')::int as verifying
+            from newest
+            union all
+            select ended_at, -(stage = 'generate')::int, -(stage = 'verify')::int from newest),
+        counts as (
+            select moment, sum(generating) over sweep as generating, sum(verifying) over sweep as verifying,
+                   lead(moment) over sweep as later
+            from changes window sweep as (order by moment))
+        select sum(epoch(later - moment)) filter (verifying > 0 and generating = 0) as added,
+               epoch(max(moment) - min(moment)) as whole
+        from counts"""
+    row = _dicts(con, query)[0]
+    return (row["added"] or 0.0) / row["whole"] if row["whole"] else None
 
 
 def training_rows(con: duckdb.DuckDBPyConnection) -> pa.Table:
@@ -269,8 +326,10 @@ def _create_tables(con: duckdb.DuckDBPyConnection, snapshot: Snapshot) -> None:
 
 def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, rule: AcceptRule) -> None:
     superseding = bool(snapshot.superseding)
+    checks = [check for check in rule.problems if check in snapshot.problem_verdicts]
     _scan(con, "problems", snapshot.problems, "empty_problems")
     _scan(con, "evaluations", snapshot.evaluations, "empty_evaluations")
+    _scan(con, "audits", snapshot.audits, "empty_audits")
     _scan(con, "all_samples", snapshot.samples, "empty_samples")
     replaced = views.read_files(snapshot.superseding, "empty_samples")
     con.execute(f"create table superseded as select sample_id, max(shard) as shard {replaced} group by sample_id")
@@ -281,8 +340,12 @@ def _create_views(con: duckdb.DuckDBPyConnection, snapshot: Snapshot, rule: Acce
         check_predicate(con, "samples", rule.where)
     con.execute(views.tested(rule, _current_files(snapshot), superseding))
     con.execute(views.pass_rates())
-    con.execute(views.judged(rule))
-    for view in (views.outcomes(), views.accepted(), views.rejected(), views.funnel(rule)):
+    con.execute(views.agreement())
+    con.execute(views.problem_verdicts(list(snapshot.problem_verdicts.values())))
+    con.execute(views.excluded_problems(checks))
+    con.execute(views.problem_funnel(checks))
+    con.execute(views.judged(rule, bool(checks)))
+    for view in (views.outcomes(), views.accepted(), views.rejected(), views.funnel(rule, bool(checks))):
         con.execute(view)
 
 

@@ -6,15 +6,19 @@ Straight from Parquet with pushed-down filters; what needs the accept rule or a 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from model.records import PROBLEM_SCHEMA, Problem, Sample, from_table
-from model.rewards.check import Scored, scored
+from model.records import PROBLEM_SCHEMA, Problem, from_table
+from model.rewards.check import Scored, scored_completion
 from tasks.store import PROBLEMS, Dataset, sample_path
+
+_SCORED_COLUMNS = ["sample_id", "problem_id", "text", "finish_reason", "completion_tokens", "max_tokens"]
+_BATCH_ROWS = 64
 
 
 def problems_by_id(dataset: Dataset, ids: Collection[str]) -> dict[str, Problem]:
@@ -28,11 +32,20 @@ def problems_of_split(dataset: Dataset, split: str) -> list[Problem]:
     return sorted(_problems(dataset, [("split", "==", split)]), key=lambda problem: problem.problem_id)
 
 
-def scored_rows(dataset: Dataset, shard: int) -> tuple[list[str], list[Scored]]:
-    """The ids of a shard's samples, and each beside its problem as the checks look at it."""
-    samples: list[Sample] = from_table(dataset.read_table(sample_path(shard)), Sample)
-    problems = problems_by_id(dataset, {sample.problem_id for sample in samples})
-    return [s.sample_id for s in samples], [scored(problems[s.problem_id], s) for s in samples]
+def scored_rows(dataset: Dataset, shard: int, only: Collection[str] | None = None) -> Iterator[Scored]:
+    """A shard's samples in order (`only` those with these ids), each beside its problem as the checks look at it.
+
+    Read as they are asked for, so that memory holds some of them and not the shard. Reasoning and answer are taken
+    from the text by the rule that split it when it was stored: reading those columns would read most of it twice.
+    """
+    ids = dataset.read_table(sample_path(shard), ["problem_id"]).column(0).unique().to_pylist()
+    problems = problems_by_id(dataset, ids)
+    for batch in dataset.read_batches(sample_path(shard), _SCORED_COLUMNS, _BATCH_ROWS):
+        if only is not None:
+            batch = batch.filter(pc.is_in(batch.column("sample_id"), pa.array(only, pa.string())))  # noqa: PLW2901
+        for row in batch.to_pylist():
+            problem = problems[row.pop("problem_id")]
+            yield scored_completion(problem, **row)
 
 
 def _problems(dataset: Dataset, filters: list[tuple[str, str, Any]]) -> list[Problem]:

@@ -15,8 +15,9 @@ from prefect.cache_policies import NO_CACHE
 from model.errors import TrainingError
 from model.records import EXAMPLE_SCHEMA, PROBLEM_SCHEMA, Problem, TrainingExample, content_hash, to_table
 from model.templates import ChatTokenizer, PromptTemplate
-from tasks.catalog import connect, pass_rates, training_rows
+from tasks.catalog import connect, pass_rates, stored_rule, training_rows
 from tasks.inputs import problems_of_split
+from tasks.problem_verdicts import excluded
 from tasks.run import Run
 
 SELECTIONS = "selections"
@@ -57,14 +58,17 @@ def select_examples(run: Run, rendering: Rendering, student: str) -> Path:
 def select_problems(run: Run, rendering: Rendering, student: str, band: tuple[float, ...]) -> Path:
     """Writes the training problems with a gold answer whose pass rate lies in `band`, rendered for the student.
 
-    A band of everything also takes problems that have no samples, and so no pass rate. TrainingError for none.
+    A band of everything also takes problems that have no samples, and so no pass rate. Those that the accept rule
+    excludes are left out. TrainingError for none.
     """
     low, high = band
+    left_out = excluded(run.dataset, stored_rule(run.dataset).problems)
     rates = {row["problem_id"]: row["pass_rate"] for row in pass_rates(connect(run.dataset)).to_pylist()}
 
     def chosen(problem: Problem) -> bool:
         rate = rates.get(problem.problem_id)
-        return bool(problem.gold) and ((low, high) == (0.0, 1.0) or (rate is not None and low <= rate <= high))
+        wanted = bool(problem.gold) and problem.problem_id not in left_out
+        return wanted and ((low, high) == (0.0, 1.0) or (rate is not None and low <= rate <= high))
 
     alone = rendering.template.without_shots()
     rows = [
@@ -74,7 +78,8 @@ def select_problems(run: Run, rendering: Rendering, student: str, band: tuple[fl
     ]
     if not rows:
         raise TrainingError(
-            f"no training problem has a gold answer and a pass rate from {low:g} to {high:g}: widen grpo.pass_rate"
+            "no training problem that is not excluded has a gold answer and a pass rate "
+            f"from {low:g} to {high:g}: widen grpo.pass_rate"
         )
     return _write(run, student, rows)
 

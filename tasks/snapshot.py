@@ -11,14 +11,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from model.records import EVALUATION_SCHEMA
+from model.records import AUDIT_SCHEMA, EVALUATION_SCHEMA
 from tasks.attempts import Attempt, AttemptState, read_attempts
 from tasks.lock import Holder
-from tasks.store import EVALUATIONS, PROBLEMS, STUDENTS, Dataset, Manifest, sample_path
+from tasks.problem_verdicts import verdict_manifests
+from tasks.store import AUDITS, EVALUATIONS, PROBLEMS, STUDENTS, Dataset, Manifest, sample_path
 from tasks.work import (
     GENERATE,
     VERIFY,
@@ -116,13 +118,18 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Files by kind (absolute paths) and small tables. `superseding` lists sample files that replace rows."""
+    """Files by kind (absolute paths) and small tables. `superseding` lists sample files that replace rows.
+
+    `problem_verdicts` has one file per check that judges problems.
+    """
 
     problems: list[str]
     samples: list[str]
     superseding: list[str]
     verdicts: list[VerdictFile]
     evaluations: list[str]
+    problem_verdicts: dict[str, str]
+    audits: list[str]
     shards: pa.Table
     attempts: pa.Table
     training: pa.Table
@@ -131,7 +138,8 @@ class Snapshot:
     def files(self) -> list[str]:
         """Every file that a query over this snapshot may read."""
         verdicts: list[str] = self.verdict_table.column("filename").to_pylist()
-        return self.problems + self.samples + verdicts + self.evaluations
+        on_problems = [*self.problem_verdicts.values(), *self.audits]
+        return self.problems + self.samples + verdicts + self.evaluations + on_problems
 
 
 def take_snapshot(dataset: Dataset) -> Snapshot:
@@ -146,6 +154,10 @@ def take_snapshot(dataset: Dataset) -> Snapshot:
         superseding=[str(dataset.file(sample_path(n))) for n in replacing],
         verdicts=verdicts,
         evaluations=_paths(dataset, _evaluations(dataset)),
+        problem_verdicts={
+            PurePosixPath(m.relative).stem: str(dataset.file(m.relative)) for m in verdict_manifests(dataset)
+        },
+        audits=_paths(dataset, [m for m in dataset.manifests(AUDITS) if list(m.columns) == AUDIT_SCHEMA.names]),
         shards=_shard_table(dataset, plans, done, verdicts, attempts),
         attempts=_table([_attempt_row(a) for a in attempts], ATTEMPT_SCHEMA),
         training=_training_table(dataset),

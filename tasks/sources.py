@@ -90,6 +90,11 @@ class ProblemSource:
             kwargs["columns"] = Columns(**{**columns, "metadata": tuple(columns.get("metadata", ()))})
         return cls(**kwargs)
 
+    def __post_init__(self) -> None:
+        if self.type == "builtin" and self.name in BUILTIN_SETS and self.domain == "math":
+            # The default of other sources; a built-in set knows its own.
+            object.__setattr__(self, "domain", BUILTIN_SETS[self.name].domain)
+
     @property
     def label(self) -> str:
         """What the `source` column and the rejects file are called."""

@@ -75,18 +75,29 @@ def measured_rates(con: Connection) -> dict[str, float]:
 
 def accepted_preview(con: Connection, count: int) -> Rows:
     """A few accepted samples to read."""
-    return _rows(con, f"select sample_id, text from accepted order by sample_id limit {int(count)}")
+    return _with_texts(con, _rows(con, f"select sample_id, shard from accepted order by sample_id limit {int(count)}"))
 
 
 def rejected_preview(con: Connection, count: int) -> Rows:
     """One rejected sample for each reason, most frequent reasons first."""
-    return _rows(
+    chosen = _rows(
         con,
         f"""
-        select sample_id, text, "check", reason from rejected
-        qualify row_number() over (partition by "check", reason order by sample_id) = 1
-        order by count(*) over (partition by "check", reason) desc, sample_id limit {int(count)}""",
+        select min(sample_id) as sample_id, arg_min(shard, sample_id) as shard, "check", reason from rejected
+        group by "check", reason order by count(*) desc, sample_id limit {int(count)}""",
     )
+    return _with_texts(con, chosen)
+
+
+def _with_texts(con: Connection, chosen: Rows) -> Rows:
+    """These rows with their texts, and without their shards, which say where those are: no other text is read."""
+    if not chosen:
+        return []
+    shards = ", ".join(str(shard) for shard in {row["shard"] for row in chosen})
+    ids = ", ".join(f"'{row['sample_id']}'" for row in chosen)
+    found = _rows(con, f"select sample_id, text from samples where shard in ({shards}) and sample_id in ({ids})")
+    texts = {row["sample_id"]: row["text"] for row in found}
+    return [{k: v for k, v in row.items() if k != "shard"} | {"text": texts[row["sample_id"]]} for row in chosen]
 
 
 def telling_sample(con: Connection) -> str | None:

@@ -1,13 +1,21 @@
 """The SQL of the views: the stable public interface of a dataset. Text only; `tasks/catalog.py` runs it.
 
-    raw samples -> samples -> tested (required checks) -> judged (band, distinct, cap) -> accepted | rejected
+    raw samples -> samples -> tested (required checks) -> judged (problem, band, distinct, cap) -> accepted | rejected
                                   pass_rates <-'               '-> funnel
 
-A sample is lost at the first step that it does not pass, in this order: the required checks as the rule lists
-them (`pending` where one has no verdict yet), `where`, `pass_rate`, `distinct`, `cap`. Of a problem's equal
-texts, and under its cap, the first by replica stay. A problem's pass rate is the share that passes all
-required checks among its samples for which that is known: an error or an unscorable answer is not a fail. No
-view up to `judged` reads a text: equal texts are told by the stored `text_hash`.
+A sample is lost at the first step that it does not pass, in this order: `problem` (its problem fails one of the
+rule's checks on problems), the required checks as the rule lists them (`pending` where one has no verdict yet),
+`where`, `pass_rate`, `distinct`, `cap`. A requirement may be alternatives, `math|judge`: any one that passes will do
+(`model/rewards/rule.py` says the same in Python). Of a problem's equal texts the first by replica stays.
+
+Under its cap stay the samples that `keep` ranks first, ties going to the first by replica: `first`; `shortest`, by
+completion tokens; `diverse`, by the score of `duplicate`, highest first: 1 - similarity to the most alike sample of
+the problem made before, kept or not. So any two samples kept this way are at most 1 - (the lowest score kept) alike,
+as far as MinHash names the most alike; a sample like one that was rejected ranks low, however unlike the kept ones.
+
+A problem's pass rate is the share that passes all required checks among its samples for which that is known: an
+error or an unscorable answer is not a fail, and what became of the problem itself does not count. No view up to
+`judged` reads a text: equal texts are told by the stored `text_hash`.
 """
 
 from __future__ import annotations
@@ -17,19 +25,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.errors import RecipeError
+from model.rewards.judge import RULES
+from model.rewards.rule import alternatives
 
-PENDING, WHERE, PASS_RATE, DISTINCT, CAP = "pending", "where", "pass_rate", "distinct", "cap"
+PROBLEM, PENDING, WHERE, PASS_RATE, DISTINCT, CAP = "problem", "pending", "where", "pass_rate", "distinct", "cap"
+KEEP = ("first", "shortest", "diverse")
+NOVELTY = "duplicate"  # the check whose score `diverse` ranks by
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptRule:
-    """Which samples are accepted. `pass_rate` is an inclusive band, `max_per_problem` 0 means no cap."""
+    """Which samples are accepted. `pass_rate` is an inclusive band, `max_per_problem` 0 means no cap.
+
+    `problems` are the checks on problems whose fails exclude; one without verdicts excludes nothing.
+    """
 
     require: tuple[str, ...] = ("finish", "format", "math")
     pass_rate: tuple[float, float] = (0.0, 1.0)
     max_per_problem: int = 0
     distinct: bool = False
     where: str = ""
+    problems: tuple[str, ...] = ("audit", "duplicate", "contamination")
+    keep: str = "first"
 
     def __post_init__(self) -> None:
         low, high = self.pass_rate
@@ -37,6 +54,10 @@ class AcceptRule:
             raise RecipeError(f"accept.pass_rate must be a band within [0, 1], not [{low}, {high}]")
         if self.max_per_problem < 0:
             raise RecipeError(f"accept.max_per_problem must be 0 (no cap) or more, not {self.max_per_problem}")
+        if self.keep not in KEEP:
+            raise RecipeError(f"accept.keep must be one of {', '.join(KEEP)}, not {self.keep!r}")
+        if not all(name for requirement in self.require for name in alternatives(requirement)):
+            raise RecipeError(f"accept.require names a check left and right of each `|`: {', '.join(self.require)}")
 
     @classmethod
     def of(cls, section: Mapping[str, Any]) -> AcceptRule:
@@ -49,10 +70,11 @@ class AcceptRule:
             max_per_problem=section.get("max_per_problem", default.max_per_problem),
             distinct=section.get("distinct", default.distinct),
             where=section.get("where", default.where),
+            problems=tuple(section.get("problems", default.problems)),
+            keep=section.get("keep", default.keep),
         )
 
-    @property
-    def steps(self) -> list[tuple[str, str | None]]:
+    def steps(self, excluding: bool) -> list[tuple[str, str | None]]:
         """The funnel's steps that can lose a sample under this rule: (step, what the loss is filed under)."""
         low, high = self.pass_rate
         optional = (
@@ -63,7 +85,8 @@ class AcceptRule:
         )
         checks = [("verified", PENDING), *((check, check) for check in self.require)] if self.require else []
         chosen = [(name, name) for name, active in optional if active]
-        return [("generated", None), *checks, *chosen, ("accepted", None)]
+        problem = [(PROBLEM, PROBLEM)] if excluding else []
+        return [("generated", None), *problem, *checks, *chosen, ("accepted", None)]
 
 
 def quote(text: str) -> str:
@@ -101,22 +124,67 @@ def verdicts(superseding: bool) -> str:
     return f"create view verdicts as select v.* from all_verdicts v {_but_superseded('v', superseding)}"
 
 
+def problem_verdicts(files: Sequence[str]) -> str:
+    """What checks say of problems, the latest word of each check."""
+    return f"""
+        create view problem_verdicts as
+        select problem_id, "check", "check" as check_name, version, verdict, score, reason, detail, milliseconds
+        {read_files(files, "empty_problem_verdicts")}"""
+
+
+def excluded_problems(checks: Sequence[str]) -> str:
+    """Training problems that fail one of these checks, with the first that they fail. Held-out ones never do."""
+    places = ", ".join(f"({place}, {quote(check)})" for place, check in enumerate(checks)) or "(0, null)"
+    return f"""
+        create view excluded_problems as
+        select problem_id, arg_min("check", place) as "check", arg_min(v.reason, place) as reason
+        from problem_verdicts v join (values {places}) wanted(place, "check") using ("check")
+        where v.verdict = 'fail' and problem_id not in (select problem_id from problems where split = 'held_out')
+        group by problem_id"""
+
+
+def problem_funnel(checks: Sequence[str]) -> str:
+    """One row per step from what was loaded to what is learnt from (`reason` null), and one per reason below it."""
+    steps = ["loaded", "held_out", *checks, "eligible"]
+    rows = ", ".join(f"({place}, {quote(step)})" for place, step in enumerate(steps))
+    return f"""
+        create view problem_funnel as
+        with losses as materialized (
+            select coalesce(x."check", nullif(p.split, 'train')) as step, x.reason, count(*) as lost
+            from problems p left join excluded_problems x using (problem_id) group by all),
+        steps(position, step) as (values {rows}),
+        totals as (
+            select position, step, coalesce(sum(l.lost), 0)::bigint as lost
+            from steps left join losses l using (step) group by position, step)
+        select position, step,
+               (select coalesce(sum(lost), 0) from losses)::bigint
+               - (sum(lost) over (order by position))::bigint as problems, lost, null as reason
+        from totals
+        union all
+        select position, step, null, lost::bigint, reason from steps join losses using (step) where reason is not null
+        order by position, reason nulls first"""
+
+
 def tested(rule: AcceptRule, current: Mapping[str, Sequence[str]], superseding: bool) -> str:
     """One row per sample: the required check it was lost at (null: passed all), why, and that verdict."""
-    checks = range(len(rule.require))
-    lost_at = _first_loss([quote(PENDING)] * len(checks), [quote(name) for name in rule.require])
-    reason = _first_loss([quote(f"no_{name}_verdict") for name in rule.require], [f"c{i}.reason" for i in checks])
-    verdict = _first_loss(["null"] * len(checks), [f"c{i}.verdict" for i in checks])
-    joins = "\n".join(
-        f"left join ({_verdicts_of(check, current.get(check, ()), superseding)}) c{i} using (sample_id)"
-        for i, check in enumerate(rule.require)
-    )
+    requirements = [_Requirement(f"c{place}", text) for place, text in enumerate(rule.require)]
+    sources = [source for requirement in requirements for source in requirement.sources]
+    joins = [_join(alias, check, current, superseding) for alias, check in sources]
+    preference = "0"
+    if rule.keep == "shortest":
+        preference = "s.completion_tokens"
+    elif rule.keep == "diverse":
+        joins.append(_join("novel", NOVELTY, current, superseding))
+        preference = "-coalesce(novel.score, -1)"
+    lines = "\n".join(joins)
     return f"""
         create view tested as
-        select s.sample_id, s.problem_id, s.shard, s.replica, s.text_hash, s.chosen,
-               {lost_at} as lost_at, {reason} as reason, {verdict} as verdict
+        select s.sample_id, s.problem_id, s.shard, s.replica, s.text_hash, s.chosen, {preference} as preference,
+               {_first_loss(requirements, "lost_at")} as lost_at,
+               {_first_loss(requirements, "reason")} as reason,
+               {_first_loss(requirements, "verdict")} as verdict
         from ({_candidates(rule)}) s
-        {joins}"""
+        {lines}"""
 
 
 def pass_rates() -> str:
@@ -130,7 +198,23 @@ def pass_rates() -> str:
         from tested group by problem_id"""
 
 
-def judged(rule: AcceptRule) -> str:
+def agreement() -> str:
+    """Judge against rules, of the samples that both gave a verdict: a row per rule check and pair of verdicts.
+
+    `share` is of that check's samples with that rule verdict. Rejected samples are all judged and accepted ones a
+    fixed share, so shares over both together would say nothing.
+    """
+    return f"""
+        create view agreement as
+        select rule."check", rule.verdict as rule_verdict, judge.verdict as judge_verdict, count(*) as samples,
+               count(*) / sum(count(*)) over (partition by rule."check", rule.verdict) as share
+        from verdicts rule join verdicts judge using (sample_id)
+        where rule.current and rule."check" in ({", ".join(map(quote, RULES))}) and rule.reason <> 'other_domain'
+          and judge.current and judge."check" = 'judge' and judge.verdict <> 'unscorable'
+        group by rule."check", rule.verdict, judge.verdict"""
+
+
+def judged(rule: AcceptRule, excluding: bool) -> str:
     """One row per sample: what it was lost at under the whole rule (null: accepted), and why."""
     low, high = rule.pass_rate
     band = f"r.pass_rate not between {low!r} and {high!r}"
@@ -138,13 +222,17 @@ def judged(rule: AcceptRule) -> str:
         create view judged as
         with filtered as (
             select t.* replace (
-                case when t.lost_at is not null then t.lost_at
+                case when x.reason is not null then '{PROBLEM}'
+                     when t.lost_at is not null then t.lost_at
                      when not t.chosen then '{WHERE}'
                      when {band} then '{PASS_RATE}' end as lost_at,
-                case when t.lost_at is not null then t.reason
+                case when x.reason is not null then x.reason
+                     when t.lost_at is not null then t.reason
                      when not t.chosen then 'predicate_false'
-                     when {band} then if(r.pass_rate < {low!r}, 'below_band', 'above_band') end as reason)
-            from tested t join pass_rates r using (problem_id)),
+                     when {band} then if(r.pass_rate < {low!r}, 'below_band', 'above_band') end as reason,
+                if(x.reason is null, t.verdict, null) as verdict)
+            from tested t join pass_rates r using (problem_id)
+            left join ({_excluded(excluding)}) x using (problem_id)),
         single as ({_distinct(rule)})
         {_cap(rule)}"""
 
@@ -170,9 +258,10 @@ def outcomes() -> str:
         from samples s join judged j using (sample_id)"""
 
 
-def funnel(rule: AcceptRule) -> str:
+def funnel(rule: AcceptRule, excluding: bool) -> str:
     """One row per step (samples left, samples lost there; `reason` null) and one per reason below it."""
-    rows = [f"({i}, {quote(step)}, {quote(at) if at else 'null'})" for i, (step, at) in enumerate(rule.steps)]
+    steps = rule.steps(excluding)
+    rows = [f"({i}, {quote(step)}, {quote(at) if at else 'null'})" for i, (step, at) in enumerate(steps)]
     return f"""
         create view funnel as
         with losses as materialized (select lost_at, reason, count(*) as lost from judged group by all),
@@ -196,23 +285,59 @@ def _but_superseded(alias: str, superseding: bool) -> str:
 
 def _candidates(rule: AcceptRule) -> str:
     chosen = f"coalesce((\n{rule.where}\n), false)" if rule.where.strip() else "true"
-    return f"select sample_id, problem_id, shard, replica, text_hash, {chosen} as chosen from samples"
+    columns = "sample_id, problem_id, shard, replica, completion_tokens, text_hash"
+    return f"select {columns}, {chosen} as chosen from samples"
+
+
+def _excluded(excluding: bool) -> str:
+    """The problems that are left out, and by which check; a scan of nothing where no check has run."""
+    if not excluding:
+        return "select null::varchar as problem_id, null::varchar as reason where false"
+    return 'select problem_id, "check" as reason from excluded_problems'
 
 
 def _verdicts_of(check: str, files: Sequence[str], superseding: bool) -> str:
-    columns = "select sample_id, verdict, reason"
+    columns = "select sample_id, verdict, reason, score"
     if superseding:
         return f'{columns} from verdicts where current and "check" = {quote(check)}'
     return f"{columns} {read_files(files, 'empty_verdicts')}"
 
 
-def _first_loss(missing: Sequence[str], lost: Sequence[str]) -> str:
-    """A CASE over the checks in order: `missing[i]` where check i has no verdict, else `lost[i]`."""
-    cases = " ".join(
-        f"when c{i}.verdict is null then {none} when c{i}.verdict <> 'pass' then {failed}"
-        for i, (none, failed) in enumerate(zip(missing, lost, strict=True))
-    )
+class _Requirement:
+    """One item of `require` as SQL expressions over the joined verdicts of its alternatives.
+
+    Not met, it is lost for the first alternative that failed, else the first in error, else the first without a
+    verdict (then at `pending`), else the first that could not be scored.
+    """
+
+    def __init__(self, prefix: str, text: str) -> None:
+        self.text = text
+        self.sources = [(f"{prefix}_{place}", check) for place, check in enumerate(alternatives(text))]
+
+    @property
+    def met(self) -> str:
+        return "(" + " or ".join(f"coalesce({alias}.verdict = 'pass', false)" for alias, _ in self.sources) + ")"
+
+    def cases(self, column: str) -> str:
+        """WHEN branches that give a column (lost_at, reason, verdict) of the loss, given that it is not met."""
+        branches = []
+        for status in ("fail", "error", None, "unscorable"):
+            for alias, check in self.sources:
+                is_so = f"{alias}.verdict = '{status}'" if status else f"{alias}.verdict is null"
+                pending = {"lost_at": quote(PENDING), "reason": quote(f"no_{check}_verdict"), "verdict": "null"}
+                found = {"lost_at": quote(self.text), "reason": f"{alias}.reason", "verdict": f"{alias}.verdict"}
+                branches.append(f"when {is_so} then {(found if status else pending)[column]}")
+        return " ".join(branches)
+
+
+def _first_loss(requirements: Sequence[_Requirement], column: str) -> str:
+    """A CASE over the requirements in order: the column of the first that is not met, null where all are."""
+    cases = " ".join(f"when not {one.met} then case {one.cases(column)} end" for one in requirements)
     return f"case {cases} end" if cases else "null::varchar"
+
+
+def _join(alias: str, check: str, current: Mapping[str, Sequence[str]], superseding: bool) -> str:
+    return f"left join ({_verdicts_of(check, current.get(check, ()), superseding)}) {alias} using (sample_id)"
 
 
 def _distinct(rule: AcceptRule) -> str:
@@ -222,13 +347,13 @@ def _distinct(rule: AcceptRule) -> str:
 
 
 def _cap(rule: AcceptRule) -> str:
-    over = f"{_rank('problem_id')} > {rule.max_per_problem}"
+    over = f"{_rank('problem_id', 'preference, ')} > {rule.max_per_problem}"
     return _lose("single", over, CAP, "over_cap") if rule.max_per_problem else "from single"
 
 
-def _rank(key: str) -> str:
+def _rank(key: str, before: str = "") -> str:
     """Place among the samples still in the running; the others are counted apart and change nothing."""
-    return f"row_number() over (partition by {key}, lost_at is null order by replica, sample_id)"
+    return f"row_number() over (partition by {key}, lost_at is null order by {before}replica, sample_id)"
 
 
 def _lose(source: str, condition: str, at: str, reason: str) -> str:

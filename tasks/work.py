@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
@@ -23,12 +23,13 @@ from model.records import (
     Provenance,
     content_hash,
     from_table,
-    sample_id,
+    sample_ids,
     sample_seed,
     to_table,
 )
 from tasks.attempts import FOLDER as ATTEMPTS
 from tasks.attempts import Attempt, AttemptState, read_attempts
+from tasks.problem_verdicts import PROBLEM_CHECKS, excluded
 from tasks.store import (
     PLANS,
     PROBLEMS,
@@ -72,13 +73,17 @@ def plan_path(shard: int) -> str:
     return f"{_PLAN_FOLDER}/{shard_name(shard)}"
 
 
-def train_problem_ids(dataset: Dataset) -> list[str]:
-    """Ids of the problems that training may see, each once, in the order of the problem files."""
+def train_problem_ids(dataset: Dataset, excluding: Collection[str] = PROBLEM_CHECKS) -> list[str]:
+    """Ids of the problems that training may see, each once, in the order of the problem files.
+
+    Those that fail one of the checks `excluding` are left out; what was made for them stays.
+    """
     found: dict[str, None] = {}
     for manifest in dataset.manifests(PROBLEMS):
         table = dataset.read_table(manifest.relative, ["problem_id", "split"])
         found |= dict.fromkeys(table.filter(pc.field("split") == "train").column("problem_id").to_pylist())
-    return list(found)
+    left_out = excluded(dataset, excluding)
+    return [problem for problem in found if problem not in left_out]
 
 
 def wanted_samples(
@@ -86,11 +91,12 @@ def wanted_samples(
 ) -> list[PlannedSample]:
     """Every sample that a recipe asks for, problem by problem, so that an engine's prefix cache is of use."""
 
-    def planned(problem: str, replica: int) -> PlannedSample:
-        sample = sample_id(problem, provenance, replica)
-        return PlannedSample(sample, problem, replica, sample_seed(sample), max_tokens)
-
-    return [planned(problem, replica) for problem in problem_ids for replica in range(replicas)]
+    ids = sample_ids(problem_ids, provenance, replicas)
+    return [
+        PlannedSample(sample, problem, replica, sample_seed(sample), max_tokens)
+        for problem, samples in zip(problem_ids, ids, strict=True)
+        for replica, sample in enumerate(samples)
+    ]
 
 
 def plan_generate(dataset: Dataset, wanted: Iterable[PlannedSample], *, shard_size: int, fingerprint: str) -> list[int]:

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 from tests.fake_endpoint import FakeEndpoint
+from tests.small_reward_model import save_reward_model
 
 os.environ.update(
     {
@@ -98,6 +99,12 @@ def stillhouse(prefect_api: str, tmp_path: Path) -> Callable[..., subprocess.Com
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small real reward model (`tests/small_reward_model.py`)."""
+    return save_reward_model(tmp_path_factory.mktemp("reward-model") / "model")
 
 
 @pytest.fixture

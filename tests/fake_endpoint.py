@@ -1,5 +1,5 @@
-"""A small real HTTP server that speaks the OpenAI completions protocol, for tests that need an engine's
-manners.
+"""A small real HTTP server that speaks the OpenAI protocol, completions and chats, for tests that need an
+engine's manners.
 
     python tests/fake_endpoint.py --port 0 [--accuracy 0.7]        prints its URL (…/v1) on the first line
 
@@ -47,6 +47,7 @@ class Faults:
     fail_key: str | None = None
     max_prompt_chars: int = 1_000_000  # longer prompts are answered with 400, as vLLM does
     seconds: float = 0.0  # before every answer
+    refuse_schema: bool = False  # 400 for every `response_format`
 
 
 def solve(prompt: str, seed: int | None, accuracy: float = 0.7) -> str:
@@ -157,7 +158,7 @@ class FakeEndpoint:
         if path in ("/collective_rpc", "/reset_prefix_cache"):
             self.engine_calls.append((path, json.loads(body)))
             return 200, b'{"success": true}'
-        if path != "/v1/completions":
+        if path not in ("/v1/completions", "/v1/chat/completions"):
             return _error(404, "Not Found")
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -170,6 +171,10 @@ class FakeEndpoint:
         self.requests.append(body)
         if body["model"] != self.model:
             return _error(404, f"The model `{body['model']}` does not exist.")
+        if self.faults.refuse_schema and "response_format" in body:
+            return _error(400, "response_format is not supported here")
+        if "messages" in body:  # a chat: answered like a prompt of its messages, one after another
+            body = body | {"prompt": "\n".join(message["content"] for message in body["messages"])}
         if len(body["prompt"]) > self.faults.max_prompt_chars:
             return _error(400, f"maximum context length is {self.faults.max_prompt_chars}: {body['prompt']}")
         await asyncio.sleep(self.faults.seconds)
@@ -206,6 +211,9 @@ class FakeEndpoint:
             text, reason = text[: at + (len(stop) if body.get("include_stop_str_in_output") else 0)], "stop"
         answer = _answer(text, reason, len(_WORD.findall(body["prompt"])), len(_WORD.findall(text)))
         answer["choices"][0]["stop_reason"] = min(ends)[1] if ends else None
+        if "messages" in body:
+            answer["object"] = "chat.completion"
+            answer["choices"][0]["message"] = {"role": "assistant", "content": answer["choices"][0].pop("text")}
         return answer
 
 

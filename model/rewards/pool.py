@@ -1,10 +1,10 @@
 """Checks in worker processes that are killed for good when they hang: no sample can stop a batch.
 
-Each worker belongs to one thread of the pool, which feeds it chunks of samples, waits at most
-`timeout_seconds` for each verdict, and starts a new worker when one hangs or dies. A hung check is
-`error`/`timed_out` after one time-out; a verdict at which a worker dies is tried once more in a fresh worker
-and then is `error`/`worker_died`; every other verdict is what it would have been. `run` may be called from
-any thread, and from several at once.
+Each worker belongs to one thread of the pool, which feeds it chunks of samples, gives it at most
+`timeout_seconds` for each verdict (a check may state its own limit), and starts a new worker when one hangs or
+dies. A hung check is `error`/`timed_out` after one time-out; a verdict at which a worker dies is tried once more
+in a fresh worker and then is `error`/`worker_died`; every other verdict is what it would have been. `run` and
+`stream` may be called from any thread, and from several at once; a stream holds a few chunks, however long it is.
 
 Workers are started with `subprocess`, not `multiprocessing`: nothing of the caller's main module is imported
 again (no torch in a worker), and it works from threads and under any start method. Not promised: that a check
@@ -14,13 +14,17 @@ Linux.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections import Counter, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
@@ -30,15 +34,17 @@ from typing import Self
 
 import model
 from model.errors import CheckError, InterruptedRunError
-from model.rewards.check import Judgement, Scored, errored
+from model.rewards.check import Check, Judgement, Scored, errored
 from model.rewards.registry import build_checks
 from model.rewards.settings import CheckSettings
-from model.rewards.worker import Assignment, Job, Timed
+from model.rewards.worker import Assignment, Job, Parcel, Timed, Whereabouts
 
 _CHUNK_ITEMS = 64
 _CHUNK_CHARACTERS = 1_000_000
+_CHUNKS_AHEAD = 3  # for each worker: one in its hands, two waiting
 _START_SECONDS = 120.0  # imports on a busy machine; a check's own time-out does not run meanwhile
 _CLOSE_SECONDS = 5.0
+_DEATHS = 2  # of workers at one verdict, before that is an error: the first may have been the machine's doing
 
 
 @dataclass
@@ -54,12 +60,21 @@ class _Chunk:
     done: Future[list[Timed]] = field(default_factory=Future)
 
 
+@dataclass(frozen=True)
+class _Trouble:
+    """The verdict at which a worker hung or died, what it is if that stands, and which of the two it was."""
+
+    position: int
+    timed: Timed
+    is_death: bool = False
+
+
 class VerifierPool:
     """`workers` processes that carry out the named checks.
 
-    `timeout_seconds` limits one check of one sample, `memory_bytes` one worker's address space. Workers start
-    with the first `run`. Raises CheckError for unknown checks at once, and from `run` when a worker cannot
-    start.
+    `timeout_seconds` limits one check of one sample, unless the check has a `timeout_seconds` of its own;
+    `memory_bytes` limits one worker's address space. Workers start with the first `run`. Raises CheckError for
+    unknown checks at once, and from `run` when a worker cannot start.
     """
 
     def __init__(
@@ -78,9 +93,8 @@ class VerifierPool:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         assignment = Assignment(tuple(names), settings or CheckSettings())
-        self._slots = [
-            _Slot(self._chunks, self._closing, assignment, timeout_seconds, memory_bytes) for _ in range(workers)
-        ]
+        limits = [_limit(check, timeout_seconds) for check in self.checks]
+        self._slots = [_Slot(self._chunks, self._closing, assignment, limits, memory_bytes) for _ in range(workers)]
 
     def run(self, items: Sequence[Scored], names: Collection[str] | None = None) -> list[list[Timed]]:
         """Per item, in order: one (judgement, milliseconds) per check, in the order of `checks`.
@@ -88,16 +102,30 @@ class VerifierPool:
         `names` limits it to the checks of these names; no other is carried out. ValueError for a name that the
         pool lacks, InterruptedRunError once the pool is closed.
         """
-        places = self._places(names)
-        chunks = [_Chunk(part, places) for part in _parts(items, len(self._slots))]
+        most = math.ceil(len(items) / (4 * len(self._slots)))
+        return list(self._stream(_parts(items, most), self._places(names)))
+
+    def stream(self, items: Iterable[Scored], names: Collection[str] | None = None) -> Iterator[list[Timed]]:
+        """As `run`, item by item; takes only as many items in advance as keep the workers busy."""
+        return self._stream(_parts(items, _CHUNK_ITEMS), self._places(names))
+
+    def _stream(self, parts: Iterable[Sequence[Scored]], places: Sequence[int]) -> Iterator[list[Timed]]:
+        waiting: deque[_Chunk] = deque()
+        for part in parts:
+            chunk = _Chunk(part, places)
+            self._submit(chunk)
+            waiting.append(chunk)
+            if len(waiting) > _CHUNKS_AHEAD * len(self._slots):
+                yield from _rows(waiting.popleft())
+        while waiting:
+            yield from _rows(waiting.popleft())
+
+    def _submit(self, chunk: _Chunk) -> None:
         with self._lock:
             if self._closing.is_set():
                 raise _closed()
             self._start()
-            for chunk in chunks:
-                self._chunks.put(chunk)
-        timed = iter([verdict for chunk in chunks for verdict in chunk.done.result()])
-        return [[next(timed) for _ in places] for _ in items]
+            self._chunks.put(chunk)
 
     def _places(self, names: Collection[str] | None) -> list[int]:
         known = [check.name for check in self.checks]
@@ -118,8 +146,7 @@ class VerifierPool:
                 self._chunks.put(None)
                 slot.kill()
         for slot in self._slots:
-            if slot.thread.is_alive():
-                slot.thread.join(_CLOSE_SECONDS)
+            slot.end()
 
     def _start(self) -> None:
         for slot in self._slots:
@@ -135,18 +162,30 @@ class VerifierPool:
         self.close()
 
 
-def _parts(items: Sequence[Scored], workers: int) -> Iterator[Sequence[Scored]]:
+def _limit(check: Check, default: float) -> float:
+    """Seconds that one verdict of this check may take."""
+    own: float | None = getattr(check, "timeout_seconds", None)
+    return default if own is None else own
+
+
+def _rows(chunk: _Chunk) -> Iterator[list[Timed]]:
+    timed = iter(chunk.done.result())
+    return ([next(timed) for _ in chunk.checks] for _ in chunk.items)
+
+
+def _parts(items: Iterable[Scored], most: int) -> Iterator[Sequence[Scored]]:
     """Neighbouring items: few enough to share out, and never many characters in one message."""
-    most = min(_CHUNK_ITEMS, math.ceil(len(items) / (4 * workers)))
-    start = characters = 0
-    for position, item in enumerate(items):
-        is_full = position - start >= most or characters + len(item.text) > _CHUNK_CHARACTERS
-        if is_full and position > start:
-            yield items[start:position]
-            start, characters = position, 0
+    part: list[Scored] = []
+    characters = 0
+    for item in items:
+        is_full = len(part) >= min(most, _CHUNK_ITEMS) or characters + len(item.text) > _CHUNK_CHARACTERS
+        if is_full and part:
+            yield part
+            part, characters = [], 0
+        part.append(item)
         characters += len(item.text)
-    if start < len(items):
-        yield items[start:]
+    if part:
+        yield part
 
 
 class _Slot:
@@ -157,12 +196,15 @@ class _Slot:
         chunks: queue.SimpleQueue[_Chunk | None],
         closing: threading.Event,
         assignment: Assignment,
-        timeout_seconds: float,
+        limits: Sequence[float],
         memory_bytes: int,
     ) -> None:
         self.thread = threading.Thread(target=self._serve, name="verifier-slot", daemon=True)
         self._chunks, self._closing, self._assignment = chunks, closing, assignment
-        self._timeout_seconds, self._memory_bytes = timeout_seconds, memory_bytes
+        self._limits, self._memory_bytes = limits, memory_bytes  # seconds by check; bytes of address space
+        self._shared = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the slot
+        self._shared.truncate(ctypes.sizeof(Whereabouts))
+        self._whereabouts = Whereabouts.shared(self._shared.fileno())
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
 
@@ -171,6 +213,12 @@ class _Slot:
         process = self._process
         if process is not None:
             process.kill()
+
+    def end(self) -> None:
+        """Once the worker is killed: wait for the thread, and let go of the shared file."""
+        if self.thread.is_alive():
+            self.thread.join(_CLOSE_SECONDS)
+        self._shared.close()
 
     def _serve(self) -> None:
         while (chunk := self._chunks.get()) is not None:
@@ -186,43 +234,53 @@ class _Slot:
     def _complete(self, chunk: _Chunk) -> None:
         """Have all verdicts made; one that a worker did not survive is tried alone before it is given up."""
         total = len(chunk.items) * len(chunk.checks)
-        alone: int | None = None
+        deaths: Counter[int] = Counter()
+        hopeless: dict[int, Timed] = {}
         while (position := len(chunk.timed)) < total:
-            trouble = self._advance(chunk, position + 1 if position == alone else total)
+            if position in hopeless:
+                chunk.timed.append(hopeless[position])
+                continue
+            apart = [at for at in (*deaths, *hopeless) if at > position]
+            trouble = self._advance(chunk, position + 1 if position in deaths else min(apart, default=total))
             if trouble is None:
                 continue
             self._discard()
             if self._closing.is_set():
                 raise _closed()  # the worker was killed for that, not by a sample
-            position = len(chunk.timed)
-            if trouble.reason == "timed_out" or position == alone:
-                chunk.timed.append((trouble, self._timeout_seconds * 1000.0 if trouble.reason == "timed_out" else 0.0))
-            else:
-                alone = position
+            deaths[trouble.position] += 1
+            if not trouble.is_death or deaths[trouble.position] == _DEATHS:
+                hopeless[trouble.position] = trouble.timed
 
-    def _advance(self, chunk: _Chunk, stop: int) -> Judgement | None:
-        """Receive verdicts up to `stop`; the trouble that the next one met, or None."""
-        connection = self._worker()
+    def _advance(self, chunk: _Chunk, stop: int) -> _Trouble | None:
+        """Receive verdicts up to `stop`; the trouble that one of them met, or None."""
+        connection, start = self._worker(), len(chunk.timed)
+        self._whereabouts.begin(start)
         try:
+            connection.send(Job([Parcel.of(item) for item in chunk.items], chunk.checks, start, stop))
             while len(chunk.timed) < stop:
-                job = self._next_job(chunk, stop)
-                connection.send(job)
-                for _ in range(job.start, job.stop):
-                    if not connection.poll(self._timeout_seconds):
-                        return errored("timed_out", f"no verdict after {self._timeout_seconds:g} s")
-                    chunk.timed.append(connection.recv())
+                hung = self._wait(connection, chunk, stop)
+                if hung is not None:
+                    return hung
+                chunk.timed += connection.recv()
         except (EOFError, OSError):
-            return errored("worker_died", self._exit_status())
+            return _Trouble(self._position(chunk, stop), (errored("worker_died", self._exit_status()), 0.0), True)
         return None
 
-    def _next_job(self, chunk: _Chunk, stop: int) -> Job:
-        """All verdicts up to `stop` where every check is wanted, else the next one alone."""
-        position = len(chunk.timed)
-        if len(chunk.checks) == len(self._assignment.names):
-            return Job(chunk.items, position, stop)
-        item, place = divmod(position, len(chunk.checks))
-        check = chunk.checks[place]
-        return Job([chunk.items[item]], check, check + 1)
+    def _wait(self, connection: Connection, chunk: _Chunk, stop: int) -> _Trouble | None:
+        """Until the worker says something, or the verdict that it is at has had its time."""
+        while True:
+            position = self._position(chunk, stop)
+            limit = self._limits[chunk.checks[position % len(chunk.checks)]]
+            left = self._whereabouts.started + limit - time.monotonic()
+            # No longer than the shortest limit: meanwhile the worker may have come to a check that has that one.
+            if connection.poll(min(max(left, 0.0), *self._limits)):
+                return None
+            if left <= 0.0:
+                return _Trouble(position, (errored("timed_out", f"no verdict after {limit:g} s"), limit * 1000.0))
+
+    def _position(self, chunk: _Chunk, stop: int) -> int:
+        """The verdict that the worker is or was at, by what it noted itself; never one that is here already."""
+        return min(max(self._whereabouts.position, len(chunk.timed)), stop - 1)
 
     def _exit_status(self) -> str:
         assert self._process is not None
@@ -242,7 +300,7 @@ class _Slot:
         with theirs:
             self._process = subprocess.Popen(
                 self._command(theirs.fileno()),
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), self._shared.fileno()],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -264,7 +322,8 @@ class _Slot:
     def _command(self, descriptor: int) -> list[str]:
         # -P: no module of the working directory replaces ours. Warnings would be about samples' expressions.
         python = [sys.executable, "-P", "-W", "ignore", "-m", "model.rewards.worker"]
-        return [*python, str(descriptor), str(os.getpid()), str(self._memory_bytes)]
+        numbers = (descriptor, self._shared.fileno(), os.getpid(), self._memory_bytes)
+        return [*python, *map(str, numbers)]
 
     def _discard(self) -> None:
         if self._connection is not None:

@@ -14,11 +14,17 @@ from typing import cast
 
 from model.errors import CheckError
 from model.rewards.check import Check
+from model.rewards.code import CodeCheck
+from model.rewards.code_block import CodeBlockCheck
+from model.rewards.contamination import ContaminationCheck
 from model.rewards.finish import FinishCheck
 from model.rewards.format import FormatCheck
 from model.rewards.language import LanguageCheck
 from model.rewards.length import LengthCheck
+from model.rewards.long_paragraph import LongParagraphCheck
 from model.rewards.math import MathCheck
+from model.rewards.mixed_language import MixedLanguageCheck
+from model.rewards.repetition import RepetitionCheck
 from model.rewards.settings import CheckSettings
 
 Factory = Callable[[CheckSettings], Check]
@@ -29,6 +35,12 @@ CHECKS: dict[str, Factory] = {
     "math": MathCheck,
     "language": LanguageCheck,
     "length": LengthCheck,
+    "code": CodeCheck,
+    "mixed_language": MixedLanguageCheck,
+    "repetition": RepetitionCheck,
+    "long_paragraph": LongParagraphCheck,
+    "code_block": CodeBlockCheck,
+    "contamination": ContaminationCheck,
 }
 
 

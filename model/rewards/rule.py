@@ -3,16 +3,19 @@
 A requirement is a check's name, or alternatives of which one has to pass: `math|code`. A sample is lost at the first
 requirement that it does not meet; the verdict that counts there is that of the first alternative that failed, else of
 the first in error, else of the first that could not be scored. A test holds this file and `tasks/views.py` together.
+
+Reading a recipe loads this file, so it loads nothing heavy itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from model.records import Status
-from model.rewards.check import Judgement
+if TYPE_CHECKING:
+    from model.rewards.check import Judgement
 
-_GRAVITY = (Status.FAIL, Status.ERROR, Status.UNSCORABLE)
+_GRAVITY = ("fail", "error", "unscorable")  # values of `model.records.Status`
 
 
 def alternatives(requirement: str) -> list[str]:
@@ -42,5 +45,5 @@ def first_loss(require: Sequence[str], judgements: Mapping[str, Judgement]) -> t
 def _losses(require: Sequence[str], judgements: Mapping[str, Judgement]) -> Iterator[tuple[str, Judgement]]:
     for requirement in require:
         found = [judgements[name] for name in alternatives(requirement)]
-        if not any(judgement.verdict is Status.PASS for judgement in found):
+        if not any(judgement.verdict == "pass" for judgement in found):
             yield requirement, min(found, key=lambda judgement: _GRAVITY.index(judgement.verdict))

@@ -7,6 +7,7 @@ recipe's JSON schema. Settings that change what a verdict means are part of the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, dataclass_transform
@@ -59,9 +60,12 @@ class MixedLanguageSettings:
     """Chains that change their language on the way."""
 
     most_paragraphs: float = 0.05
-    """Greatest share of paragraphs in another language than the chain's main one that passes."""
+    """Greatest share of paragraphs with a sentence in another language than the chain's main one that passes."""
+    most_words: int = 0
+    """Words of a foreign script (characters, where no spaces are written) that may stand among the chain's own."""
 
     def __post_init__(self) -> None:
+        _within("most_words", self.most_words, 0, 10_000_000)
         _within("most_paragraphs", self.most_paragraphs, 0.0, 1.0)
 
 
@@ -73,9 +77,12 @@ class RepetitionSettings:
     """Words of the n-grams that are counted."""
     most_share: float = 0.2
     """Greatest share of n-grams seen before that passes."""
+    most_loop: int = 60
+    """Longest stretch, in words, that may say the same thing three or more times in a row."""
 
     def __post_init__(self) -> None:
         _within("ngram", self.ngram, 2, 200)
+        _within("most_loop", self.most_loop, 1, 10_000_000)
         _within("most_share", self.most_share, 0.0, 1.0)
 
 
@@ -103,11 +110,12 @@ class ContaminationSettings:
     """Word n-grams shared with benchmark questions or solutions."""
 
     files: tuple[str, ...] = ()
-    """Benchmark files (JSONL or Parquet, `question` and `solution` columns), or `builtin:held_out`."""
+    """Benchmark files (JSON Lines, also .gz, or Parquet), relative to the working directory; `builtin:held_out`: the
+    dataset's own held-out problems, for problems only."""
     ngram: int = 10
-    """Words of the n-grams that are compared (R1: 10)."""
+    """Words of the n-grams that are compared (R1: 10); twice as many characters where no spaces are written."""
     boilerplate: float = 0.01
-    """An n-gram found in a greater share of all benchmark items (and in at least three) says nothing."""
+    """An n-gram found, whatever its numbers, in a greater share of all benchmark items (and in three) says nothing."""
 
     def __post_init__(self) -> None:
         _within("ngram", self.ngram, 2, 100)
@@ -119,11 +127,11 @@ class DuplicateSettings:
     """Exact and near duplicates, among problems and among the samples of one problem."""
 
     threshold: float = 0.8
-    """Least estimated Jaccard similarity of two texts' word shingles that makes them twins."""
-    shingle: int = 5
-    """Words of a shingle."""
+    """Least Jaccard similarity of two texts' shingles that makes them twins; for problems, numbers must agree too."""
+    shingle: int = 3
+    """Words of a shingle: more make one changed word weigh more."""
     permutations: int = 128
-    """MinHash permutations: more cost more and estimate better."""
+    """Slots of a MinHash signature, which proposes what is then compared exactly: more miss fewer twins."""
 
     def __post_init__(self) -> None:
         _within("threshold", self.threshold, 0.3, 1.0)
@@ -143,6 +151,8 @@ class CodeSettings:
     """Address space of a program where the problem sets none."""
     total_seconds: float = 60.0
     """Longest time that all tests of one sample may take together; what is left untested then is a fail."""
+    most_timeouts: int = 3
+    """Tests that may run into a time limit before the others are left untested (the score only changes); 0: all."""
     rerun_passes: bool = True
     """Whether a program that passed is run again with another hash seed; another result is a fail, `flaky`."""
     isolation: str = "auto"
@@ -153,6 +163,7 @@ class CodeSettings:
         _within("wall_seconds", self.wall_seconds, 0.01, 3600)
         _within("memory_mb", self.memory_mb, 64, 1 << 20)
         _within("total_seconds", self.total_seconds, 0.1, 24 * 3600)
+        _within("most_timeouts", self.most_timeouts, 0, 1_000_000)
         if self.isolation not in ("auto", "A", "B", "C", "none"):
             raise ValueError(f"isolation is {self.isolation!r}; use auto, A, B, C or none")
 
@@ -176,14 +187,21 @@ class JudgeSettings:
     max_tokens: int = 1024
     """Longest judgement."""
     tries: int = 3
-    """Times that an answer which is not the JSON asked for is asked for again."""
+    """Times that a judgement is asked for until it is the JSON wanted; then the sample is an `error`."""
+    guided: bool = True
+    """Whether the endpoint, where it can, lets the judge write that JSON alone; off for one that thinks aloud."""
+    most_characters: int = 12_000
+    """Longest question, reference and final answer that the judge is shown; of a longer one the middle is left out."""
 
     def __post_init__(self) -> None:
+        if bool(self.model) != bool(self.urls):
+            raise ValueError("model and urls name the judge together; leave both out and the teacher judges")
         _within("least_rating", self.least_rating, 1, 10)
         _within("audit_share", self.audit_share, 0.0, 1.0)
         _within("temperature", self.temperature, 0.0, 2.0)
         _within("max_tokens", self.max_tokens, 1, 1_000_000)
         _within("tries", self.tries, 1, 20)
+        _within("most_characters", self.most_characters, 100, 10_000_000)
 
 
 @_settings
@@ -202,12 +220,16 @@ class RewardModelSettings:
     """Padded tokens that are scored at once."""
     dtype: str = "bfloat16"
     """Number format: bfloat16 or float32."""
+    device: str = "auto"
+    """Where it runs: auto (a GPU if there is one), cpu, or cuda:N."""
 
     def __post_init__(self) -> None:
         _within("max_length", self.max_length, 1, 1_000_000)
         _within("tokens_per_batch", self.tokens_per_batch, 1, 100_000_000)
         if self.dtype not in ("bfloat16", "float32"):
             raise ValueError(f"dtype is {self.dtype!r}; use bfloat16 or float32")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device is {self.device!r}; use auto, cpu or cuda:N")
 
 
 @_settings

@@ -1,20 +1,22 @@
 """The process in which checks run: `python -m model.rewards.worker`, started and killed by `pool.py`.
 
-It reads jobs from one pipe and sends each verdict as soon as it is there, so that its parent knows what it
-hangs on. It caps its own memory, ignores Ctrl-C (its parent's business), and dies with the thread that
-started it, however that ends. It trusts its parent: jobs are pickles.
+It reads jobs from one pipe and sends verdicts back a few at a time; which one it is at, and since when, stands in
+memory that it shares with its parent, so that this one knows what it hangs on or died of. It caps its own memory,
+ignores Ctrl-C (its parent's business), and dies with the thread that started it, however that ends. It trusts its
+parent: jobs are pickles.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import resource
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 
 from model.rewards.check import Check, Judgement, Scored, errored
@@ -22,6 +24,8 @@ from model.rewards.registry import build_checks
 from model.rewards.settings import CheckSettings
 
 _PR_SET_PDEATHSIG = 1
+_TELLING = 64  # characters by which a reasoning's place is found
+_REPLY_SECONDS = 0.05  # verdicts are collected for so long; what is lost with a worker is made again
 
 Timed = tuple[Judgement, float]  # a judgement and what it cost, in milliseconds
 
@@ -35,26 +39,73 @@ class Assignment:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """Verdicts `start` to `stop` of these items, counted item by item and check by check."""
+class Parcel:
+    """An item on its way to a worker. Its reasoning, nearly all of its text, travels as a place in the text."""
 
-    items: Sequence[Scored]
+    item: Scored
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, item: Scored) -> Parcel:
+        """Packed; as it is, where its reasoning is none or does not stand in its text."""
+        if not item.reasoning:
+            return cls(item, 0, 0)
+        start = item.text.find(item.reasoning[:_TELLING])
+        if start < 0 or not item.text.startswith(item.reasoning, start):
+            return cls(item, 0, 0)
+        return cls(replace(item, reasoning=None), start, start + len(item.reasoning))
+
+    def unpacked(self) -> Scored:
+        """The item as it was."""
+        if not self.stop:
+            return self.item
+        return replace(self.item, reasoning=self.item.text[self.start : self.stop])
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Verdicts `start` to `stop` of these items, counted item by item and check by check.
+
+    `checks`: the places of the wanted checks in the worker's assignment.
+    """
+
+    parcels: Sequence[Parcel]
+    checks: Sequence[int]
     start: int
     stop: int
 
 
+class Whereabouts(ctypes.Structure):
+    """Which verdict of its job a worker is at, and since when (`time.monotonic`, the same clock in all processes)."""
+
+    _fields_ = (("started", ctypes.c_double), ("position", ctypes.c_int64))
+    started: float
+    position: int
+
+    @classmethod
+    def shared(cls, descriptor: int) -> Whereabouts:
+        """In the file behind this descriptor, which the parent has and the worker inherits."""
+        return cls.from_buffer(mmap.mmap(descriptor, ctypes.sizeof(cls)))
+
+    def begin(self, position: int) -> None:
+        """Notes the start of a verdict; the time first, so that no verdict is ever seen with an older one's."""
+        self.started = time.monotonic()
+        self.position = position
+
+
 def main() -> None:
-    """Arguments: pipe's file descriptor, parent's process id, memory cap in bytes."""
-    descriptor, parent, memory_bytes = map(int, sys.argv[1:])
+    """Arguments: descriptors of the pipe and of the shared file, parent's process id, memory cap in bytes."""
+    descriptor, shared, parent, memory_bytes = map(int, sys.argv[1:])
     _die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _cap_memory(memory_bytes)
-    connection = Connection(descriptor)
+    connection, whereabouts = Connection(descriptor), Whereabouts.shared(shared)
     try:
         sys.path[:] = connection.recv()
         checks = _ready_checks(connection)
         while checks:
-            _carry_out(connection.recv(), checks, connection)
+            _carry_out(connection.recv(), checks, whereabouts, connection)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the pool was closed
 
@@ -73,10 +124,17 @@ def _ready_checks(connection: Connection) -> list[Check]:
     return checks
 
 
-def _carry_out(job: Job, checks: list[Check], connection: Connection) -> None:
+def _carry_out(job: Job, checks: list[Check], whereabouts: Whereabouts, connection: Connection) -> None:
+    wanted, items = [checks[place] for place in job.checks], [parcel.unpacked() for parcel in job.parcels]
+    ready: list[Timed] = []
+    told = time.monotonic()
     for position in range(job.start, job.stop):
-        item, check = divmod(position, len(checks))
-        connection.send(judge_timed(checks[check], job.items[item]))
+        item, check = divmod(position, len(wanted))
+        whereabouts.begin(position)
+        ready.append(judge_timed(wanted[check], items[item]))
+        if position + 1 == job.stop or time.monotonic() - told > _REPLY_SECONDS:
+            connection.send(ready)
+            ready, told = [], time.monotonic()
 
 
 def judge_timed(check: Check, item: Scored) -> Timed:

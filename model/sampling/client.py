@@ -2,7 +2,8 @@
 
 One background thread runs one event loop. Threads that call `complete` at the same time share its slots first
 come, first served, so that the next shard's requests fill the engine while the last long answer of a shard is
-still being written. Text in, text out (`/v1/completions`): what the model sees is what the caller rendered.
+still being written. Text in, text out (`/v1/completions`): what the model sees is what the caller rendered; a
+ChatRequest is rendered by its server (`/v1/chat/completions`).
 
 What an endpoint does (5xx, 429, lost connections, time-outs) is tried again, on another URL where there is
 one, and then ends the call with SamplerError. What it says of one prompt (400, 413, 422) is that row's data:
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import queue
 import random
 import socket
@@ -31,7 +33,7 @@ import httpx
 
 from model.errors import SamplerError
 from model.records import FinishReason
-from model.sampling.request import Completion, Request, SamplingParams
+from model.sampling.request import ChatRequest, Completion, Request, SamplingParams
 
 TRIES = 4  # of one request within one call
 TIMEOUT_COST = 2  # tries: each may have taken an hour
@@ -137,7 +139,7 @@ class CompletionsClient:
         self._loop = None
 
     def complete(
-        self, requests: Sequence[Request], on_done: Callable[[Completion], None] | None = None
+        self, requests: Sequence[Request | ChatRequest], on_done: Callable[[Completion], None] | None = None
     ) -> list[Completion]:
         """The requests' completions, in their order. May be called from many threads at once.
 
@@ -177,7 +179,7 @@ class CompletionsClient:
             await endpoint.http.aclose()
 
     async def _complete_all(
-        self, requests: Sequence[Request], done: queue.SimpleQueue[Completion | None]
+        self, requests: Sequence[Request | ChatRequest], done: queue.SimpleQueue[Completion | None]
     ) -> list[Completion]:
         try:
             async with asyncio.TaskGroup() as group:
@@ -196,14 +198,16 @@ class CompletionsClient:
                 raise SamplerError(f"the engine behind {', '.join(self.urls)} has died; its log says why")
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def _complete_one(self, request: Request, done: queue.SimpleQueue[Completion | None]) -> Completion:
+    async def _complete_one(
+        self, request: Request | ChatRequest, done: queue.SimpleQueue[Completion | None]
+    ) -> Completion:
         async with self._slots:
             completion = await self._with_retries(request)
         self._stop_if_all_is_refused(completion)
         done.put(completion)
         return completion
 
-    async def _with_retries(self, request: Request) -> Completion:
+    async def _with_retries(self, request: Request | ChatRequest) -> Completion:
         spent, wait = 0, BACKOFF_SECONDS
         while True:
             endpoint = self._choose()
@@ -225,44 +229,48 @@ class CompletionsClient:
             return min(self._endpoints, key=lambda endpoint: endpoint.rests_until)
         return min(awake, key=lambda endpoint: (endpoint.in_flight, endpoint.served))
 
-    async def _send(self, endpoint: _Endpoint, request: Request) -> Completion:
+    async def _send(self, endpoint: _Endpoint, request: Request | ChatRequest) -> Completion:
         start = time.monotonic()
         endpoint.in_flight += 1
         endpoint.served += 1
         try:
-            response = await self._post(endpoint, self._body(request))
+            response = await self._post(endpoint, *self._path_and_body(request))
         finally:
             endpoint.in_flight -= 1
         if response.status_code in REFUSED_CODES:
             endpoint.succeeded()
-            return _refused(request, _message(response), time.monotonic() - start)
+            return _refused(request.key, _message(response), time.monotonic() - start)
         if response.status_code != httpx.codes.OK:
             _raise_for(endpoint.url, self.model, response)
-        completion = _completion(request, response, self.params.stop, time.monotonic() - start)
+        stop = self._params_of(request).stop
+        completion = _completion(request.key, response, stop, time.monotonic() - start)
         endpoint.succeeded()
         return completion
 
-    async def _post(self, endpoint: _Endpoint, body: dict[str, Any]) -> httpx.Response:
+    async def _post(self, endpoint: _Endpoint, path: str, body: dict[str, Any]) -> httpx.Response:
         try:
             # The sum bounds an endpoint that sends a byte now and then; httpx itself bounds each read.
             async with asyncio.timeout(self._timeout_seconds):
-                return await endpoint.http.post(f"{endpoint.url}/completions", json=body)
+                return await endpoint.http.post(f"{endpoint.url}/{path}", json=body)
         except (TimeoutError, httpx.ReadTimeout):
             raise _TryAgainError(f"no answer within {self._timeout_seconds:g} s", cost=TIMEOUT_COST) from None
         except httpx.TransportError as error:
             raise _TryAgainError(f"{type(error).__name__}: {str(error)[:EXCERPT]}") from None
 
-    def _body(self, request: Request) -> dict[str, Any]:
+    def _params_of(self, request: Request | ChatRequest) -> SamplingParams:
+        return request.params if isinstance(request, ChatRequest) else self.params
+
+    def _path_and_body(self, request: Request | ChatRequest) -> tuple[str, dict[str, Any]]:
         """`n` stays 1: a seed together with n > 1 can kill vLLM's CPU engine."""
+        params = self._params_of(request)
         seed = {} if request.seed is None else {"seed": request.seed}
-        return seed | {
-            "model": self.model,
+        shared = seed | {"model": self.model, "n": 1, "temperature": params.temperature, "top_p": params.top_p}
+        if isinstance(request, ChatRequest):
+            return "chat/completions", shared | _conversation(request)
+        return "completions", shared | {
             "prompt": request.prompt,
-            "n": 1,
             "max_tokens": request.max_tokens,
-            "temperature": self.params.temperature,
-            "top_p": self.params.top_p,
-            "stop": list(self.params.stop),
+            "stop": list(params.stop),
             "include_stop_str_in_output": True,
             "add_special_tokens": False,
         }
@@ -276,6 +284,20 @@ class CompletionsClient:
         if self._refusals_in_a_row >= REFUSALS_THAT_STOP:
             message = f"{', '.join(self.urls)} refused {self._refusals_in_a_row} requests in a row"
             raise SamplerError(f"{message}: {completion.error}", retryable=False)
+
+
+def _conversation(request: ChatRequest) -> dict[str, Any]:
+    """Only fields that every server of this protocol knows; an empty one may be refused, so it is left out."""
+    body: dict[str, Any] = {
+        "messages": [{"role": role, "content": content} for role, content in request.messages],
+        "max_tokens": request.params.max_tokens,
+    }
+    if request.params.stop:
+        body["stop"] = list(request.params.stop)
+    if request.json_schema:
+        schema = {"name": "answer", "schema": json.loads(request.json_schema), "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
 
 
 def _next(done: queue.SimpleQueue[Completion | None], timeout: float) -> Completion | None:
@@ -339,15 +361,15 @@ def _message(response: httpx.Response) -> str:
     return str(message)[:EXCERPT]
 
 
-def _refused(request: Request, message: str, seconds: float) -> Completion:
-    return Completion(request.key, "", FinishReason.REFUSED, 0, 0, seconds, message)
+def _refused(key: str, message: str, seconds: float) -> Completion:
+    return Completion(key, "", FinishReason.REFUSED, 0, 0, seconds, message)
 
 
-def _completion(request: Request, response: httpx.Response, stop: tuple[str, ...], seconds: float) -> Completion:
+def _completion(key: str, response: httpx.Response, stop: tuple[str, ...], seconds: float) -> Completion:
     try:
         body = response.json()
         choice, usage = body["choices"][0], body["usage"]
-        text, reason = str(choice["text"]), choice["finish_reason"]
+        text, reason = _text(choice), choice["finish_reason"]
         prompt_tokens, completion_tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
     except (ValueError, KeyError, IndexError, TypeError) as error:
         excerpt = response.text[:EXCERPT]
@@ -355,9 +377,14 @@ def _completion(request: Request, response: httpx.Response, stop: tuple[str, ...
     if reason in (None, "abort", "error"):  # the engine gave up, the model did not
         raise _TryAgainError(f"the engine ended the request with finish_reason {reason!r}")
     if reason not in (FinishReason.STOP, FinishReason.LENGTH):
-        return _refused(request, f"ended by the endpoint with finish_reason {reason!r}", seconds)
+        return _refused(key, f"ended by the endpoint with finish_reason {reason!r}", seconds)
     text = _with_stop(text, choice.get("stop_reason"), stop)
-    return Completion(request.key, text, FinishReason(reason), prompt_tokens, completion_tokens, seconds)
+    return Completion(key, text, FinishReason(reason), prompt_tokens, completion_tokens, seconds)
+
+
+def _text(choice: dict[str, Any]) -> str:
+    """What was written; a chat server that keeps thoughts apart sends null when it came to nothing else."""
+    return str(choice["message"]["content"] or "") if "message" in choice else str(choice["text"])
 
 
 def _with_stop(text: str, stop_reason: Any, stop: tuple[str, ...]) -> str:

@@ -32,6 +32,22 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One conversation to be answered (`/v1/chat/completions`) by a model whose template only its server knows.
+
+    `messages` are (role, content). `params` are its own, whatever the client's: a judge is not sampled as a
+    teacher is. `json_schema`, JSON text, has the server let the model write that and nothing else; one that cannot
+    refuses the request.
+    """
+
+    key: str
+    messages: tuple[tuple[str, str], ...]
+    seed: int | None
+    params: SamplingParams
+    json_schema: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One finished request. `text` is what the engine wrote (no prefill), tokens are the engine's own count.
 

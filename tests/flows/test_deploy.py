@@ -33,7 +33,7 @@ from tasks.catalog import connect
 from tests.fake_endpoint import FakeEndpoint
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
-FLOWS = ("factory", "generate", "distil", "refine", "evaluate", "rerun")
+FLOWS = ("factory", "audit", "generate", "distil", "refine", "evaluate", "rerun")
 MONTH = timedelta(days=30)
 
 

@@ -94,6 +94,8 @@ def test_recipe_is_final(small: Path) -> None:
         ("generate.replicas=8", "generate", "replicas", 8),
         ("generate.temperature=1", "generate", "temperature", 1.0),
         ("accept.distinct=false", "accept", "distinct", False),
+        ("accept.require=['finish|math', 'format']", "accept", "require", ("finish|math", "format")),
+        ("accept.problems=['audit']", "accept", "problems", ("audit",)),
         ("accept.pass_rate=[0.1, 0.9]", "accept", "pass_rate", (0.1, 0.9)),
         ("student.model=Qwen/Qwen2.5-Math-1.5B", "student", "model", "Qwen/Qwen2.5-Math-1.5B"),
         ('student.model="quoted"', "student", "model", "quoted"),
@@ -207,6 +209,12 @@ def test_empty_file_says_what_is_missing(tmp_path: Path) -> None:
         ("verify.checks=['math', 'math']", "verify.checks: names a check twice"),
         ("accept.require=['judge']", "accept.require names `judge`, which is not in verify.checks"),
         ("accept.require=['pkg.mod:f']", "accept.require names `pkg.mod:f`: give the `name`"),
+        ("accept.require=['math|judge']", "accept.require names `judge`, which is not in verify.checks"),
+        ("accept.require=['math|']", "accept.require names no check left or right of a `|`: math|"),
+        ("accept.problems=['audits']", "accept.problems.0 = 'audits': input should be 'audit', 'duplicate' or"),
+        ("accept.keep=longest", "accept.keep = 'longest': input should be 'first', 'shortest' or 'diverse'"),
+        ("accept.keep=diverse", 'accept.keep = "diverse" ranks by the check `duplicate`: add it to verify.checks'),
+        ("accept.keep=shortest", 'accept.keep = "shortest" chooses nothing without accept.max_per_problem'),
         ("accept.pass_rate=[0.9, 0.1]", "accept.pass_rate runs from low to high, not from 0.9 to 0.1"),
         ("accept.pass_rate=[0.9]", "accept.pass_rate: list should have at least 2 items"),
         ("evaluate.k=[8]", "evaluate.k asks for pass@8, but evaluate.replicas = 4"),
@@ -221,6 +229,12 @@ def test_a_check_of_ones_own_is_required_by_a_name_that_only_its_import_tells(sm
     own = "verify.checks=['finish', 'pkg.mod:factory']"
     assert load_recipe(small, [own, "accept.require=['finish', 'mine']"]).accept.require == ("finish", "mine")
     assert "accept.require names `math`" in refusal(small, own, "accept.require=['math']")
+
+
+def test_samples_may_be_kept_by_how_unlike_they_are_once_that_is_checked(small: Path) -> None:
+    checks = "verify.checks=['finish', 'format', 'math', 'duplicate']"
+    recipe = load_recipe(small, [checks, "accept.keep=diverse", "accept.max_per_problem=2"])
+    assert (recipe.accept.keep, recipe.verify.duplicate.threshold) == ("diverse", 0.8)
 
 
 @pytest.mark.parametrize("stage", ["distill", "grpo"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from tasks.inputs import problems_by_id
 from tasks.store import Dataset
 from tasks.work import train_problem_ids
 from tests.fake_endpoint import FakeEndpoint
+from tests.tasks.flaky import MENDED
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 DATA = ("problems", "plans", "samples", "verdicts")
@@ -66,6 +70,46 @@ def test_chosen_samples_are_made_again_and_the_old_rows_stay_on_disk(
     assert changed
     assert changed <= chosen
     assert {name: _checksums(dataset)[name] for name in files} == files
+
+
+def test_verdicts_that_are_errors_are_told_and_redone_alone(
+    prefect_api: str,
+    write_recipe: Callable[..., Path],
+    endpoint: FakeEndpoint,
+    tmp_path: Path,
+) -> None:
+    mended = tmp_path / "mended"
+    command = [sys.executable, "-m", "flows.cli"]
+    env = os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home"), MENDED: str(mended)}
+
+    def stillhouse(*words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *map(str, words)], env=env, capture_output=True, text=True, check=False)
+
+    recipe, dataset = write_recipe(endpoint.url, problems=20), tmp_path / "dataset"
+    checks = 'verify.checks=["finish","format","math","tests.tasks.flaky:FlakyCheck"]'
+    run = stillhouse("run", recipe, "--only", "problems,generate,verify", "--set", checks)
+    assert run.returncode == 0, run.stderr
+    errors = _rows(dataset, "select count(*) from verdicts where verdict = 'error'")[0][0]
+    assert errors
+    told = f"{errors} verdicts are errors (flaky raised {errors})"
+    assert told in run.stdout
+    status = stillhouse("status", dataset)
+    assert told in status.stdout
+    assert f"rerun {dataset} --errors" in status.stdout
+    assert re.search(r"verification added \d+\.\d % to the run", status.stdout)
+    before = _checksums(dataset)
+
+    mended.touch()
+    again = stillhouse("rerun", dataset, "--errors")
+    assert again.returncode == 0, again.stderr
+    assert f"{errors} verified again, 0 are errors still" in again.stdout + again.stderr
+    after = _checksums(dataset)
+    assert after.keys() == before.keys()
+    assert {Path(name).parts[1] for name in before if after[name] != before[name]} == {"flaky"}
+    assert _rows(dataset, "select count(*) from verdicts where reason = 'mended'") == [(errors,)]
+    assert "are errors" not in stillhouse("status", dataset).stdout
+    nothing = stillhouse("rerun", dataset, "--errors", "--failed")
+    assert nothing.returncode == 2
 
 
 def test_a_predicate_that_does_not_parse_is_a_usage_error(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,31 @@ from hypothesis import strategies as st
 
 from model.errors import RecipeError, StoreError
 from model.records import (
+    AUDIT_SCHEMA,
     EVALUATION_SCHEMA,
     PROBLEM_SCHEMA,
+    PROBLEM_VERDICT_SCHEMA,
     SAMPLE_SCHEMA,
     VERDICT_SCHEMA,
+    Audit,
     Evaluation,
     PlannedSample,
+    ProblemVerdict,
+    Sample,
+    Status,
+    Verdict,
+    from_table,
     to_table,
 )
+from model.rewards.check import Judgement
+from model.rewards.rule import first_loss
 from tasks import catalog
 from tasks.attempts import Attempt, attempt
 from tasks.catalog import AcceptRule, QueryError, connect, explain_sample, run_sql
-from tasks.store import Dataset, sample_path
-from tasks.work import plan_rerun, plan_verify, read_plan
-from tests.tasks.small_dataset import generate, judge, make_dataset, plan, problem
+from tasks.problem_verdicts import write_problem_verdicts
+from tasks.store import Dataset, sample_path, verdict_path
+from tasks.work import plan_rerun, plan_verify, read_plan, verdict_extra
+from tests.tasks.small_dataset import generate, judge, make_dataset, plan, problem, write_problems
 
 MATH = AcceptRule(require=("math",))
 
@@ -56,6 +67,7 @@ def dataset(tmp_path: Path) -> Dataset:
 def test_an_empty_dataset_has_every_view_with_its_types(tmp_path: Path) -> None:
     con = connect(Dataset.create(tmp_path / "data"))
     expected = {"problems": PROBLEM_SCHEMA, "samples": SAMPLE_SCHEMA, "verdicts": VERDICT_SCHEMA}
+    expected |= {"problem_verdicts": PROBLEM_VERDICT_SCHEMA, "audits": AUDIT_SCHEMA}
     for view, schema in (expected | {"evaluations": EVALUATION_SCHEMA, "accepted": SAMPLE_SCHEMA}).items():
         table = run_sql(con, f"from {view}")
         assert table.num_rows == 0
@@ -194,6 +206,143 @@ def test_band_distinct_and_cap_lose_in_this_order(dataset: Dataset) -> None:
     ]
 
 
+def judge_problems(dataset: Dataset, check: str, reasons: dict[int, str]) -> None:
+    """Writes verdicts of `check` on problems 0 and 1: a fail where there is a reason."""
+    rows = [
+        ProblemVerdict(problem(n).problem_id, check, "1", Status.FAIL, 0.1, reasons[n], "a twin", 0.5)
+        if n in reasons
+        else ProblemVerdict(problem(n).problem_id, check, "1", Status.PASS, None, "fine")
+        for n in (0, 1)
+    ]
+    write_problem_verdicts(dataset, check, "1", rows, 0.1)
+
+
+def test_samples_of_an_excluded_problem_are_lost_before_anything_else(dataset: Dataset) -> None:
+    judge(dataset, 0, "math", replica_in(0))
+    judge(dataset, 1, "math")
+    judge_problems(dataset, "duplicate", {0: "near_duplicate"})
+    judge_problems(dataset, "audit", {0: "own_gold_fails"})
+    con = connect(dataset, MATH)
+
+    assert ask(con, 'select distinct shard, "check", reason, verdict from rejected') == [(0, "problem", "audit", None)]
+    assert ask(con, "select step, samples, lost, reason from funnel") == [
+        ("generated", 8, 0, None),
+        ("problem", 4, 4, None),
+        ("problem", None, 4, "audit"),
+        ("verified", 4, 0, None),
+        ("math", 4, 0, None),
+        ("accepted", 4, 0, None),
+    ]
+    # A pass rate says how hard a problem is, not whether it is wanted.
+    assert sorted(row["pass_rate"] for row in catalog.pass_rates(con).to_pylist()) == [0.25, 1.0]
+    assert ask(
+        con, "select check_name, verdict, reason, detail, milliseconds from problem_verdicts where score = 0.1"
+    ) == [
+        ("audit", "fail", "own_gold_fails", "a twin", 0.5),
+        ("duplicate", "fail", "near_duplicate", "a twin", 0.5),
+    ]
+    only_twins = AcceptRule(("math",), problems=("duplicate",))
+    assert ask(connect(dataset, only_twins), "select distinct reason from rejected") == [("duplicate",)]
+    nothing = AcceptRule(("math",), problems=("contamination",))
+    assert ask(connect(dataset, nothing), "select step from funnel where reason is null") == [
+        ("generated",),
+        ("verified",),
+        ("math",),
+        ("accepted",),
+    ]
+
+
+def test_the_funnel_of_problems_ends_with_those_to_learn_from(dataset: Dataset) -> None:
+    held_out = problem(7, split="held_out")
+    write_problems(dataset, [held_out], "000001")
+    judge_problems(dataset, "duplicate", {1: "near_duplicate"})
+    rows = [ProblemVerdict(held_out.problem_id, "audit", "1", Status.FAIL, None, "own_gold_fails")]
+    write_problem_verdicts(dataset, "audit", "1", rows, 0.1)
+    assert catalog.problem_funnel(connect(dataset)).to_pylist() == [
+        {"step": step, "problems": problems, "lost": lost, "reason": reason}
+        for step, problems, lost, reason in [
+            ("loaded", 3, 0, None),
+            ("held_out", 2, 1, None),
+            ("audit", 2, 0, None),  # a held-out problem is told of and kept
+            ("duplicate", 1, 1, None),
+            ("duplicate", None, 1, "near_duplicate"),
+            ("eligible", 1, 0, None),
+        ]
+    ]
+
+
+def test_alternatives_lose_a_sample_together(dataset: Dataset) -> None:
+    """Shard 0, by replica: math and judge say pass/fail, fail/pass, fail/error, unscorable/fail."""
+    said = [("pass", "fail"), ("fail", "pass"), ("fail", "error"), ("unscorable", "fail")]
+    for place, check in enumerate(("math", "judge")):
+        reasons = {status: f"{check} {status}" for status in ("fail", "error", "unscorable")}
+        judge(dataset, 0, check, lambda row, place=place: said[row.replica][place], reasons=reasons)
+    judge(dataset, 1, "math", lambda row: ["pass", "fail", "error", "unscorable"][row.replica])
+    con = connect(dataset, AcceptRule(("math|judge",)))
+
+    assert ask(con, "select shard, replica from accepted order by 1, 2") == [(0, 0), (0, 1), (1, 0)]
+    assert ask(con, 'select shard, replica, "check", reason, verdict from rejected order by 1, 2') == [
+        (0, 2, "math|judge", "math fail", "fail"),
+        (0, 3, "math|judge", "judge fail", "fail"),
+        (1, 1, "math|judge", "fail", "fail"),
+        (1, 2, "math|judge", "error", "error"),
+        (1, 3, "pending", "no_judge_verdict", None),
+    ]
+    assert ask(con, "select step, samples from funnel where reason is null") == [
+        ("generated", 8),
+        ("verified", 7),
+        ("math|judge", 3),
+        ("accepted", 3),
+    ]
+    assert sorted(row["pass_rate"] for row in catalog.pass_rates(con).to_pylist()) == [0.5, 0.5]
+
+
+@pytest.fixture
+def lengths_and_novelty(dataset: Dataset) -> Dataset:
+    """Problem 0's four samples: completion tokens 30, 10, 20, 10, novelty 1, 0.2, 0.9 and none (an error)."""
+    tokens, novelty = (30, 10, 20, 10), (1.0, 0.2, 0.9, None)
+    rows = from_table(dataset.read_table(sample_path(0)), Sample)
+    rows = [replace(row, completion_tokens=tokens[row.replica]) for row in rows]
+    table = to_table(rows, SAMPLE_SCHEMA)
+    made = dataset.write_shard(sample_path(0), table, schema=SAMPLE_SCHEMA, fingerprint="g")
+    scores = [Verdict(row.sample_id, "duplicate", "1", Status.PASS, novelty[row.replica], "unlike") for row in rows]
+    dataset.write_shard(
+        verdict_path("duplicate", "1", 0),
+        to_table(scores, VERDICT_SCHEMA),
+        schema=VERDICT_SCHEMA,
+        fingerprint="v",
+        extra=verdict_extra(made),
+    )
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("keep", "cap", "kept"),
+    [
+        ("first", 2, [0, 1]),
+        ("shortest", 1, [1]),
+        ("shortest", 3, [1, 2, 3]),
+        ("diverse", 2, [0, 2]),
+        ("diverse", 3, [0, 1, 2]),
+    ],
+)
+def test_what_is_kept_under_the_cap(lengths_and_novelty: Dataset, keep: str, cap: int, kept: list[int]) -> None:
+    con = connect(lengths_and_novelty, AcceptRule((), max_per_problem=cap, keep=keep))
+    assert ask(con, "select replica from accepted where shard = 0 order by 1") == [(n,) for n in kept]
+
+
+def test_audits_are_one_view_over_the_files_of_all_checks(dataset: Dataset) -> None:
+    for check in ("math", "code"):
+        row = Audit("p", "sums", check, "1", "gold", Status.PASS, Status.PASS, "equal_number", "4")
+        path = f"audits/{check}.parquet"
+        dataset.write_shard(path, to_table([row], AUDIT_SCHEMA), schema=AUDIT_SCHEMA, fingerprint="1")
+    con = connect(dataset)
+    assert ask(con, 'select "check", "case", verdict from audits order by 1') == [
+        ("code", "gold", "pass"),
+        ("math", "gold", "pass"),
+    ]
+
+
 def test_where_is_a_condition_over_samples_and_a_bad_one_is_refused(dataset: Dataset) -> None:
     rule = AcceptRule((), where="replica < 2 -- the first two")
     con = connect(dataset, rule)
@@ -211,6 +360,10 @@ def test_a_rule_that_cannot_be_is_refused() -> None:
         AcceptRule(pass_rate=(0.9, 0.1))
     with pytest.raises(RecipeError, match="max_per_problem"):
         AcceptRule(max_per_problem=-1)
+    with pytest.raises(RecipeError, match="keep must be one of first, shortest, diverse"):
+        AcceptRule(keep="longest")
+    with pytest.raises(RecipeError, match="names a check left and right"):
+        AcceptRule(require=("math|",))
 
 
 def test_the_rule_of_the_last_recipe_is_the_default(dataset: Dataset) -> None:
@@ -222,11 +375,13 @@ def test_the_rule_of_the_last_recipe_is_the_default(dataset: Dataset) -> None:
 statuses = st.sampled_from(["pass", "pass", "fail", "error", "unscorable", None])
 rules = st.builds(
     AcceptRule,
-    require=st.sampled_from([(), ("math",), ("format", "math")]),
+    require=st.sampled_from([(), ("math",), ("format", "math"), ("format|math",), ("format", "math|format")]),
     pass_rate=st.sampled_from([(0.0, 1.0), (0.3, 0.9), (0.5, 0.5)]),
     max_per_problem=st.integers(0, 2),
     distinct=st.booleans(),
     where=st.sampled_from(["", "replica > 0", "text = 'a'", "answer = 'x'"]),
+    keep=st.sampled_from(["first", "shortest", "diverse"]),
+    problems=st.sampled_from([(), ("audit",)]),
 )
 
 
@@ -235,12 +390,14 @@ rules = st.builds(
     verdicts=st.lists(st.tuples(statuses, statuses), min_size=8, max_size=8),
     texts=st.lists(st.sampled_from(["a", "b"]), min_size=8, max_size=8),
     rule=rules,
+    excluding=st.booleans(),
 )
 def test_accepted_and_rejected_part_the_samples_and_the_funnel_adds_up(
     tmp_path_factory: pytest.TempPathFactory,
     verdicts: list[tuple[str | None, str | None]],
     texts: list[str],
     rule: AcceptRule,
+    excluding: bool,
 ) -> None:
     dataset = make_dataset(tmp_path_factory.mktemp("data"), problems=2)
     plan(dataset, replicas=4, shard_size=4)
@@ -250,6 +407,8 @@ def test_accepted_and_rejected_part_the_samples_and_the_funnel_adds_up(
             mine = [pair[column] for pair in verdicts[4 * shard : 4 * shard + 4]]
             if None not in mine:
                 judge(dataset, shard, check, lambda row, mine=mine: str(mine[row.replica]))
+    if excluding:
+        judge_problems(dataset, "audit", {0: "own_gold_fails"})
     con = connect(dataset, rule)
 
     accepted, rejected = (
@@ -263,10 +422,26 @@ def test_accepted_and_rejected_part_the_samples_and_the_funnel_adds_up(
     assert steps[-1] == (len(accepted), 0)
     by_reason = ask(con, "select sum(lost)::int from funnel where reason is not null")[0][0] or 0
     assert by_reason == len(rejected)
+    _assert_rule_in_python_agrees(con, verdicts, rule)
+    if excluding and rule.problems:
+        assert ask(con, "select 1 from accepted where shard = 0") == []
     if rule.distinct:
         assert ask(con, "select 1 from accepted group by problem_id, text having count(*) > 1") == []
     if rule.max_per_problem:
         assert ask(con, f"select 1 from accepted group by problem_id having count(*) > {rule.max_per_problem}") == []
+
+
+def _assert_rule_in_python_agrees(
+    con: duckdb.DuckDBPyConnection, verdicts: list[tuple[str | None, str | None]], rule: AcceptRule
+) -> None:
+    """The view `tested` and model/rewards/rule.py, for the samples whose verdicts are all there."""
+    complete = [all(pair is not None for at in range(4) for pair in verdicts[4 * s + at]) for s in (0, 1)]
+    for shard, replica, lost_at, reason in ask(con, "select shard, replica, lost_at, reason from tested"):
+        if complete[shard]:
+            said = zip(("format", "math"), verdicts[4 * shard + replica], strict=True)
+            judged = {check: Judgement(Status(str(status)), None, str(status)) for check, status in said}
+            loss = first_loss(rule.require, judged)
+            assert (lost_at, reason) == ((loss[0], loss[1].reason) if loss else (None, None))
 
 
 # ---- work and results
@@ -444,3 +619,64 @@ def test_counting_accepted_reads_no_text(dataset: Dataset) -> None:
     assert "text_hash" in plan_text
     assert " text " not in plan_text
     assert " text " in ask(connect(dataset, rule), "explain select text from accepted")[0][1]
+
+
+def try_at(dataset: Dataset, stage: str, shard: int, start: int, end: int | None, run: str = "run-1") -> None:
+    """An attempt from one second of a minute to another, or one that was killed."""
+    times = [None if at is None else f"2026-01-01T00:00:{at:02d}+00:00" for at in (start, end)]
+    state = "running" if end is None else "completed"
+    made = Attempt(stage, shard, 1, state, run, 1, "host", str(times[0]), times[1])
+    dataset.write_text(f"attempts/{stage}/{shard:06d}-001.json", json.dumps(asdict(made)))
+
+
+def test_verification_adds_the_time_in_which_nothing_is_generated(tmp_path: Path) -> None:
+    """From second 0 to 20; 12 to 14 and 18 to 20 belong to verification alone, 17 to 18 to nobody."""
+    dataset = make_dataset(tmp_path / "data")
+    try_at(dataset, "verify", 8, 40, 50, run="run-2")
+    assert catalog.verification_share(connect(dataset)) is None  # nothing was generated
+    try_at(dataset, "generate", 0, 0, 5)
+    try_at(dataset, "generate", 1, 2, 12)
+    try_at(dataset, "verify", 0, 5, 13)
+    try_at(dataset, "verify", 1, 12, 14)
+    try_at(dataset, "generate", 2, 14, 17)
+    try_at(dataset, "verify", 2, 18, 20)
+    try_at(dataset, "verify", 3, 19, None)
+    assert catalog.verification_share(connect(dataset)) == pytest.approx(4 / 20)
+    # What a later run verifies is not this run's; one that generates is the newest.
+    try_at(dataset, "generate", 9, 30, 40, run="run-2")
+    assert catalog.verification_share(connect(dataset)) == pytest.approx(10 / 20)
+
+
+def test_verdicts_that_are_errors_are_counted_by_reason(dataset: Dataset) -> None:
+    judge(dataset, 0, "math", lambda row: "error" if row.replica else "pass", reasons={"error": "timed_out"})
+    judge(dataset, 1, "math", lambda row: "fail" if row.replica else "error", reasons={"error": "worker_died"})
+    assert catalog.verdict_errors(connect(dataset)).to_pylist() == [
+        {"check": "math", "reason": "timed_out", "verdicts": 3},
+        {"check": "math", "reason": "worker_died", "verdicts": 1},
+    ]
+
+
+# ---- agreement of judge and rules
+
+
+def test_agreement_counts_pairs_of_verdicts_per_rule_verdict(dataset: Dataset) -> None:
+    """Of each problem's four samples `math` passes the first two; the judge was asked about all but the first."""
+    said = {0: "unscorable", 1: "pass", 2: "pass", 3: "fail"}
+    for shard in (0, 1):
+        judge(dataset, shard, "math", replica_in(0, 1))
+        judge(dataset, shard, "format", replica_in())
+        judge(dataset, shard, "judge", lambda row: said[row.replica])
+    table = catalog.agreement(connect(dataset, MATH)).to_pylist()
+    assert [tuple(row.values()) for row in table] == [
+        ("math", "fail", "fail", 2, 0.5),
+        ("math", "fail", "pass", 2, 0.5),
+        ("math", "pass", "pass", 2, 1.0),
+    ]
+
+
+def test_agreement_is_empty_without_a_judge_and_leaves_other_domains_out(dataset: Dataset) -> None:
+    judge(dataset, 0, "math", replica_in(0, 1))
+    judge(dataset, 0, "code", lambda _: "unscorable", reasons={"unscorable": "other_domain"})
+    assert catalog.agreement(connect(dataset, MATH)).num_rows == 0
+    judge(dataset, 0, "judge")
+    assert set(catalog.agreement(connect(dataset, MATH)).column("check").to_pylist()) == {"math"}

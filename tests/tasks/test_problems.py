@@ -500,7 +500,7 @@ def test_one_digit_sums_are_all_there() -> None:
     assert golds["Calculate 9 + 9."] == "18"
 
 
-@pytest.mark.parametrize("name", BUILTIN_SETS)
+@pytest.mark.parametrize("name", [name for name, known in BUILTIN_SETS.items() if known.domain == "math"])
 def test_golds_are_right(name: str) -> None:
     """Worked out here from the question's own digits, not by the package that made it."""
     for problem in load_problems([ProblemSource("builtin", name=name, limit=100)]).problems:

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import TrainingError
-from model.records import PlannedSample, Problem, TrainingExample, from_table
+from model.records import PlannedSample, Problem, ProblemVerdict, Status, TrainingExample, from_table
 from model.templates import PromptTemplate
+from tasks.problem_verdicts import write_problem_verdicts
 from tasks.run import Run
 from tasks.select import Rendering, select_examples, select_problems
 from tasks.store import Dataset
@@ -97,6 +98,20 @@ def test_problems_are_chosen_by_pass_rate_ends_included(run: Run, band: tuple[fl
     file = select_problems.fn(run, RENDERING, "grpo", band)
     wanted = {problem(i).problem_id: f"system:Add.|user:Calculate {i} + 1.|assistant:" for i in chosen}
     assert problems_in(file) == wanted
+
+
+def test_excluded_problems_are_not_trained_on(run: Run) -> None:
+    rows = [
+        ProblemVerdict(problem(i).problem_id, "audit", "1", Status("fail" if i else "pass"), None, "said")
+        for i in (0, 1)
+    ]
+    write_problem_verdicts(run.dataset, "audit", "1", rows, 0.1)
+    everything = select_problems.fn(run, RENDERING, "grpo", (0.0, 1.0))
+    assert set(problems_in(everything)) == {problem(0).problem_id, problem(2).problem_id}
+    examples = from_table(pq.read_table(select_examples.fn(run, RENDERING, "sft")), TrainingExample)
+    assert {example.problem_id for example in examples} == {problem(0).problem_id}
+    set_rule(run.dataset, problems=["duplicate"])
+    assert len(problems_in(select_problems.fn(run, RENDERING, "grpo", (0.0, 1.0)))) == 3
 
 
 def test_a_band_without_problems_is_an_error(run: Run) -> None:

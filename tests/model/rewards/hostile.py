@@ -1,4 +1,4 @@
-"""A check for tests only: it does to its worker what the sample's text says."""
+"""Checks for tests only: the first does to its worker what the sample's text says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class HostileCheck:
     version = "1"
 
     def __init__(self, settings: CheckSettings) -> None:
-        self.language = settings.language
+        self.language = settings.language.target
 
     def warm_up(self) -> None:
         if self.language == "de":
@@ -38,5 +38,25 @@ class HostileCheck:
         if item.text == "raise":
             raise KeyError("a bug")
         if item.text == "modules":
-            return passed(",".join(name for name in ("torch", "sympy", "lingua", "prefect") if name in sys.modules))
+            return passed(",".join(name for name in ("torch", "sympy", "py3langid", "prefect") if name in sys.modules))
         return passed(item.text, detail=str(os.getpid()))
+
+
+class PatientCheck:
+    """Takes its time, as a check that runs programs does, and says so."""
+
+    name = "patient"
+    version = "1"
+    timeout_seconds = 20.0
+
+    def __init__(self, settings: CheckSettings) -> None:
+        pass
+
+    def warm_up(self) -> None:
+        pass
+
+    def __call__(self, item: Scored) -> Judgement:
+        if item.text == "sleep a second":
+            time.sleep(1.0)
+            return passed("slept")
+        return passed(item.text)

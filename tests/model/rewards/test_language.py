@@ -1,4 +1,4 @@
-"""Language share: whole chains, mixed ones, masked maths, and texts too short to tell."""
+"""Language share: whole chains, mixed ones, the question's own language, and texts too short to tell."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from model.errors import CheckError
 from model.records import Status
 from model.rewards.check import Scored
-from model.rewards.language import LanguageCheck, judge_language, language_share, mask, pieces
+from model.rewards.language import LanguageCheck, judge_language, language_share, question_language
 from model.rewards.settings import CheckSettings, LanguageSettings
 
 ENGLISH = "First I add the two numbers, and then I divide the sum by three to find the mean of them."
@@ -35,7 +35,8 @@ def test_a_mixed_chain_scores_its_share_and_keeps_the_foreign_span() -> None:
     # 20 words each time, of which `I` (twice, a single letter) is left out, and 22 characters.
     assert (found.target_words, found.foreign_words) == (2 * 18, 22)
     assert found.share == 36 / 58
-    assert found.foreign_span == "首先我们把这两个数加起来然后除以三得到平均值"
+    assert found.foreign_span == "首先我们把这两个数加起来，然后除以三得到平均值"
+    assert judge_language(f"{ENGLISH}\n{SPANISH}", "en").detail == f"not en: {SPANISH[:-1]}"
     assert judge_language(f"{ENGLISH}\n{SPANISH}", "en").verdict is Status.FAIL
 
 
@@ -48,15 +49,20 @@ def test_too_little_text_is_unscorable(text: str) -> None:
     assert judge_language(text).reason == "too_little_text"
 
 
-def test_maths_code_tags_and_links_are_masked() -> None:
-    text = "<think>a $x + y$ b \\(c\\) d ```e``` f `g` \\frac{h}{i} x1 https://j.org \\[k\\] $$l$$</think>"
-    assert mask(text).split() == ["a", "b", "d", "f", "{h}{i}"]
-    assert mask("an open ``` fence stays") == "an open ``` fence stays"
+@pytest.mark.parametrize(("prompt", "language"), [
+    ("What is the sum of three and four?", "en"), (GERMAN, "de"), ("¿Cuál es la suma de tres y cuatro?", "es"),
+    ("三加四等于多少？", "zh"), ("3 + 4 = ?", "en"), ("", "en"), ("Combien font $3 + 4$ dans ce cas ?", "fr"),
+])  # fmt: skip
+def test_the_question_has_a_language_or_counts_as_english(prompt: str, language: str) -> None:
+    assert question_language(prompt) == language
 
 
-def test_short_sentences_are_judged_together() -> None:
-    text = "Wait. No. Hmm. That is entirely wrong here. Now we go on with the next step of it."
-    assert [piece.words for piece in pieces(text)] == [8, 10]
+def test_the_target_is_the_questions_language_unless_the_settings_name_one() -> None:
+    check = LanguageCheck(CheckSettings())
+    assert check(Scored(text=GERMAN, prompt="Wie groß ist die Summe der beiden Zahlen?")).verdict is Status.PASS
+    assert check(Scored(text=GERMAN, prompt="How large is the sum of the two numbers?")).verdict is Status.FAIL
+    english = LanguageCheck(CheckSettings(language=LanguageSettings("en")))
+    assert english(Scored(text=GERMAN, prompt="Wie groß ist die Summe der beiden Zahlen?")).verdict is Status.FAIL
 
 
 def test_the_check_looks_at_the_reasoning_first() -> None:
@@ -69,7 +75,7 @@ def test_target_and_threshold_are_part_of_the_version() -> None:
     versions = {LanguageCheck(CheckSettings(language=LanguageSettings(code, share))).version for code, share in
                 [("", 0.9), ("en", 0.8), ("zh", 0.9)]}  # fmt: skip
     assert len(versions) == 3
-    assert "1" in versions
+    assert "2" in versions
 
 
 def test_an_unknown_language_is_refused() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.records import Status
-from model.rewards.literal import canonical, choice, compare_literally, number, peel, words
+from model.rewards.literal import canonical, choice, choices, compare_literally, peel, tidy, words
 
 
 @pytest.mark.parametrize(
@@ -22,44 +22,19 @@ from model.rewards.literal import canonical, choice, compare_literally, number, 
         ("\\boxed{1} + \\boxed{2}", "\\boxed{1} + \\boxed{2}"),
         ("\u200e5\u202c\0", "5"),
         ("−5", "-5"),
+        ("$\\boxed{\\frac{1}{2}}$", "\\frac{1}{2}"),
+        ("\\text{a} + \\text{b}", "\\text{a} + \\text{b}"),
+        ("= 12", "12"),
+        ("\\approx 12", "12"),
+        ("≈12", "12"),
+        ("=", "="),
+        ("（１，２）", "(1,2)"),
         (".", "."),
         ("", ""),
     ],
 )
 def test_peel_takes_off_what_surrounds_an_answer(text: str, core: str) -> None:
     assert peel(text) == core
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("18", Fraction(18)),
-        ("+18.50", Fraction(37, 2)),
-        (".5", Fraction(1, 2)),
-        ("1,234,567.5", Fraction(2469135, 2)),
-        ("1{,}234", Fraction(1234)),
-        ("1\\,234", Fraction(1234)),
-        ("-\\dfrac{3}{4}", Fraction(-3, 4)),
-        ("\\frac{-3}{4}", Fraction(-3, 4)),
-        ("\\frac12", Fraction(1, 2)),
-        ("6 / 4", Fraction(3, 2)),
-        ("-\\$18", Fraction(-18)),
-        ("60^{\\circ}", Fraction(60)),
-        ("3 \\times 10^{-2}", Fraction(3, 100)),
-        ("1.5e3", Fraction(1500)),
-        ("1 1/2", None),
-        ("1,23", None),
-        ("1/0", None),
-        ("1e101", None),
-        ("10%", None),
-        ("2:30", None),
-        ("x", None),
-        ("7" * 401, None),
-        ("", None),
-    ],
-)
-def test_numbers_are_read_exactly_or_not_at_all(text: str, value: Fraction | None) -> None:
-    assert number(text) == value
 
 
 @pytest.mark.parametrize(
@@ -71,12 +46,37 @@ def test_numbers_are_read_exactly_or_not_at_all(text: str, value: Fraction | Non
         ("Option (B)", "B"),
         ("B) 42", "B"),
         ("(B) 42", "B"),
+        ("\\text{(B)}", "B"),
+        ("\\textbf{(B)}\\ 42", "B"),
         ("42", None),
         ("Bob", None),
     ],
 )
 def test_choice_letters(text: str, letter: str | None) -> None:
     assert choice(text) == letter
+
+
+@pytest.mark.parametrize(
+    ("text", "letters"),
+    [
+        ("A, C", "AC"),
+        ("C and A", "AC"),
+        ("(A); (D)", "AD"),
+        ("ACE", "ACE"),
+        ("\\text{A}, \\text{B}", "AB"),
+        ("A", None),
+        ("AA", None),
+        ("A, F", None),
+        ("", None),
+    ],
+)
+def test_several_choice_letters(text: str, letters: str | None) -> None:
+    assert choices(text) == (None if letters is None else frozenset(letters))
+
+
+@pytest.mark.parametrize("digits", ["٠١٢٣٤٥٦٧٨٩", "๐๑๒๓๔๕๖๗๘๙", "０１２３４５６７８９", "०१२३४५६७८९"])
+def test_digits_of_any_script_are_digits(digits: str) -> None:
+    assert tidy(digits) == "0123456789"
 
 
 def test_words_are_short_and_only_words() -> None:
@@ -100,6 +100,26 @@ def test_spaces_between_digits_are_kept_and_others_are_not() -> None:
         ("7 apples", "7", "equal_number"),
         ("7.0 apples", "7", "equal_number"),
         ("7 dozen", "7", None),
+        ("28%", "28", "equal_number"),
+        ("28%", "0.28", None),
+        ("-7%", "-7", None),  # Math-Verify tells them apart
+        ("x = 5", "5", "equal_number"),
+        ("5", "x_1 = 5", "equal_number"),
+        ("x = 5", "y = 5", None),
+        ("2,74", "2.74", "equal_number"),
+        ("1,2", "2,1", None),  # lists
+        ("12 cm", "12\\text{ centimeters}", "equal_number"),
+        ("12 cm", "13", "not_equal"),
+        ("12 cm", "12 mm", "other_unit"),
+        ("x\\text{ cm}", "x\\text{ m}", "other_unit"),
+        ("x\\text{ cm}", "x", None),
+        ("\\$5", "5 euros", "other_unit"),
+        ("2:30 p.m.", "14:30", "equal_string"),
+        ("1:15", "2:30", "not_equal"),
+        ("6:4", "3:2", None),  # a ratio
+        ("(B) 3", "(B) 4", "equal_string"),
+        ("3", "(B) 3", None),
+        ("A, B", "A", "not_equal"),
         ("7 cats", "7 dogs", None),
         ("stop", "post", "not_equal"),
         ("42", "B", "not_equal"),
@@ -133,13 +153,15 @@ def test_a_changed_digit_fails(value: int, data: st.DataObject) -> None:
     assert judgement.reason == "not_equal"
 
 
-@given(st.fractions(max_denominator=10**6))
-def test_a_fraction_equals_its_latex(value: Fraction) -> None:
-    sign = "-" if value < 0 else ""
-    latex = f"{sign}\\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
-    assert number(latex) == value == number(f"{value.numerator}/{value.denominator}")
-
-
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_no_text_makes_it_raise(answer: str, gold: str) -> None:
     compare_literally(answer, gold)
+
+
+@pytest.mark.parametrize("unit", [" ", "A ", "{", "1 ", "\\", "$", "\\text{a}", "\\text{", "1,", "cm ", "\\,", "x_1="])
+def test_a_hostile_answer_costs_little(unit: str) -> None:
+    answer = (unit * 2_000)[:2_000]
+    started = time.perf_counter()
+    for ending in ("", "7", "\\"):
+        compare_literally(answer + ending, "7 cm")
+    assert time.perf_counter() - started < 5.0  # exponential backtracking would not end; room for a busy machine

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model.records import Status
 from model.rewards.check import Scored
 from model.rewards.math import MathCheck, as_latex, judge_math, judge_symbolically
+from model.rewards.pool import VerifierPool
 from model.rewards.settings import CheckSettings
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/rewards/math_pairs.json").read_text(encoding="utf-8"))
@@ -26,7 +27,7 @@ def test_golden_pairs(pair: dict[str, str]) -> None:
 def test_the_golden_pairs_cover_every_reason() -> None:
     assert {pair["reason"] for pair in GOLDEN["pairs"]} >= {
         "equal_string", "equal_number", "equivalent", "not_equal", "no_answer", "answer_unparseable",
-        "out_of_bounds", "no_gold", "gold_unparseable", "gold_out_of_bounds",
+        "other_unit", "out_of_bounds", "no_gold", "gold_unparseable", "gold_out_of_bounds",
     }  # fmt: skip
 
 
@@ -52,10 +53,41 @@ def test_the_check_judges_the_extracted_answer_and_says_which() -> None:
         ("so $x=5$", "so $x=5$"),
         ("She has \\$5 left over", "She has 5 left over"),
         ("it is $5", "$it is 5$"),
+        ("1-\\mathrm{e}", "$1-e$"),
+        ("\\begin{pmatrix}1\\\\[2pt]2\\end{pmatrix}", "$\\begin{pmatrix}1\\\\2\\end{pmatrix}$"),
+        ("a \\begin{array}{cc}1&2\\end{array} b", "$a \\begin{array}{cc}1&2\\end{array} b$"),
     ],
 )
 def test_math_verify_gets_what_it_reads_best(text: str, latex: str) -> None:
     assert as_latex(text) == latex
+
+
+def test_a_program_is_no_answer() -> None:
+    assert MathCheck(CheckSettings())(Scored(text="7", gold="7", domain="code")).reason == "other_domain"
+
+
+def test_a_long_gold_is_a_solution_and_its_box_counts() -> None:
+    solution = "We add. " * 400
+    assert judge_math("7", solution + "\\boxed{7}").reason == "equal_string"
+    assert judge_math("8", solution + "\\boxed{7}").reason == "not_equal"
+    assert judge_math("7", solution).reason == "gold_out_of_bounds"
+
+
+def test_an_expression_that_hangs_costs_its_time_out_and_no_other_sample() -> None:
+    items = [Scored(text="\\boxed{\\frac{4}{2}+x}", gold="x+2") for _ in range(6)]
+    items[2] = Scored(text="\\boxed{((9!)!)!}", gold="x+2")
+    with VerifierPool(["math"], workers=1, timeout_seconds=1.5) as pool:
+        judged = [row[0][0] for row in pool.run(items)]
+    assert [judgement.reason for judgement in judged] == ["equivalent"] * 2 + ["timed_out"] + ["equivalent"] * 3
+    assert judged[2].verdict is Status.ERROR
+
+
+@pytest.mark.parametrize("gold", ["2^{-40}", "10^{-7}", "\\frac{1}{99999999}"])
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [("1", Status.PASS), ("2", Status.FAIL), ("(1-\\frac{1}{99})", Status.FAIL)]
+)
+def test_small_numbers_are_compared_by_their_quotient(gold: str, factor: str, verdict: Status) -> None:
+    assert judge_symbolically(f"{factor} \\cdot {gold}", gold).verdict is verdict
 
 
 def test_gold_comes_first() -> None:

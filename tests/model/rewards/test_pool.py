@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.errors import CheckError, InterruptedRunError
 from model.records import Status
 from model.rewards.check import Scored
 from model.rewards.pool import VerifierPool
 from model.rewards.settings import CheckSettings, LanguageSettings
+from model.rewards.worker import Parcel
 
+PATIENT = "tests.model.rewards.hostile:PatientCheck"
 HOSTILE = "tests.model.rewards.hostile:HostileCheck"
 ROOT = Path(__file__).parents[3]
 
@@ -62,6 +68,47 @@ def test_only_the_named_checks_are_carried_out() -> None:
         assert pool.run(texts("a", "b"), []) == [[], []]
         with pytest.raises(ValueError, match="maths"):
             pool.run(texts("a"), ["maths"])
+
+
+def test_a_stream_takes_no_more_than_keeps_the_workers_busy() -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[Scored]:
+        for number in itertools.count():
+            taken.append(number)
+            yield Scored(text=str(number))
+
+    with VerifierPool(["length"], workers=1) as pool:
+        first = list(itertools.islice(pool.stream(endless()), 1000))
+        assert [row[0][0].score for row in first] == [float(len(str(number))) for number in range(1000)]
+        assert len(taken) < 1000 + 64 * 6
+
+
+def test_a_check_may_have_a_time_limit_of_its_own() -> None:
+    with VerifierPool([PATIENT, HOSTILE], workers=1, timeout_seconds=0.3) as pool:
+        rows = pool.run(texts("a", "sleep a second", "b", "sleep"))
+    assert [row[0][0].reason for row in rows] == ["a", "slept", "b", "sleep"]
+    assert [row[1][0].reason for row in rows] == ["a", "sleep a second", "b", "timed_out"]
+    assert rows[3][1][1] == 300.0
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(max_size=300), st.none() | st.text(max_size=300), st.text(max_size=80), st.text(max_size=80))
+def test_what_travels_to_a_worker_arrives_as_it_was(text: str, other: str | None, before: str, after: str) -> None:
+    for reasoning in (other, text):
+        item = Scored(text=f"{before}{text}{after}", gold="7", reasoning=reasoning, answer=other, sample_id="s")
+        assert pickle.loads(pickle.dumps(Parcel.of(item))).unpacked() == item
+
+
+def test_verdicts_that_were_lost_with_a_worker_are_made_again() -> None:
+    """All come within one reply, so that those before the one that dies are not told when it does."""
+    words = [f"w{number}" for number in range(60)]
+    words[20], words[30], words[31], words[45] = "segfault", "sleep", "segfault", "power"
+    with VerifierPool([HOSTILE, "length"], workers=1, timeout_seconds=0.5) as pool:
+        rows = pool.run(texts(*words))
+    expected = {20: "worker_died", 30: "timed_out", 31: "worker_died", 45: "timed_out"}
+    assert [row[0][0].reason for row in rows] == [expected.get(n, word) for n, word in enumerate(words)]
+    assert [row[1][0].score for row in rows] == [float(len(word)) for word in words]
 
 
 @pytest.mark.parametrize("hang", ["sleep", "power"])
@@ -150,15 +197,15 @@ def test_closing_kills_a_hung_worker_and_frees_whoever_waits() -> None:
 
 @pytest.mark.parametrize(("language", "said"), [("de", "RuntimeError: no models"), ("fr", "exit status 3")])
 def test_a_worker_that_cannot_start_is_one_clear_error(language: str, said: str) -> None:
-    settings = CheckSettings(language=LanguageSettings(language))
-    with VerifierPool([HOSTILE], settings, workers=1) as pool, pytest.raises(CheckError, match=said):
+    wrong = CheckSettings(language=LanguageSettings(language))
+    with VerifierPool([HOSTILE], wrong, workers=1) as pool, pytest.raises(CheckError, match=said):
         pool.run(texts("a"))
 
 
 def test_workers_and_the_package_load_only_what_they_need() -> None:
     with VerifierPool([HOSTILE, "format", "finish"], workers=1) as pool:
         assert outcomes(pool, texts("modules")) == [("pass", "")]
-    script = "import sys, model.rewards.pool; print([m for m in ('torch', 'sympy', 'lingua') if m in sys.modules])"
+    script = "import sys, model.rewards.pool; print([m for m in ('torch', 'sympy', 'py3langid') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -16,7 +16,8 @@ ITEM = Scored(text="<think>\nThree and four are seven.\n</think>\n<answer>7</ans
 @pytest.mark.parametrize("name", CHECKS)
 def test_every_check_has_its_name_and_version_and_does_not_fail_a_good_sample(name: str) -> None:
     (check,) = build_checks([name])
-    assert (check.name, check.version) == (name, "1")
+    assert check.name == name
+    assert check.version.isdigit(), "the default settings add nothing to the number of the rules"
     check.warm_up()
     assert check(ITEM).verdict in (Status.PASS, Status.UNSCORABLE)
 

@@ -15,7 +15,7 @@ from model.errors import SamplerError
 from model.records import FinishReason
 from model.sampling import client as client_module
 from model.sampling.client import CompletionsClient
-from model.sampling.request import Completion, Request, SamplingParams
+from model.sampling.request import ChatRequest, Completion, Request, SamplingParams
 from tests.fake_endpoint import FakeEndpoint, solve
 
 PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=64, stop=("</answer>",))
@@ -69,6 +69,51 @@ def test_what_is_sent(endpoint: FakeEndpoint) -> None:
             "add_special_tokens": False,
         }
     ]
+
+
+def chat(number: int, schema: str = "", seed: int | None = 3) -> ChatRequest:
+    messages = (("system", "Be brief."), ("user", f"Calculate {number} + 1.\n<think>\n"))
+    return ChatRequest(f"chat-{number}", messages, seed, SamplingParams(0.1, 0.5, max_tokens=20), schema)
+
+
+def test_a_conversation_goes_to_the_chat_route_with_parameters_of_its_own(endpoint: FakeEndpoint) -> None:
+    with make_client(endpoint.url) as client:
+        one, two = client.complete([chat(1), question(2)])
+    assert (one.key, two.key) == ("chat-1", "key-2")
+    assert one.text.endswith("</answer>")
+    assert (one.finish_reason, one.completion_tokens > 3, one.prompt_tokens) == (FinishReason.STOP, True, 7)
+    sent = next(body for body in endpoint.requests if "messages" in body)
+    assert sent == {
+        "model": "fake",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Calculate 1 + 1.\n<think>\n"},
+        ],
+        "seed": 3,
+        "n": 1,
+        "max_tokens": 20,
+        "temperature": 0.1,
+        "top_p": 0.5,
+    }
+
+
+def test_a_schema_is_sent_along_and_its_refusal_is_the_requests_own(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.refuse_schema = True
+    with make_client(endpoint.url) as client:
+        guided, free = client.complete([chat(1, '{"type": "object"}', None), chat(2, seed=None)])
+    assert (guided.finish_reason, guided.error) == (FinishReason.REFUSED, "response_format is not supported here")
+    assert free.finish_reason is FinishReason.STOP
+    sent = next(body for body in endpoint.requests if "response_format" in body)
+    schema = {"name": "answer", "schema": {"type": "object"}, "strict": True}
+    assert sent["response_format"] == {"type": "json_schema", "json_schema": schema}
+    assert "seed" not in sent
+
+
+def test_a_chat_answer_without_content_is_empty() -> None:
+    """A server that keeps thoughts apart sends null where max_tokens cut the thought."""
+    assert client_module._text({"message": {"content": None}}) == ""
+    assert client_module._text({"message": {"content": "7"}}) == "7"
+    assert client_module._text({"text": "7"}) == "7"
 
 
 def test_without_a_seed_none_is_sent(endpoint: FakeEndpoint) -> None:

@@ -1,0 +1,221 @@
+"""One forked process: it shuts itself in, says so, and only then compiles and runs what it was given.
+
+Begins right after the fork and never returns. The note that the cage is closed is written, and its pipe closed,
+before the first byte of the program is compiled. What is reported after that is a claim by the program, which may
+have rewritten everything in this process: the parent takes it as such.
+"""
+
+from __future__ import annotations
+
+import _thread
+import atexit
+import contextlib
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NoReturn
+
+from model.sandbox import linux, values
+from model.sandbox.limits import End
+
+# Descriptors: 0 to 2 as everywhere; where results are written; the pipe for the note; two that are read and closed.
+REPORT, NOTE, PROGRAM, CALLS = 3, 4, 5, 6
+MOST_DESCRIPTORS = 64
+_MOST_THREADS = 4096  # of the whole user id, where the kernel counts them so
+_STACK_BYTES = 64 << 20  # deep recursion is not an error
+_DETAIL_CHARACTERS = 300
+CLOSED = b"closed"
+
+_exit, _write = os._exit, os.write
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the parent asks for, as it travels in JSON. `entry` empty: run on standard input; else: make calls."""
+
+    cpu_seconds: float
+    wall_seconds: float
+    memory_bytes: int
+    output_bytes: int
+    entry: str
+    argv: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Cage:
+    """What the zygote has prepared: its pid, its address space and the limit on that (-1: none), in bytes, and the
+    address of the filter (None: no filter)."""
+
+    zygote: int
+    address_space: int
+    most_address_space: int
+    filter_address: int | None
+
+
+def live(request: Request, cage: Cage) -> NoReturn:
+    """Shuts itself in, then runs the program. Every descriptor is in its slot already."""
+    try:
+        program, calls = _whole(PROGRAM), _whole(CALLS)
+        os.closerange(NOTE + 1, MOST_DESCRIPTORS)
+        _limit(request, cage)
+        if cage.filter_address is not None:
+            linux.load_filter(cage.filter_address)
+        _write(NOTE, CLOSED)
+        os.close(NOTE)
+    # Whatever went wrong: nothing may run outside the cage, and nothing may return into the zygote's loop.
+    except BaseException as error:
+        _write(NOTE, _described(error).encode("utf-8", "replace"))
+        _exit(1)
+    try:
+        _exit(_make_calls(program, request.entry, calls) if request.entry else _run_main(program, request.argv))
+    finally:
+        _exit(1)
+
+
+def _whole(descriptor: int) -> bytes:
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def limit_once() -> None:
+    """The limits that are the same for every child; the zygote takes them upon itself, and children inherit."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    linux.limit(resource.RLIMIT_NPROC, _MOST_THREADS)
+    linux.limit(resource.RLIMIT_NOFILE, MOST_DESCRIPTORS)
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_RTPRIO):
+        linux.limit(kind, 0)
+    _, most = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK_BYTES if most == -1 else min(_STACK_BYTES, most), most))
+
+
+def _limit(request: Request, cage: Cage) -> None:
+    """Dies with the zygote; time, memory and output. Raises OSError where so much memory cannot be had."""
+    linux.prctl(linux.PR_SET_PDEATHSIG, linux.SIGKILL)
+    if os.getppid() != cage.zygote:
+        raise OSError("the zygote died")
+    memory = cage.address_space + request.memory_bytes
+    if -1 < cage.most_address_space < memory:
+        raise OSError(f"RLIMIT_AS allows {cage.most_address_space >> 20} MiB here, {memory >> 20} MiB are needed")
+    seconds = math.ceil(request.cpu_seconds) + 1  # the zygote looks at the clock more finely; this holds without it
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (request.output_bytes + 1, request.output_bytes + 1))
+
+
+# From here on: the program's own process.
+
+
+def _run_main(program: bytes, argv: list[str]) -> int:
+    """The exit status of the program run as `__main__`, with what Python does at its end."""
+    main = sys.modules["__main__"]
+    sys.argv = ["program.py", *argv]
+    status = _run(program, main)
+    return max(status, _finish())
+
+
+def _run(program: bytes, module: ModuleType) -> int:
+    try:
+        code = compile(program, "program.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, OverflowError, RecursionError) as error:
+        return _ended(error, End.SYNTAX)
+    except MemoryError as error:
+        return _ended(error, End.MEMORY)
+    try:
+        exec(code, module.__dict__)
+    except SystemExit as error:
+        return _status(error.code)
+    # A program may raise anything at all.
+    except BaseException as error:
+        return _ended(error, _kind(error))
+    return 0
+
+
+def _finish() -> int:
+    """Threads joined, exit functions run, output flushed, as at a usual end. 1 when the output cannot be written."""
+    try:
+        if _thread._count():  # type: ignore[attr-defined]
+            threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not stream.closed:
+                stream.flush()
+    except BaseException as error:  # the program may have put anything in these places
+        return _ended(error, _kind(error))
+    return 0
+
+
+def _status(code: object) -> int:
+    """What Python makes of `sys.exit(code)`."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def _kind(error: BaseException) -> End:
+    if isinstance(error, MemoryError):
+        return End.MEMORY
+    if isinstance(error, ModuleNotFoundError) or (isinstance(error, ImportError) and "shared object" in str(error.msg)):
+        return End.UNSUPPORTED
+    return End.EXCEPTION
+
+
+def _ended(error: BaseException, end: End) -> int:
+    _report("end", end, _described(error))
+    if end is not End.MEMORY:
+        # Printing runs the program's own code (`__str__`) and may fail in any way; the report is written already.
+        with contextlib.suppress(BaseException):
+            traceback.print_exception(error)
+    return 1
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"[:_DETAIL_CHARACTERS]
+    except BaseException:  # its `__str__` is the program's
+        return type(error).__name__
+
+
+def _report(what: str, end: End, payload: object) -> None:
+    _write(REPORT, json.dumps([what, end.value, payload]).encode("ascii") + b"\n")
+
+
+def _make_calls(program: bytes, entry: str, calls: bytes) -> int:
+    """Each call's result is written before the next is made. Values go out; nothing is compared in here."""
+    todo: Any = values.loads(calls)
+    module = ModuleType("solution")
+    sys.modules["solution"] = module
+    status = _run(program, module)
+    if status:
+        return status
+    for args, kwargs in todo:
+        _report("call", *_outcome(module, entry, args, kwargs))
+    return 0
+
+
+def _found(module: ModuleType, entry: str) -> Callable[..., object]:
+    """A function, or a method of a fresh instance."""
+    owner, _, name = entry.rpartition(".")
+    found: Callable[..., object] = getattr(getattr(module, owner)() if owner else module, name)
+    return found
+
+
+def _outcome(module: ModuleType, entry: str, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[End, object]:
+    try:
+        return End.OK, values.encode(_found(module, entry)(*args, **kwargs))
+    except values.UnencodableError as error:
+        return End.EXCEPTION, str(error)
+    except SystemExit as error:
+        return End.EXIT, f"exit status {error.code}" if isinstance(error.code, int) else "exit"
+    # A program may raise anything at all.
+    except BaseException as error:
+        return _kind(error), _described(error)

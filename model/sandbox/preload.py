@@ -1,0 +1,70 @@
+"""What every program finds imported already: the standard library and, where asked for, whole packages.
+
+Importing is what costs most, so it is done once, before privileges are dropped: afterwards the interpreter's own
+folder may be out of reach, or every path may be. Modules that make windows, servers or tests are left to the
+import system, and so are missing where no file can be read.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+# Seldom used and large, or with side effects on import.
+_LEFT_OUT = frozenset(
+    """
+    antigravity this idlelib tkinter turtle turtledemo test lib2to3 ensurepip venv msilib winreg winsound msvcrt nt
+    pydoc pydoc_data distutils curses dbm nntplib telnetlib imaplib smtplib poplib ftplib xmlrpc wsgiref cgi cgitb
+    crypt spwd nis ossaudiodev audioop sndhdr imghdr uu xdrlib chunk aifc sunau pipes mailcap mailbox webbrowser
+    sqlite3 ssl socketserver http doctest pdb profile cProfile trace tracemalloc unittest readline multiprocessing
+    zipapp py_compile compileall tabnanny pyclbr modulefinder symtable rlcompleter pty tty lzma bz2 tarfile zipfile
+    """.split()  # noqa: SIM905 (a list of a hundred lines is not easier to read)
+)
+_SUBMODULES = """
+    collections.abc concurrent.futures concurrent.futures.thread importlib.abc importlib.machinery importlib.util
+    json.decoder json.encoder json.scanner os.path urllib.parse encodings.ascii encodings.latin_1 encodings.cp1252
+    encodings.utf_8_sig encodings.utf_16 encodings.utf_16_le encodings.utf_16_be encodings.utf_32 encodings.idna
+    encodings.punycode encodings.hex_codec encodings.base64_codec encodings.rot_13 encodings.unicode_escape
+    encodings.raw_unicode_escape
+    """.split()  # noqa: SIM905
+
+
+def preload(packages: Sequence[str], packages_from: Sequence[str]) -> list[str]:
+    """Imports the library, then `packages` found in `packages_from`; returns the folders of these packages.
+
+    Raises ImportError for a package that is not there; a part of the library may be missing.
+    """
+    for name in [*sorted(sys.stdlib_module_names - _LEFT_OUT), *_SUBMODULES]:
+        if not name.startswith("_"):
+            _import_if_there(name)
+    ctypes.CDLL("libgcc_s.so.1")  # libc opens it when a thread ends, and could not then
+    sys.path.extend(packages_from)
+    try:
+        return [folder for name in packages for folder in _import_whole(name)]
+    finally:
+        del sys.path[len(sys.path) - len(packages_from) :]
+
+
+def _import_if_there(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except (ImportError, OSError):  # not built here, or without its shared library
+        return
+
+
+def _import_whole(name: str) -> list[str]:
+    """Its lazily imported parts too, since nothing may be readable later."""
+    package = importlib.import_module(name)
+    for attribute in dir(package):
+        part = getattr(package, attribute, None)
+        if isinstance(part, ModuleType):
+            _import_if_there(part.__name__)
+    folders = [Path(os.path.realpath(folder)) for folder in getattr(package, "__path__", [])]
+    libraries = [folder.with_name(f"{folder.name}.libs") for folder in folders]  # where wheels put theirs
+    return [str(folder) for folder in [*folders, *libraries] if folder.is_dir()]

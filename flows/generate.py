@@ -22,6 +22,7 @@ from model.rewards.rule import checks_of
 from tasks.engine import Engine
 from tasks.generate import Generation, generate_shard
 from tasks.load import load
+from tasks.problem_checks import check_problems
 from tasks.progress import ticking
 from tasks.run import Run
 from tasks.store import PROBLEMS, Dataset
@@ -47,6 +48,7 @@ def generate(recipe: Recipe, only: tuple[Stage, ...] = MAKING) -> None:
     with opened(recipe) as run:
         if Stage.PROBLEMS in only:
             load(run.dataset, [section.to_source() for section in recipe.problems])
+            check_problems(run, recipe.accept.problems, recipe.verify.duplicate, recipe.verify.contamination)
         if Stage.AUDIT in only and recipe.has_audit():
             audit(recipe, load_problems=False)
         if Stage.GENERATE in only:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,11 @@ from model.rewards.settings import CheckSettings
 from model.sampling.request import SamplingParams
 from model.sampling.vllm_server import EngineOptions
 from model.templates import ChatTokenizer, PromptTemplate
+from tasks.duplicates import DuplicateCheck
 from tasks.engine import Engine, EngineSpec
+from tasks.judge import judge_check
 from tasks.progress import announce
+from tasks.reward_model import reward_model_check
 from tasks.run import Run
 from tasks.shard_checks import ShardCheck
 from tasks.store import RECIPE, STUDENTS, Dataset
@@ -174,14 +177,42 @@ def verifier_pool(recipe: Recipe, only: Collection[str] = ()) -> VerifierPool:
 @contextmanager
 def verifier(recipe: Recipe, run: Run, engine: Engine) -> Iterator[Verifier]:
     """All checks of the recipe, ready to be handed to verify tasks; their processes end with the block."""
-    with verifier_pool(recipe) as pool, shard_checks(recipe, run, engine) as late:
-        yield Verifier(pool, late)
+    with verifier_pool(recipe) as pool:
+        rules = {check.name: check.version for check in pool.checks}
+        with shard_checks(recipe, run, engine, rules) as late:
+            yield Verifier(pool, late)
 
 
 @contextmanager
-def shard_checks(recipe: Recipe, run: Run, engine: Engine) -> Iterator[list[ShardCheck]]:  # noqa: ARG001
-    """The recipe's checks that see a whole shard, in its order; what they open is closed with the block."""
-    yield []
+def shard_checks(recipe: Recipe, run: Run, engine: Engine, rules: Mapping[str, str]) -> Iterator[list[ShardCheck]]:
+    """The recipe's checks that see a whole shard, in its order; what they open is closed with the block.
+
+    `rules`: the versions of the checks of single samples, which the judge stands beside.
+    """
+    verify = recipe.verify
+
+    def judge() -> ShardCheck:
+        check = judge_check(
+            verify.judge,
+            engine,
+            rules,
+            concurrency=recipe.generate.concurrency,
+            timeout_seconds=recipe.generate.timeout_seconds,
+            log_path=run.dataset.file("logs/judge.log"),
+        )
+        return opened_checks.enter_context(check)
+
+    def reward_model() -> ShardCheck:
+        log_path = run.dataset.file("logs/reward-model.log")
+        return opened_checks.enter_context(reward_model_check(verify.reward_model, log_path=log_path))
+
+    makers: dict[str, Callable[[], ShardCheck]] = {
+        "duplicate": lambda: DuplicateCheck(verify.duplicate),
+        "judge": judge,
+        "reward_model": reward_model,
+    }
+    with ExitStack() as opened_checks:
+        yield [makers[name]() for name in verify.checks if name in makers]
 
 
 def training_job(recipe: Recipe, run: Run, stage: str, data: Path) -> dict[str, Any]:

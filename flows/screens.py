@@ -36,7 +36,7 @@ NAMES = {
 }
 VIEWS = (
     "views: problems, samples, verdicts, accepted, rejected, shards, attempts, funnel, pass_rates, evaluations,"
-    " training;\n"
+    " training, problem_verdicts, problem_funnel, audits, agreement;\n"
     "`describe samples` lists a view's columns"
 )
 

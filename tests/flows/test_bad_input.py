@@ -27,7 +27,7 @@ def assert_told(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """Exit code 2 and one line that begins with the error's name, after lines of progress at most."""
     *progress, line = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stderr
-    assert all(earlier.startswith(("load problems:", "audit:")) for earlier in progress), done.stderr
+    assert all(earlier.startswith(("load problems:", "problems:", "audit:")) for earlier in progress), done.stderr
     assert line.partition(":")[0].endswith("Error")
     for word in words:
         assert word in line

@@ -172,7 +172,8 @@ def test_a_finished_job_is_not_run_again(make_job: MakeJob) -> None:
 def test_the_final_folder_is_a_model_that_has_learned(make_job: MakeJob) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    out = run(make_job(epochs=80, dtype="float32", checkpoint_every=1000))
+    # Where 80 epochs end depends on the processor: one kind answers, another is a few steps short of it.
+    out = run(make_job(epochs=160, dtype="float32", checkpoint_every=1000))
     model = AutoModelForCausalLM.from_pretrained(out / "model")
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
     context = make_tokenizer()("q: 2 + 2? a: ", add_special_tokens=False)["input_ids"]

@@ -262,8 +262,6 @@ class BuiltinProblems(ProblemsSection):
         return {"domain": known.domain, **values} if known else values
 
 
-assert set(BUILTIN_SETS) == {"sums-2x1", "sums-3x1", "sums-2x2", "products-1x1", "humaneval", "humaneval-strict"}
-
 Problems = Annotated[
     JsonlProblems | CsvProblems | ParquetProblems | HFProblems | BuiltinProblems, Field(discriminator="type")
 ]

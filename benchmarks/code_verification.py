@@ -38,9 +38,9 @@ from benchmarks.machine import describe
 from model.records import Status
 from model.rewards.check import Scored
 from model.rewards.code import CodeCheck
-from model.rewards.code_tests import CodeTests, encode_value, read_tests
-from model.rewards.pool import VerifierPool
+from model.rewards.programs.tests import CodeTests, encode_value, read_tests
 from model.rewards.settings import CheckSettings, CodeSettings
+from model.rewards.workers.pool import VerifierPool
 from tasks.builtin_problems import builtin_rows
 
 TESTS = 5

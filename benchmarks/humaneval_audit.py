@@ -1,8 +1,8 @@
 """Does the check `code` accept what is right and reject what is wrong? All of HumanEval and its mutants.
 
 Every reference solution goes through the check as a completion, and so does every mutant of it
-(`model/rewards/mutants.py`: comparisons, constants, arithmetic, conditions, returns, bounds, … one place each).
-Twice: with HumanEval's own asserts as calls (`humaneval`), and with further calls of ours where those are weak
+(`model/rewards/programs/mutants.py`: comparisons, constants, arithmetic, conditions, returns, bounds, …; one place
+each). Twice: with HumanEval's own asserts as calls (`humaneval`), and with further calls of ours where those are weak
 (`humaneval-strict`). Every survivor is listed with its change. A survivor is a weak test, or a mutant that means the
 same as the reference: `EQUIVALENT` has those that were read and found to be so, `equivalence` the arguments by kind.
 `share_failed` counts all mutants, `share_of_wrong_failed` leaves those out (the usual mutation score).
@@ -23,9 +23,9 @@ from typing import Any
 from benchmarks.machine import describe
 from model.records import Status
 from model.rewards.check import Judgement, Scored
-from model.rewards.mutants import Mutant, mutants
-from model.rewards.pool import VerifierPool
+from model.rewards.programs.mutants import Mutant, mutants
 from model.rewards.settings import CheckSettings, CodeSettings
+from model.rewards.workers.pool import VerifierPool
 from tasks.builtin_problems import builtin_rows
 
 SETS = ("humaneval", "humaneval-strict")

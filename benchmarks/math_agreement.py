@@ -32,13 +32,13 @@ from typing import Any
 from benchmarks.machine import describe
 from benchmarks.math_golds import Gold, bare, equal_spellings, gsm8k, mmath, with_unit, wrong_answers
 from model.records import Status
+from model.rewards.answers.clock import clock
+from model.rewards.answers.literal import choice, choices, peel
+from model.rewards.answers.numerals import number
+from model.rewards.answers.units import split_unit
 from model.rewards.check import Judgement, Scored
-from model.rewards.clock import clock
-from model.rewards.literal import choice, choices, peel
 from model.rewards.math import MathCheck, judge_math
-from model.rewards.numerals import number
 from model.rewards.settings import CheckSettings
-from model.rewards.units import split_unit
 
 _EXAMPLES = 8  # of each reason
 _TESTS = ("all", "boxed", "numina_cases", "open_thoughts", "strict", "yujianll")

@@ -30,7 +30,7 @@ from typing import Any
 from benchmarks.machine import describe
 from benchmarks.math_golds import Gold, bare, equal_spellings, gsm8k, mmath, wrong_answers
 from model.rewards.check import Scored
-from model.rewards.pool import VerifierPool
+from model.rewards.workers.pool import VerifierPool
 
 MEAN_CHARACTERS = 20_000
 KINDS = ("as is", "respelled", "wrong")

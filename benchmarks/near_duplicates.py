@@ -30,7 +30,7 @@ from machine import describe
 
 from model.records import PROBLEM_SCHEMA, Problem, problem_id, to_table
 from model.rewards.settings import ContaminationSettings, DuplicateSettings
-from model.rewards.shingles import tokens
+from model.rewards.texts.shingles import tokens
 from tasks.run import Run
 from tasks.store import PROBLEMS, Dataset, shard_name
 

@@ -29,13 +29,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.machine import describe
 from benchmarks.math_golds import Gold, gsm8k, mmath
 from model.records import Problem
-from model.rewards.benchmark_files import BenchmarkItem
 from model.rewards.check import Scored
 from model.rewards.contamination import ContaminationIndex, judge_problem
 from model.rewards.language import question_language
-from model.rewards.masking import mask
 from model.rewards.registry import build_checks
-from model.rewards.spoken import LANGUAGES, SURE, read
+from model.rewards.texts.benchmark_files import BenchmarkItem
+from model.rewards.texts.masking import mask
+from model.rewards.texts.spoken import LANGUAGES, SURE, read
 
 CHECKS = ("format", "length", "language", "mixed_language", "repetition", "long_paragraph", "code_block")
 CODES = LANGUAGES["latin"]

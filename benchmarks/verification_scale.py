@@ -175,7 +175,7 @@ def _role(pid: int) -> str:
         command = Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return "ended"
-    roles = {"model.rewards.worker": "workers", "uvicorn": "prefect server", "flows.cli": "command"}
+    roles = {"model.rewards.workers.worker": "workers", "uvicorn": "prefect server", "flows.cli": "command"}
     return next((role for sign, role in roles.items() if sign in command), "other")
 
 

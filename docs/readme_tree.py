@@ -19,7 +19,7 @@ def tree() -> str:
     lines = []
     for folder in ("flows", "tasks", "model"):
         lines.append(f"{folder}/")
-        lines += [f"  {file.relative_to(ROOT / folder)!s:<26}{_promise(file)}" for file in _files(ROOT / folder)]
+        lines += [f"  {file.relative_to(ROOT / folder)!s:<36}{_promise(file)}" for file in _files(ROOT / folder)]
     return "\n".join(["```text", *lines, "```"])
 
 

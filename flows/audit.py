@@ -15,8 +15,8 @@ from flows.artifacts import progress_in_ui, publish_audit
 from flows.recipe import Recipe
 from flows.wiring import check_settings, opened
 from model.errors import ProblemsError
-from model.rewards.pool import VerifierPool
 from model.rewards.registry import build_checks
+from model.rewards.workers.pool import VerifierPool
 from tasks.audit import (
     AuditRules,
     audit_file,

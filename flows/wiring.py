@@ -24,10 +24,10 @@ from flows.recipe_sections import (
 from model.errors import ModelFolderError, RecipeError
 from model.pretrained import load_tokenizer, resolve_model, revision_of
 from model.records import Provenance
-from model.rewards.pool import VerifierPool
 from model.rewards.registry import build_checks
 from model.rewards.reward import ACCURACY_CHECKS
 from model.rewards.settings import CheckSettings
+from model.rewards.workers.pool import VerifierPool
 from model.sampling.request import SamplingParams
 from model.sampling.vllm_server import EngineOptions
 from model.templates import ChatTokenizer, PromptTemplate

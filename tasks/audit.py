@@ -36,7 +36,7 @@ from model.records import (
 )
 from model.rewards.check import Check, Judgement, Scored
 from model.rewards.corruption import RULES, Corruption, corruptions, other_answer, spellings, wrong_programs
-from model.rewards.pool import VerifierPool
+from model.rewards.workers.pool import VerifierPool
 from tasks.problem_verdicts import stale, write_problem_verdicts
 from tasks.progress import Ticker
 from tasks.run import Run

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from model.rewards.check import Scored
 from model.rewards.duplicate import NAME, Earlier, judge_samples, version
 from model.rewards.settings import DuplicateSettings
-from model.rewards.worker import Timed
+from model.rewards.workers.worker import Timed
 from tasks.shard_checks import ShardWork
 from tasks.store import Dataset, Manifest, sample_path
 from tasks.work import done_shards, planned_shards, supersedes

@@ -30,8 +30,8 @@ from model.records import (
     to_table,
 )
 from model.rewards.check import Judgement, Scored, scored_completion
-from model.rewards.pool import VerifierPool
 from model.rewards.rule import first_loss
+from model.rewards.workers.pool import VerifierPool
 from model.sampling.request import Completion, Request
 from model.templates import ChatTokenizer, PromptTemplate
 from tasks.attempts import attempt

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from model.errors import ProblemsError, SandboxError
-from model.rewards.code_tests import encode_value
+from model.rewards.programs.tests import encode_value
 from tasks.human_eval_further import FURTHER_CALLS
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _recorded_calls(task: Mapping[str, str], further: list[tuple[Any, ...]], san
 
 
 def _tests(task: Mapping[str, str], calls: list[Any]) -> dict[str, Any]:
-    """The tests as `model/rewards/code_tests.py` reads them. The prompt is their prelude: a body will do."""
+    """The tests as `model/rewards/programs/tests.py` reads them. The prompt is their prelude: a body will do."""
     cases = [
         {"args": [encode_value(value) for value in args], "expected": encode_value(expected)}
         for args, expected in calls

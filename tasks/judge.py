@@ -33,7 +33,7 @@ from model.rewards.judge import (
     temperature_of,
 )
 from model.rewards.settings import JudgeSettings
-from model.rewards.worker import Timed
+from model.rewards.workers.worker import Timed
 from model.sampling.request import ChatRequest, Completion, SamplingParams
 from tasks.earlier_verdicts import earlier_verdicts
 from tasks.engine import Engine, EngineSpec

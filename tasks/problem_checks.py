@@ -19,9 +19,9 @@ from prefect.cache_policies import NO_CACHE
 from model.records import PROBLEM_SCHEMA, Problem, ProblemVerdict, Status, from_table
 from model.rewards import contamination as overlap
 from model.rewards import duplicate as twins
-from model.rewards.benchmark_files import BenchmarkItem
 from model.rewards.check import Judgement, failed, passed, unscorable
 from model.rewards.settings import ContaminationSettings, DuplicateSettings
+from model.rewards.texts.benchmark_files import BenchmarkItem
 from tasks.problem_verdicts import excluded, stale, verdict_file, write_problem_verdicts
 from tasks.progress import Ticker, announce, ticking
 from tasks.run import Run

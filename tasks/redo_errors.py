@@ -13,8 +13,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from model.records import Status, Verdict
-from model.rewards.pool import VerifierPool
-from model.rewards.worker import Timed
+from model.rewards.workers.pool import VerifierPool
+from model.rewards.workers.worker import Timed
 from tasks.inputs import scored_rows
 from tasks.progress import Ticker
 from tasks.run import Run

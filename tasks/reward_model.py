@@ -16,9 +16,9 @@ from model.pretrained import resolve_model, revision_of
 from model.records import FinishReason, Verdict
 from model.rewards.check import Scored, unscorable
 from model.rewards.reward_model import ScorerSpec, graded, judge_score, reward_model_version, scoring_version
-from model.rewards.scorer_process import ScorerProcess
 from model.rewards.settings import RewardModelSettings
-from model.rewards.worker import Timed
+from model.rewards.workers.scorer_process import ScorerProcess
+from model.rewards.workers.worker import Timed
 from tasks.earlier_verdicts import earlier_verdicts
 from tasks.progress import announce
 from tasks.shard_checks import ShardWork

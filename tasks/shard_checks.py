@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from model.rewards.check import Judgement, Scored
-from model.rewards.worker import Timed
+from model.rewards.workers.worker import Timed
 from tasks.store import Dataset
 
 

@@ -23,8 +23,8 @@ from prefect.cache_policies import NO_CACHE
 
 from model.records import VERDICT_SCHEMA, Status, Verdict, from_table, to_table
 from model.rewards.check import Judgement, Scored
-from model.rewards.pool import VerifierPool
-from model.rewards.worker import Timed
+from model.rewards.workers.pool import VerifierPool
+from model.rewards.workers.worker import Timed
 from tasks.attempts import Attempt, attempt
 from tasks.inputs import scored_rows
 from tasks.progress import Ticker

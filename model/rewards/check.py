@@ -2,7 +2,7 @@
 
 A check is a pure function of one sample: no file, no clock, no other sample. It says `fail` for what the
 model did wrong, `unscorable` where there is nothing to compare with, and never raises for a sample's content;
-time-outs, crashes and a check's own bugs become `error` in `model/rewards/pool.py`. Comparing samples with
+time-outs, crashes and a check's own bugs become `error` in `model/rewards/workers/pool.py`. Comparing samples with
 one another (duplicates, pass rates) is not a check of this form.
 """
 

@@ -1,8 +1,8 @@
 """Does the completion's program do what the problem's tests ask for?
 
-In order: the program is taken from the text (`program.py`), the tests are read (`code_tests.py`, or as others keep
-them, `foreign_tests.py`), the program runs on each in the sandbox (`code_run.py`, `model/sandbox/`), outputs are
-compared outside it (`checkers.py`). A program that passed is run again under another hash seed. The score is the
+In order (parts in `programs/`): the program is taken from the text (`program.py`), the tests are read (`tests.py`, or
+as others keep them, `foreign_tests.py`), the program runs on each in the sandbox (`run.py`, `model/sandbox/`), outputs
+are compared outside it (`checkers.py`). A program that passed is run again under another hash seed. The score is the
 share of tests that passed; only all of them are a pass.
 
 Reasons. pass: passed. fail: no_program, wrong_answer, runtime_error, syntax_error, time_limit, memory_limit,
@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING
 
 from model.errors import CheckError, SandboxError
 from model.rewards.check import Judgement, Scored, errored, failed, passed, unscorable
-from model.rewards.code_run import Budget, Outcome, Result, run_tests
-from model.rewards.code_tests import CodeTests
-from model.rewards.foreign_tests import read_any_tests
-from model.rewards.program import extract_program
+from model.rewards.programs.foreign_tests import read_any_tests
+from model.rewards.programs.program import extract_program
+from model.rewards.programs.run import Budget, Outcome, Result, run_tests
+from model.rewards.programs.tests import CodeTests
 from model.rewards.settings import CheckSettings, CodeSettings
 from model.rewards.versions import version_string
 

@@ -24,9 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.records import Problem
-from model.rewards.benchmark_files import BenchmarkItem, files_digest, read_benchmark
 from model.rewards.check import Judgement, Scored, failed, passed, unscorable
 from model.rewards.settings import CheckSettings, ContaminationSettings
+from model.rewards.texts.benchmark_files import BenchmarkItem, files_digest, read_benchmark
 from model.rewards.versions import version_string
 
 HELD_OUT = "builtin:held_out"  # the dataset's own held-out problems: whoever checks problems has them

@@ -11,7 +11,7 @@ Cases by gold. any: empty, only_in_thought. Numbers: sign_flipped, digit_changed
 fraction), hedged (`7 or 8`), other_answer. Expressions: sign_flipped, digit_changed, pi_dropped, root_dropped,
 solution_dropped (also of ± and lists), solution_added, relation_flipped. Tuples: order_changed. Intervals:
 bracket_changed. Units: unit_changed. Times of day: half_day. Choices: other_choice. Words: opposite, other_answer.
-Programs: empty, and `mutant:KIND` (`model/rewards/mutants.py`).
+Programs: empty, and `mutant:KIND` (`model/rewards/programs/mutants.py`).
 
 Beside them the right answer in other words (`spellings`), which a check must not refuse: that the gold equals itself
 letter by letter says little. Cases: boxed (all golds), respelled (numbers, fractions, sets, one-line expressions).
@@ -27,8 +27,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
-from model.rewards.literal import peel
-from model.rewards.mutants import mutants
+from model.rewards.answers.literal import peel
+from model.rewards.programs.mutants import mutants
 
 RULES = 1  # raised when other answers are made, so that audits are done anew
 

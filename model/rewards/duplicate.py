@@ -25,11 +25,11 @@ import numpy as np
 import numpy.typing as npt
 
 from model.records import Problem
+from model.rewards.answers.extraction import extract_answer
+from model.rewards.answers.literal import compare_literally
 from model.rewards.check import Judgement, Scored, failed, passed, unscorable
-from model.rewards.extraction import extract_answer
-from model.rewards.literal import compare_literally
 from model.rewards.settings import DuplicateSettings
-from model.rewards.shingles import (
+from model.rewards.texts.shingles import (
     Hashes,
     band_keys,
     rows_of,

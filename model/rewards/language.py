@@ -1,7 +1,7 @@
 """What share of a chain's words is in the target language? R1's language-consistency measure.
 
-Maths, code and markup are masked (`masking.py`); the rest is read in pieces of a sentence or more (`spoken.py`).
-A piece in a script that the target language does not use is foreign by that alone; one in its own script is
+Maths, code and markup are masked (`texts/masking.py`); the rest is read in pieces of a sentence
+or more (`texts/spoken.py`). A piece in a script that the target language does not use is foreign by that alone; one in its own script is
 foreign where py3langid is sure of it, and counts for neither side where it is not. The target is the question's
 own language unless the settings name one; a question of fewer than three words counts as English. With fewer than
 ten words left in the chain nothing can be told: `unscorable`, never a fail. Score: target words / (target +
@@ -18,9 +18,9 @@ from functools import lru_cache
 
 from model.errors import CheckError
 from model.rewards.check import Judgement, Scored, failed, passed, unscorable
-from model.rewards.masking import mask
 from model.rewards.settings import CheckSettings, LanguageSettings
-from model.rewards.spoken import SCRIPT_OF, Piece, language_of, read
+from model.rewards.texts.masking import mask
+from model.rewards.texts.spoken import SCRIPT_OF, Piece, language_of, read
 from model.rewards.versions import version_string
 
 MAX_CHARACTERS = 200_000

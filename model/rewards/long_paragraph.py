@@ -1,6 +1,6 @@
 """Is there a wall of text in the chain? The longest paragraph, in characters, against a threshold.
 
-Maths, code and tags do not count (`masking.py`), white space counts once. A paragraph ends with a line break, so
+Maths, code and tags do not count (`texts/masking.py`), white space counts once. A paragraph ends with a line break, so
 text that is wrapped at a fixed width has none that is long. Whether the text is well written is not asked.
 Source: R1 dropped chains with long paragraphs as hard to read (arXiv 2501.12948) and says no threshold; ours is
 in the settings.
@@ -9,8 +9,8 @@ in the settings.
 from __future__ import annotations
 
 from model.rewards.check import Judgement, Scored, failed, passed
-from model.rewards.masking import mask, paragraphs
 from model.rewards.settings import CheckSettings, LongParagraphSettings
+from model.rewards.texts.masking import mask, paragraphs
 from model.rewards.versions import version_string
 
 _SPAN = 160  # characters of the offending paragraph that a verdict keeps

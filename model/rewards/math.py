@@ -1,7 +1,7 @@
 r"""Is the completion's final answer mathematically equal to the gold answer?
 
-In order: extraction of a short answer (`extraction.py`), comparison as literals (`literal.py`, no sympy),
-caps on size (`bounds.py`), and only then Math-Verify, gold first, since its `verify` is not symmetric.
+In order: extraction of a short answer (`answers/extraction.py`), comparison as literals (`answers/literal.py`,
+no sympy), caps on size (`answers/bounds.py`), and only then Math-Verify, gold first, since its `verify` is not symmetric.
 Math-Verify's own alarms are switched off: they work in main threads only and do not cover everything, so the
 verifier pool's hard time-out does their work. Called outside a pool, an expression made for it can take for
 ever.
@@ -23,10 +23,10 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from model.rewards.bounds import within_bounds
+from model.rewards.answers.bounds import within_bounds
+from model.rewards.answers.extraction import MAX_ANSWER, extract_answer, last_boxes
+from model.rewards.answers.literal import compare_literally, peel, tidy, words
 from model.rewards.check import Judgement, Scored, failed, passed, unscorable
-from model.rewards.extraction import MAX_ANSWER, extract_answer, last_boxes
-from model.rewards.literal import compare_literally, peel, tidy, words
 from model.rewards.settings import CheckSettings
 
 _DETAIL = 200  # characters of an answer that a verdict keeps

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 from model.rewards.check import Judgement, Scored, failed, passed, unscorable
 from model.rewards.language import MAX_CHARACTERS, MAX_PROMPT_CHARACTERS, MIN_WORDS
-from model.rewards.masking import mask
 from model.rewards.settings import CheckSettings, MixedLanguageSettings
-from model.rewards.spoken import LIKELY, SCRIPT_OF, Piece, Reading, read
+from model.rewards.texts.masking import mask
+from model.rewards.texts.spoken import LIKELY, SCRIPT_OF, Piece, Reading, read
 from model.rewards.versions import version_string
 
 _QUOTABLE = 64  # characters of the longest foreign stretch that is looked for in the question

@@ -3,7 +3,7 @@
 A reward model is a sequence classifier over (prompt, completion) in its own chat template. With one logit that is the
 score, with two the last one is; the scale is the model's own, not [0, 1]. What does not fit into the model is
 `unscorable`: there is no score to compare, and cutting it would score another text. The model itself runs in
-`model/rewards/scorer.py`, a process that `model/rewards/scorer_process.py` keeps.
+`model/rewards/workers/scorer.py`, a process that `model/rewards/workers/scorer_process.py` keeps.
 
 Not promised: that a template shows the model the thoughts (some cut `<think>…</think>` out); process reward models.
 """

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 from model.records import Problem
 from model.rewards.check import Scored, scored_completion
-from model.rewards.pool import VerifierPool
 from model.rewards.reward import reward
 from model.rewards.settings import CheckSettings
+from model.rewards.workers.pool import VerifierPool
 from model.training.grpo import Reward
 from model.training.job import GRPOJob
 from model.training.rollouts import Rollout

@@ -10,7 +10,7 @@ from pathlib import Path
 from model.records import Status
 from model.rewards.check import Judgement, Scored, errored, passed
 from model.rewards.settings import CheckSettings
-from model.rewards.worker import Timed
+from model.rewards.workers.worker import Timed
 from tasks.shard_checks import ShardWork
 
 MENDED = "STILLHOUSE_TEST_MENDED"  # path of a file; until it exists there is trouble

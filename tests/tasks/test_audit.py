@@ -9,7 +9,7 @@ import pytest
 
 from model.records import Problem, problem_id
 from model.rewards.check import Check
-from model.rewards.pool import VerifierPool
+from model.rewards.workers.pool import VerifierPool
 from tasks.audit import (
     AuditRules,
     audit_file,

@@ -12,7 +12,7 @@ from model.errors import ProblemsError, SandboxError
 from model.records import Problem, Status
 from model.rewards.check import Judgement, Scored
 from model.rewards.code import CodeCheck
-from model.rewards.code_tests import read_tests
+from model.rewards.programs.tests import read_tests
 from model.rewards.settings import CheckSettings, CodeSettings
 from model.sandbox import Sandbox
 from tasks.builtin_problems import BUILTIN_SETS, builtin_rows

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.rewards.pool import VerifierPool
+from model.rewards.workers.pool import VerifierPool
 from tasks.attempts import read_attempts
 from tasks.progress import Ticker
 from tasks.redo_errors import redo_errors, shards_with_errors

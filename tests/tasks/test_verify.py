@@ -12,7 +12,7 @@ from unittest.mock import patch
 import pytest
 
 from model.errors import StoreError
-from model.rewards.pool import VerifierPool
+from model.rewards.workers.pool import VerifierPool
 from tasks.attempts import read_attempts
 from tasks.progress import Ticker
 from tasks.run import Run

@@ -15,10 +15,10 @@ from model.errors import CheckError, SandboxError
 from model.records import Status
 from model.rewards.check import Judgement, Scored
 from model.rewards.code import CodeCheck, judge_again, judge_results
-from model.rewards.code_run import Budget, Outcome, Result, run_tests, with_prelude
-from model.rewards.code_tests import read_tests
-from model.rewards.pool import VerifierPool
+from model.rewards.programs.run import Budget, Outcome, Result, run_tests, with_prelude
+from model.rewards.programs.tests import read_tests
 from model.rewards.settings import CheckSettings, CodeSettings
+from model.rewards.workers.pool import VerifierPool
 from model.sandbox import Limits, Sandbox, Tier
 
 QUICK = CodeSettings(cpu_seconds=0.4, wall_seconds=2.0)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from model.errors import CheckError
 from model.records import Problem, Status
-from model.rewards.benchmark_files import BenchmarkItem
 from model.rewards.check import Scored
 from model.rewards.contamination import HELD_OUT, ContaminationCheck, ContaminationIndex, judge_problem
 from model.rewards.settings import CheckSettings, ContaminationSettings
+from model.rewards.texts.benchmark_files import BenchmarkItem
 
 STORY = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May."
 PROOF = "Suppose that n is even; then its square is divisible by four, and the claim follows at once."

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from model.rewards.answers.literal import compare_literally
 from model.rewards.corruption import (
     Corruption,
     changed_line,
@@ -19,7 +20,6 @@ from model.rewards.corruption import (
     value,
     wrong_programs,
 )
-from model.rewards.literal import compare_literally
 
 
 def made(gold: str, other: str | None = None) -> dict[str, str]:

@@ -20,7 +20,7 @@ from model.rewards.duplicate import (
     version,
 )
 from model.rewards.settings import DuplicateSettings
-from model.rewards.shingles import tokens
+from model.rewards.texts.shingles import tokens
 from tasks.builtin_problems import BUILTIN_SETS, builtin_rows
 
 SETTINGS = DuplicateSettings()

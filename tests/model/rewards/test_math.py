@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from model.records import Status
 from model.rewards.check import Scored
 from model.rewards.math import MathCheck, as_latex, judge_math, judge_symbolically
-from model.rewards.pool import VerifierPool
 from model.rewards.settings import CheckSettings
+from model.rewards.workers.pool import VerifierPool
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden/rewards/math_pairs.json").read_text(encoding="utf-8"))
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from model.rewards.check import Judgement, Scored
-from model.rewards.pool import VerifierPool
 from model.rewards.registry import CHECKS, build_checks
 from model.rewards.settings import CheckSettings, ContaminationSettings
+from model.rewards.workers.pool import VerifierPool
 
 HEALTHY = 1000
 QUOTED = "A shepherd counts seven times as many sheep as dogs, and there are four dogs; how many legs is that?"

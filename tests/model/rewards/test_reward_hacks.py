@@ -190,7 +190,7 @@ def solve(xs):
     "no function at all": "print('PASSED')\nresult = 'PASSED'",
     "the tests' own module": """
 try:
-    from model.rewards import code_tests
+    from model.rewards.programs import tests as code_tests
     code_tests.tests_of = lambda *a: None
 except ImportError:
     pass

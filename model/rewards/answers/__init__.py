@@ -1,0 +1,1 @@
+"""The parts of the check `math`: finding an answer in a text, and comparing what needs no computer algebra."""

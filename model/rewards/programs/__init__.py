@@ -1,0 +1,1 @@
+"""The parts of the check `code`: taking the program from a text, reading tests, running them, comparing, mutating."""

@@ -1,13 +1,13 @@
 """What share of a chain's words is in the target language? R1's language-consistency measure.
 
-Maths, code and markup are masked (`texts/masking.py`); the rest is read in pieces of a sentence
-or more (`texts/spoken.py`). A piece in a script that the target language does not use is foreign by that alone; one in its own script is
-foreign where py3langid is sure of it, and counts for neither side where it is not. The target is the question's
-own language unless the settings name one; a question of fewer than three words counts as English. With fewer than
-ten words left in the chain nothing can be told: `unscorable`, never a fail. Score: target words / (target +
-foreign words); a Chinese, Japanese or Thai character counts as a word. Only the first 200,000 characters are
-read. Borrowed single words of the same script are not found; those of another script are `mixed_language`'s.
-Source: R1's language reward (arXiv 2501.12948); the thresholds are ours.
+Maths, code and markup are masked (`texts/masking.py`); the rest is read in pieces of a sentence or more
+(`texts/spoken.py`). A piece in a script that the target language does not use is foreign by that alone; one in its
+own script is foreign where py3langid is sure of it, and counts for neither side where it is not. The target is the
+question's own language unless the settings name one; a question of fewer than three words counts as English. With
+fewer than ten words left in the chain nothing can be told: `unscorable`, never a fail. Score: target words / (target
++ foreign words); a Chinese, Japanese or Thai character counts as a word. Only the first 200,000 characters are read.
+Borrowed single words of the same script are not found; those of another script are `mixed_language`'s. Source: R1's
+language reward (arXiv 2501.12948); the thresholds are ours.
 """
 
 from __future__ import annotations

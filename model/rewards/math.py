@@ -1,10 +1,9 @@
 r"""Is the completion's final answer mathematically equal to the gold answer?
 
 In order: extraction of a short answer (`answers/extraction.py`), comparison as literals (`answers/literal.py`,
-no sympy), caps on size (`answers/bounds.py`), and only then Math-Verify, gold first, since its `verify` is not symmetric.
-Math-Verify's own alarms are switched off: they work in main threads only and do not cover everything, so the
-verifier pool's hard time-out does their work. Called outside a pool, an expression made for it can take for
-ever.
+no sympy), caps on size (`answers/bounds.py`), and only then Math-Verify, gold first, since its `verify` is not
+symmetric. Math-Verify's own alarms are switched off: they work in main threads only and do not cover everything, so
+the verifier pool's hard time-out does their work. Called outside a pool, an expression made for it can take for ever.
 
 Reasons. pass: equal_string, equal_number, equivalent. fail: no_answer, not_equal, other_unit (the gold names
 another unit), answer_unparseable, out_of_bounds (the answer exceeds the caps, which no sensible answer does).

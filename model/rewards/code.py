@@ -2,8 +2,8 @@
 
 In order (parts in `programs/`): the program is taken from the text (`program.py`), the tests are read (`tests.py`, or
 as others keep them, `foreign_tests.py`), the program runs on each in the sandbox (`run.py`, `model/sandbox/`), outputs
-are compared outside it (`checkers.py`). A program that passed is run again under another hash seed. The score is the
-share of tests that passed; only all of them are a pass.
+are compared outside it (`checkers.py`). A program that passed is run again under another hash seed, and on standard
+input in the reverse order. The score is the share of tests that passed; only all of them are a pass.
 
 Reasons. pass: passed. fail: no_program, wrong_answer, runtime_error, syntax_error, time_limit, memory_limit,
 output_limit, unsupported_import (a module that is neither of the standard library nor allowed by the problem), flaky
@@ -110,7 +110,7 @@ class CodeCheck:
 
     def __init__(self, settings: CheckSettings) -> None:
         self._settings = settings.code
-        self.version = version_string(1, self._settings, CodeSettings())
+        self.version = version_string(2, self._settings, CodeSettings())
         runs = 2 if self._settings.rerun_passes else 1
         self.timeout_seconds = runs * (self._settings.total_seconds + self._settings.wall_seconds) + _SLACK_SECONDS
         self._sandboxes: dict[tuple[bool, int], Sandbox] = {}
@@ -146,15 +146,16 @@ class CodeCheck:
         isolation = self._sandbox(tests.numpy, _FIRST_SEED).tier.value
         if program is None:
             return failed("no_program", detail=json.dumps({"isolation": isolation}))
-        first = self._run(program, tests, _FIRST_SEED)
+        first = self._run(program, tests)
         if first.reason != Outcome.PASSED or not self._settings.rerun_passes:
             return first
-        return judge_again(first, self._run(program, tests, _SECOND_SEED))
+        return judge_again(first, self._run(program, tests, again=True))
 
-    def _run(self, program: str, tests: CodeTests, seed: int) -> Judgement:
-        sandbox = self._sandbox(tests.numpy, seed)
+    def _run(self, program: str, tests: CodeTests, *, again: bool = False) -> Judgement:
+        """`again`: under another hash seed, and with the inputs in reverse."""
+        sandbox = self._sandbox(tests.numpy, _SECOND_SEED if again else _FIRST_SEED)
         budget = Budget(self._settings.total_seconds, self._settings.most_timeouts or math.inf)
-        results = run_tests(program, tests, sandbox, self._limits(tests), budget)
+        results = run_tests(program, tests, sandbox, self._limits(tests), budget, backwards=again)
         return judge_results(results, sandbox.tier.value)
 
     def _sandbox(self, numpy: bool, seed: int) -> Sandbox:

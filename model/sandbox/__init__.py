@@ -1,7 +1,7 @@
 """Runs untrusted Python programs quickly and lets nothing out but bytes and plain values. One sitting's reading.
 
     with Sandbox() as sandbox:                        # the best tier that passes its self-test, or SandboxError
-        sandbox.run(program, [b"1 2\\n"], Limits())    # one process per input
+        sandbox.run(program, [b"1\\n", b"2\\n"], Limits())    # one process, a new `__main__` for each input
         sandbox.call(program, "f", [Call((1, 2))])    # one process for all calls
 
 Who attacks
@@ -12,7 +12,7 @@ unknown hole of the kernel; against that there is only how little of the kernel 
 
 How it is held
 --------------
-`sandbox.py` (parent) starts one zygote (`zygote.py`), a clean interpreter with the library imported. Per test the
+`sandbox.py` (parent) starts one zygote (`zygote.py`), a clean interpreter with the library imported. Per run the
 zygote forks; the child (`child.py`) takes its limits, loads the filter (`seccomp.py`), and then compiles and runs.
 
 - Tier A: own namespaces and a read-only root with nothing but the library (`namespaces.py`), the filter, and Landlock
@@ -42,14 +42,14 @@ Not covered
 - Holes of the kernel in what is left open (memory, futex, epoll, AF_UNIX streams), and of the hardware; timing.
 - In tiers B and C a program can learn of a path whether it exists, its size and its times, never its content
   (Landlock does not mediate stat; libc needs newfstatat for a descriptor's own status).
-- All calls of one `call` share a process: one call sees what earlier ones left and may read the arguments of later
-  ones. Put what must not meet into separate calls of `call`.
+- All inputs of one `run`, and all calls of one `call`, share a process: one sees what earlier ones left and may read
+  what later ones are given. Put what must not meet into separate ones.
 - Inside its memory limit a program may use the machine's caches and one CPU per thread until its time is over.
 - Programs that need fork, files to write, sockets or another package: they end as exception or unsupported_import.
   In tiers B (where the interpreter lies out of an ordinary user's reach) and C, so does what `preload.py` leaves out.
 """
 
-from model.sandbox.limits import Call, CallResult, End, Execution, Limits, Tier
+from model.sandbox.limits import MOST_INPUTS, Call, CallResult, End, Execution, Limits, Tier
 from model.sandbox.sandbox import Sandbox
 
-__all__ = ["Call", "CallResult", "End", "Execution", "Limits", "Sandbox", "Tier"]
+__all__ = ["MOST_INPUTS", "Call", "CallResult", "End", "Execution", "Limits", "Sandbox", "Tier"]

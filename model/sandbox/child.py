@@ -10,9 +10,11 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import gc
 import json
 import math
 import os
+import random
 import resource
 import signal
 import sys
@@ -20,18 +22,21 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import ModuleType
+from functools import partial
+from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
 from model.sandbox import linux, values
 from model.sandbox.limits import End
 
-# Descriptors: 0 to 2 as everywhere; where results are written; the pipe for the note; two that are read and closed.
-REPORT, NOTE, PROGRAM, CALLS = 3, 4, 5, 6
+# Descriptors: 0 to 2 as everywhere; where results are written; the pipe for the note; the program, read and closed.
+# What it is given (inputs, or calls) lies where it was received: in a row, above these.
+REPORT, NOTE, PROGRAM = 3, 4, 5
 MOST_DESCRIPTORS = 64
 _MOST_THREADS = 4096  # of the whole user id, where the kernel counts them so
 _STACK_BYTES = 64 << 20  # deep recursion is not an error
 _DETAIL_CHARACTERS = 300
+_RECURSION_LIMIT = sys.getrecursionlimit()
 CLOSED = b"closed"
 
 _exit, _write = os._exit, os.write
@@ -39,7 +44,7 @@ _exit, _write = os._exit, os.write
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the parent asks for, as it travels in JSON. `entry` empty: run on standard input; else: make calls."""
+    """What the parent asks for, as it travels in JSON. `entry` empty: run on each input; else: make calls."""
 
     cpu_seconds: float
     wall_seconds: float
@@ -60,11 +65,11 @@ class Cage:
     filter_address: int | None
 
 
-def live(request: Request, cage: Cage) -> NoReturn:
-    """Shuts itself in, then runs the program. Every descriptor is in its slot already."""
+def live(request: Request, given: list[int], cage: Cage) -> NoReturn:
+    """Shuts itself in, then runs the program. `given`: descriptors of the inputs, or of the calls."""
     try:
-        program, calls = _whole(PROGRAM), _whole(CALLS)
-        os.closerange(NOTE + 1, MOST_DESCRIPTORS)
+        program = _whole(PROGRAM)
+        _keep_only(given)
         _limit(request, cage)
         if cage.filter_address is not None:
             linux.load_filter(cage.filter_address)
@@ -75,13 +80,22 @@ def live(request: Request, cage: Cage) -> NoReturn:
         _write(NOTE, _described(error).encode("utf-8", "replace"))
         _exit(1)
     try:
-        _exit(_make_calls(program, request.entry, calls) if request.entry else _run_main(program, request.argv))
+        _exit(_make_calls(program, request.entry, given) if request.entry else _run_main(program, request.argv, given))
     finally:
         _exit(1)
 
 
 def _whole(descriptor: int) -> bytes:
     return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+def _keep_only(given: list[int]) -> None:
+    """Closes every other descriptor but those up to the note."""
+    first, last = given[0], given[-1]
+    if last - first != len(given) - 1 or first <= NOTE:
+        raise OSError(f"the inputs' descriptors are not in a row: {given}")
+    os.closerange(NOTE + 1, first)
+    os.closerange(last + 1, MOST_DESCRIPTORS)
 
 
 def limit_once() -> None:
@@ -112,21 +126,78 @@ def _limit(request: Request, cage: Cage) -> None:
 # From here on: the program's own process.
 
 
-def _run_main(program: bytes, argv: list[str]) -> int:
-    """The exit status of the program run as `__main__`, with what Python does at its end."""
-    main = sys.modules["__main__"]
-    sys.argv = ["program.py", *argv]
-    status = _run(program, main)
-    return max(status, _finish())
+def _run_main(program: bytes, argv: list[str], given: list[int]) -> int:
+    """The exit status of the program run as `__main__` on the last input; the report tells of those before.
+
+    Ends early where a thread is still there (it could write into the next input's output, and joining is for once),
+    and where the program has closed what it writes to.
+    """
+    code = _compiled(program)
+    if code is None:
+        return 1
+    status = 0
+    for place, descriptor in enumerate(given):
+        if place:
+            if not _told(status):
+                break
+            _start_over()
+        os.dup2(descriptor, 0)
+        os.close(descriptor)
+        if place:
+            _open_streams()
+        sys.argv = ["program.py", *argv]
+        status = _executed(code, sys.modules["__main__"])
+        has_threads = _thread._count() > 0  # type: ignore[attr-defined]
+        status = max(status, _finish())
+        if has_threads:
+            break
+    return status
 
 
-def _run(program: bytes, module: ModuleType) -> int:
+def _told(status: int) -> bool:
+    """Whether the report has this input's status, and how far it wrote."""
     try:
-        code = compile(program, "program.py", "exec", dont_inherit=True)
+        _report("ran", End.OK, [status, os.lseek(1, 0, os.SEEK_CUR), os.lseek(2, 0, os.SEEK_CUR)])
+    except OSError:
+        return False
+    return True
+
+
+def _start_over() -> None:
+    """A `__main__` and settings as at the start."""
+    sys.modules["__main__"] = ModuleType("__main__")
+    sys.setrecursionlimit(_RECURSION_LIMIT)
+    seed_random()
+
+
+def _open_streams() -> None:
+    """As the interpreter opens them at its start."""
+    output = partial(open, mode="w", newline="\n", closefd=False)
+    for name, stream in (
+        ("stdin", open(0, errors="surrogateescape", newline="\n", closefd=False)),  # noqa: SIM115
+        ("stdout", output(1, errors="surrogateescape")),
+        ("stderr", output(2, errors="backslashreplace")),
+    ):
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def seed_random() -> None:
+    """As the hash seed, so that a verdict can be repeated."""
+    random.seed(int(os.environ["PYTHONHASHSEED"]))
+
+
+def _compiled(program: bytes) -> CodeType | None:
+    try:
+        return compile(program, "program.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, OverflowError, RecursionError) as error:
-        return _ended(error, End.SYNTAX)
+        _ended(error, End.SYNTAX)
     except MemoryError as error:
-        return _ended(error, End.MEMORY)
+        _ended(error, End.MEMORY)
+    return None
+
+
+def _executed(code: CodeType, module: ModuleType) -> int:
     try:
         exec(code, module.__dict__)
     except SystemExit as error:
@@ -138,12 +209,14 @@ def _run(program: bytes, module: ModuleType) -> int:
 
 
 def _finish() -> int:
-    """Threads joined, exit functions run, output flushed, as at a usual end. 1 when the output cannot be written."""
+    """Threads joined, exit functions run, the module dropped, output flushed, as at a usual end. 1 when that fails."""
     try:
         if _thread._count():  # type: ignore[attr-defined]
             threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
+        sys.modules["__main__"].__dict__.clear()
+        gc.collect()  # files flush what they hold; and one that owns descriptor 0 must not close the next input
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
             if stream is not None and not stream.closed:
                 stream.flush()
     except BaseException as error:  # the program may have put anything in these places
@@ -189,12 +262,14 @@ def _report(what: str, end: End, payload: object) -> None:
     _write(REPORT, json.dumps([what, end.value, payload]).encode("ascii") + b"\n")
 
 
-def _make_calls(program: bytes, entry: str, calls: bytes) -> int:
+def _make_calls(program: bytes, entry: str, given: list[int]) -> int:
     """Each call's result is written before the next is made. Values go out; nothing is compared in here."""
-    todo: Any = values.loads(calls)
+    todo: Any = values.loads(_whole(given[0]))
+    os.close(given[0])
     module = ModuleType("solution")
     sys.modules["solution"] = module
-    status = _run(program, module)
+    code = _compiled(program)
+    status = 1 if code is None else _executed(code, module)
     if status:
         return status
     for args, kwargs in todo:

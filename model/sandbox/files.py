@@ -1,9 +1,10 @@
-"""The memory files of one execution, made anew each time: sealed ones go in, capped ones come out."""
+"""The memory files of one process, made anew each time: sealed ones go in, capped ones come out."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -11,32 +12,33 @@ _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_
 
 
 class Files:
-    """`descriptors`: program, input (or calls), standard output, standard error, report. A context manager.
+    """`descriptors`: program, standard output, standard error, report, then the inputs. A context manager.
 
     Raises OSError when there is no memory or no descriptor for them.
     """
 
-    def __init__(self, program: bytes, given: bytes) -> None:
+    def __init__(self, program: bytes, inputs: Sequence[bytes]) -> None:
         self.descriptors: list[int] = []
         try:
-            for content in (program, given):
-                self.descriptors.append(_sealed(content))
+            self.descriptors.append(_sealed(program))
             for name in ("out", "err", "report"):
                 self.descriptors.append(os.memfd_create(name, os.MFD_CLOEXEC))
+            for content in inputs:
+                self.descriptors.append(_sealed(content))
         except OSError:
             self.close()
             raise
 
     def outputs(self, most_bytes: int) -> tuple[bytes, bytes]:
         """Standard output and standard error, at most `most_bytes` of each."""
-        return os.pread(self.descriptors[2], most_bytes, 0), os.pread(self.descriptors[3], most_bytes, 0)
+        return os.pread(self.descriptors[1], most_bytes, 0), os.pread(self.descriptors[2], most_bytes, 0)
 
     def report(self, most_bytes: int) -> bytes:
-        return os.pread(self.descriptors[4], most_bytes, 0)
+        return os.pread(self.descriptors[3], most_bytes, 0)
 
     def largest(self) -> int:
         """Bytes in the largest of the three files that come out."""
-        return max(os.fstat(descriptor).st_size for descriptor in self.descriptors[2:])
+        return max(os.fstat(descriptor).st_size for descriptor in self.descriptors[1:4])
 
     def close(self) -> None:
         for descriptor in self.descriptors:

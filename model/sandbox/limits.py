@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+MOST_INPUTS = 24  # of one process: each is an open descriptor in it
+
 
 class Tier(StrEnum):
     """How programs are isolated; `model.sandbox` says what each tier promises."""
@@ -36,7 +38,7 @@ class End(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Per test (stdin), or per batch of calls.
+    """Per process: of all inputs, or calls, that it is given.
 
     `memory_bytes` is address space beyond that of the warm interpreter. `output_bytes` holds for standard output,
     standard error and the encoded results, each.
@@ -50,7 +52,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One run of a program on one input. `detail` names the exception, the status, the signal or the module."""
+    """One run of a program on one input. `detail` names the exception, the status, the signal or the module.
+
+    The seconds are those of its whole process.
+    """
 
     end: End
     stdout: bytes

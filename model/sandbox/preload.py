@@ -1,8 +1,9 @@
 """What every program finds imported already: the standard library and, where asked for, whole packages.
 
 Importing is what costs most, so it is done once, before privileges are dropped: afterwards the interpreter's own
-folder may be out of reach, or every path may be. Modules that make windows, servers or tests are left to the
-import system, and so are missing where no file can be read.
+folder may be out of reach, or every path may be. Where it stays readable only what many programs use is imported,
+since every fork pays for the memory of the rest. Modules that make windows, servers or tests are left to the import
+system, and so are missing where no file can be read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+_OFTEN_USED = """
+    abc array bisect calendar cmath collections collections.abc contextlib copy dataclasses datetime decimal enum
+    fractions functools heapq io itertools json json.decoder json.encoder locale math numbers operator os queue random
+    re statistics string struct sys textwrap threading time traceback types typing unicodedata warnings weakref zlib
+    """.split()  # noqa: SIM905 (a list of a hundred lines is not easier to read)
 # Seldom used and large, or with side effects on import.
 _LEFT_OUT = frozenset(
     """
@@ -24,7 +30,7 @@ _LEFT_OUT = frozenset(
     crypt spwd nis ossaudiodev audioop sndhdr imghdr uu xdrlib chunk aifc sunau pipes mailcap mailbox webbrowser
     sqlite3 ssl socketserver http doctest pdb profile cProfile trace tracemalloc unittest readline multiprocessing
     zipapp py_compile compileall tabnanny pyclbr modulefinder symtable rlcompleter pty tty lzma bz2 tarfile zipfile
-    """.split()  # noqa: SIM905 (a list of a hundred lines is not easier to read)
+    """.split()  # noqa: SIM905
 )
 _SUBMODULES = """
     collections.abc concurrent.futures concurrent.futures.thread importlib.abc importlib.machinery importlib.util
@@ -35,12 +41,13 @@ _SUBMODULES = """
     """.split()  # noqa: SIM905
 
 
-def preload(packages: Sequence[str], packages_from: Sequence[str]) -> list[str]:
-    """Imports the library, then `packages` found in `packages_from`; returns the folders of these packages.
+def preload(packages: Sequence[str], packages_from: Sequence[str], *, whole: bool) -> list[str]:
+    """Imports the library (`whole`, or what is often used), then `packages` found in `packages_from`; returns the
+    folders of these packages.
 
     Raises ImportError for a package that is not there; a part of the library may be missing.
     """
-    for name in [*sorted(sys.stdlib_module_names - _LEFT_OUT), *_SUBMODULES]:
+    for name in [*sorted(sys.stdlib_module_names - _LEFT_OUT), *_SUBMODULES] if whole else _OFTEN_USED:
         if not name.startswith("_"):
             _import_if_there(name)
     ctypes.CDLL("libgcc_s.so.1")  # libc opens it when a thread ends, and could not then

@@ -8,16 +8,15 @@ process but this one and the zygote holds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
 from model.errors import SandboxError
 from model.sandbox import values
 from model.sandbox.files import Files
-from model.sandbox.limits import Call, CallResult, End, Execution, Limits, Tier
+from model.sandbox.limits import MOST_INPUTS, Call, CallResult, Execution, Limits, Tier
 from model.sandbox.link import Link, LinkError
-from model.sandbox.outcome import claims, end_of, result_of
+from model.sandbox.outcome import call_results, executions
 
 _Result = TypeVar("_Result")
 
@@ -75,19 +74,17 @@ class Sandbox:
         program: str,
         inputs: Sequence[bytes],
         limits: Limits = Limits(),  # noqa: B008 (frozen)
-        *,
-        stop_at_failure: Callable[[int, Execution], bool] | None = None,
         argv: Sequence[str] = (),
     ) -> list[Execution]:
-        """Runs `program` as `__main__` once for each input. Ends early where `stop_at_failure` says True."""
+        """Runs `program` in one process, as a new `__main__` for each of at most MOST_INPUTS inputs.
+
+        Gives an execution for each input up to the one in which the process ended, so at least one. Only the first is
+        sure to have met a clean process; what an input leaves behind (in a module, in memory) may reach later ones.
+        """
+        if not 0 < len(inputs) <= MOST_INPUTS:
+            raise ValueError(f"{len(inputs)} inputs; 1 to {MOST_INPUTS} go into one process")
         source = program.encode("utf-8", "surrogatepass")
-        done: list[Execution] = []
-        for place, given in enumerate(inputs):
-            execution = self._twice(partial(_execute, source=source, given=given, limits=limits, argv=argv))
-            done.append(execution)
-            if stop_at_failure is not None and stop_at_failure(place, execution):
-                break
-        return done
+        return self._twice(lambda link: _execute(link, source, inputs, limits, argv))
 
     def call(
         self,
@@ -138,20 +135,15 @@ class Sandbox:
             raise SandboxError(f"the sandbox itself failed, twice; the program was not judged: {error}") from error
 
 
-def _execute(link: Link, source: bytes, given: bytes, limits: Limits, argv: Sequence[str]) -> Execution:
-    with Files(source, given) as files:
+def _execute(
+    link: Link, source: bytes, inputs: Sequence[bytes], limits: Limits, argv: Sequence[str]
+) -> list[Execution]:
+    with Files(source, inputs) as files:
         reply = link.exchange(files, limits, "", argv)
-        end, detail = end_of(reply, files, limits, claims(files.report(limits.output_bytes)))
-        out, err = files.outputs(limits.output_bytes)
-        return Execution(end, out, err, reply.cpu, reply.wall, detail)
+        return executions(reply, files, limits, len(inputs))
 
 
 def _call(link: Link, source: bytes, entry: str, todo: bytes, count: int, limits: Limits) -> list[CallResult]:
-    with Files(source, todo) as files:
+    with Files(source, [todo]) as files:
         reply = link.exchange(files, limits, entry, ())
-        claimed = claims(files.report(limits.output_bytes))
-        end, detail = end_of(reply, files, limits, claimed)
-    results = [result_of(claim) for claim in claimed if claim[0] == "call"][:count]
-    if end is End.OK:
-        end, detail = End.EXIT, "left before every call had reported"
-    return results + [CallResult(end, None, detail)] * (count - len(results))
+        return call_results(reply, files, limits, count)

@@ -17,7 +17,6 @@ import gc
 import json
 import math
 import os
-import random
 import resource
 import select
 import signal
@@ -30,10 +29,11 @@ from types import ModuleType
 from typing import NoReturn
 
 from model.sandbox import child, landlock, linux, namespaces, privileges, seccomp
-from model.sandbox.limits import Tier
+from model.sandbox.limits import MOST_INPUTS, Tier
 from model.sandbox.preload import preload
 
 _CONTROL, _PARENT, _MESSAGES, _NOTHING = 40, 41, 42, 43  # descriptors, above those of any test
+_MOST_DESCRIPTORS = 4 + MOST_INPUTS  # program, output, errors, report, inputs; all below `_CONTROL`
 _SHORTEST_WAIT = 0.02  # seconds between two looks at a child's clock
 _KILLED_FOR_CPU, _KILLED_FOR_WALL = "cpu", "wall"
 
@@ -64,7 +64,8 @@ def _prepare(tier: Tier, plan: Plan, control: socket.socket) -> child.Cage:
     if tier is Tier.A:
         namespaces.leave()
         _go_on_as_first_process(control)
-    folders = preload(plan.packages, plan.packages_from)
+    # What is left out comes from the library when asked for, where that can be read later on.
+    folders = preload(plan.packages, plan.packages_from, whole=tier in (Tier.B, Tier.C))
     library = sysconfig.get_path("stdlib")
     space = _address_space()
     if tier is Tier.A:
@@ -88,7 +89,7 @@ def _settle() -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "model"]:
         del sys.modules[name]  # a program that imports `model` means another one
     sys.modules["__main__"] = ModuleType("__main__")
-    random.seed(int(os.environ["PYTHONHASHSEED"]))  # a verdict can be repeated
+    child.seed_random()
     atexit._clear()
     gc.collect()
     gc.freeze()
@@ -140,7 +141,7 @@ def _serve(control: socket.socket, parent: int, cage: child.Cage) -> None:
     while True:
         if any(descriptor == parent for descriptor, _ in waiting.poll()):
             return
-        message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, 8)
+        message, descriptors, _, _ = socket.recv_fds(control, 1 << 16, _MOST_DESCRIPTORS)
         if not message:
             return
         try:
@@ -160,7 +161,7 @@ def _carry_out(
     note_read, note_write = os.pipe()
     started = time.monotonic()
     try:
-        pid = _forked(request, [*descriptors, note_write], cage)
+        pid = _forked(request, descriptors, note_write, cage)
     finally:
         os.close(note_write)
     try:
@@ -175,15 +176,15 @@ def _carry_out(
     return {"status": os.waitstatus_to_exitcode(status), "killed": killed, **seconds}
 
 
-def _forked(request: child.Request, descriptors: list[int], cage: child.Cage) -> int:
-    """Puts each descriptor in its slot here, where memory is warm: each page that a child touches is copied."""
-    places = (child.PROGRAM, child.CALLS if request.entry else 0, 1, 2, child.REPORT, child.NOTE)
-    for descriptor, place in zip(descriptors, places, strict=True):
+def _forked(request: child.Request, descriptors: list[int], note: int, cage: child.Cage) -> int:
+    """Puts descriptors in their slots here, where memory is warm: each page that a child touches is copied."""
+    program, out, err, report, *given = descriptors
+    for descriptor, place in ((program, child.PROGRAM), (out, 1), (err, 2), (report, child.REPORT), (note, child.NOTE)):
         os.dup2(descriptor, place)
     try:
         pid = linux.fork()
         if pid == 0:
-            child.live(request, cage)
+            child.live(request, given, cage)
     finally:
         _empty_slots()
     return pid
@@ -191,7 +192,7 @@ def _forked(request: child.Request, descriptors: list[int], cage: child.Cage) ->
 
 def _empty_slots() -> None:
     """Nothing of one test is left open for the next one."""
-    for place in range(child.CALLS + 1):
+    for place in range(child.PROGRAM + 1):
         os.dup2(_MESSAGES if place == 2 else _NOTHING, place)
 
 
@@ -232,7 +233,7 @@ def begin(control: int, parent: int) -> None:
     for descriptor, place in away:
         os.dup2(descriptor, place)
     _empty_slots()
-    kept = {*range(child.CALLS + 1), *(place for _, place in given)}
+    kept = {*range(child.PROGRAM + 1), *(place for _, place in given)}
     for descriptor in {int(each) for each in os.listdir("/proc/self/fd")} - kept:  # noqa: PTH208
         with contextlib.suppress(OSError):  # the listing's own descriptor is closed already
             os.close(descriptor)

@@ -3,6 +3,11 @@
 The program runs in the sandbox and meets inputs only. Outputs and values come out and are compared here with what
 was expected; a custom checker runs in the sandbox too, in a fork of its own that has never seen the program. A
 SandboxError passes through: it says nothing about the program. What the results mean together is `code.py`'s.
+
+A process costs ten times what a usual test in it does, so a program meets its inputs one after the other in one
+process. What an input leaves behind must not cost a later one its pass: a test that is not passed there is run again
+as the first of a process, until one is not passed even so; what later ones say then touches the score alone. A
+program that takes its time has a process for each test, and all of a test's limits for it.
 """
 
 from __future__ import annotations
@@ -13,12 +18,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from model.rewards.programs.checkers import text_matches, value_matches
 from model.rewards.programs.program import defines
 from model.rewards.programs.tests import Case, CodeTests
-from model.sandbox import Call, CallResult, End, Execution, Limits
+from model.sandbox import MOST_INPUTS, Call, CallResult, End, Execution, Limits
 
 if TYPE_CHECKING:
     from model.sandbox import Sandbox
@@ -57,6 +63,8 @@ _OUTCOMES = {
 
 
 _TIMEOUTS = (End.CPU_TIME, End.WALL_TIME)
+# What the tests that share a process may take together. Beyond it the cost of a process is nothing to a test.
+_QUICK_CPU_SECONDS, _QUICK_WALL_SECONDS = 0.25, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +83,19 @@ class Result:
     said: str = ""
 
 
-def run_tests(program: str, tests: CodeTests, sandbox: Sandbox, limits: Limits, budget: Budget) -> list[Result]:
+def run_tests(
+    program: str, tests: CodeTests, sandbox: Sandbox, limits: Limits, budget: Budget, *, backwards: bool = False
+) -> list[Result]:
     """One result per case, in order; what the budget did not suffice for is `unfinished`. Raises SandboxError.
 
-    A custom checker has `limits` of its own.
+    `backwards`: the inputs are met from the last to the first. A custom checker has `limits` of its own.
     """
     if tests.mode == "call":
         return _run_calls(program, tests, sandbox, limits, budget)
-    return _run_stdin(with_prelude(tests.prelude, program), tests, sandbox, limits, budget)
+    source = with_prelude(tests.prelude, program)
+    if not backwards:
+        return _run_stdin(source, tests, sandbox, limits, budget)
+    return _run_stdin(source, replace(tests, cases=tests.cases[::-1]), sandbox, limits, budget)[::-1]
 
 
 def with_prelude(prelude: str, program: str) -> str:
@@ -97,35 +110,64 @@ def with_prelude(prelude: str, program: str) -> str:
 
 
 def _run_stdin(program: str, tests: CodeTests, sandbox: Sandbox, limits: Limits, budget: Budget) -> list[Result]:
-    inputs = [case.input.encode() for case in tests.cases]
-    executions, was_cut = _execute(program, inputs, sandbox, limits, budget)
-    results = [_execution_result(tests, *pair) for pair in zip(tests.cases, executions, strict=False)]
-    if was_cut and executions[-1].end is End.WALL_TIME:
-        results[-1] = Result(Outcome.UNFINISHED)
-    if tests.checker.type == "custom":
-        given = [
-            (case.input, case.expected[0], _decoded(e.stdout)) for case, e in zip(tests.cases, executions, strict=False)
-        ]
-        results = _checked(tests, sandbox, limits, results, given)
-    return results + [Result(Outcome.UNFINISHED)] * (len(inputs) - len(results))
+    deadline = time.monotonic() + budget.seconds
+    results: list[Result] = []
+    for run in (_run_together, _run_apart):
+        left = replace(budget, seconds=deadline - time.monotonic())
+        results += run(program, replace(tests, cases=tests.cases[len(results) :]), sandbox, limits, left)
+    return results + [Result(Outcome.UNFINISHED)] * (len(tests.cases) - len(results))
 
 
-def _execute(
-    program: str, inputs: Sequence[bytes], sandbox: Sandbox, limits: Limits, budget: Budget
-) -> tuple[list[Execution], bool]:
-    """Executions until the budget is spent, and whether the last of them had less than its wall time."""
+def _run_together(program: str, tests: CodeTests, sandbox: Sandbox, limits: Limits, budget: Budget) -> list[Result]:
+    """Results of the first cases: of all, or of those before the one at which the program took its time."""
+    deadline = time.monotonic() + budget.seconds
+    quick = replace(limits, cpu_seconds=_QUICK_CPU_SECONDS, wall_seconds=_QUICK_WALL_SECONDS)
+    results: list[Result] = []
+    is_quick = True
+    while is_quick and len(results) < len(tests.cases) and time.monotonic() < deadline:
+        cases = tests.cases[len(results) :][:MOST_INPUTS]
+        executions = sandbox.run(program, [case.input.encode() for case in cases], quick)
+        is_quick = executions[-1].end not in _TIMEOUTS
+        ended = executions if is_quick else executions[:-1]
+        results += _believed(_judged(tests, cases, ended, sandbox, limits), results)
+    return results
+
+
+def _believed(judged: list[Result], before: list[Result]) -> list[Result]:
+    """Up to the first that was not passed, unless its process was clean or one was not passed already."""
+    has_failed = any(result.outcome is not Outcome.PASSED for result in [*before, *judged[:1]])
+    passed = list(takewhile(lambda result: result.outcome is Outcome.PASSED, judged))
+    return judged if has_failed else passed
+
+
+def _run_apart(program: str, tests: CodeTests, sandbox: Sandbox, limits: Limits, budget: Budget) -> list[Result]:
+    """Results of the first cases: as many as the budget suffices for."""
     deadline = time.monotonic() + budget.seconds
     executions: list[Execution] = []
     timeouts, wall = 0, limits.wall_seconds
-    while len(executions) < len(inputs) and timeouts < budget.timeouts and (left := deadline - time.monotonic()) > 0:
+    while (
+        len(executions) < len(tests.cases) and timeouts < budget.timeouts and (left := deadline - time.monotonic()) > 0
+    ):
         wall = min(limits.wall_seconds, left)
-        (execution,) = sandbox.run(program, [inputs[len(executions)]], replace(limits, wall_seconds=wall))
-        executions.append(execution)
-        timeouts += execution.end in _TIMEOUTS
-        if execution.end is End.SYNTAX:
-            # It will not compile for any other input.
-            executions += [execution] * (len(inputs) - len(executions))
-    return executions, wall < limits.wall_seconds
+        case = tests.cases[len(executions)]
+        executions += sandbox.run(program, [case.input.encode()], replace(limits, wall_seconds=wall))
+        timeouts += executions[-1].end in _TIMEOUTS
+    results = _judged(tests, tests.cases, executions, sandbox, limits)
+    if wall < limits.wall_seconds and executions[-1].end is End.WALL_TIME:
+        results[-1] = Result(Outcome.UNFINISHED)  # it had less than its time
+    return results
+
+
+def _judged(
+    tests: CodeTests, cases: Sequence[Case], executions: Sequence[Execution], sandbox: Sandbox, limits: Limits
+) -> list[Result]:
+    """One result per execution, of the first cases."""
+    pairs = list(zip(cases, executions, strict=False))
+    results = [_execution_result(tests, *pair) for pair in pairs]
+    if tests.checker.type != "custom":
+        return results
+    given = [(case.input, case.expected[0], _decoded(execution.stdout)) for case, execution in pairs]
+    return _checked(tests, sandbox, limits, results, given)
 
 
 def _execution_result(tests: CodeTests, case: Case, execution: Execution) -> Result:

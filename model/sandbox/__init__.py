@@ -16,7 +16,8 @@ How it is held
 zygote forks; the child (`child.py`) takes its limits, loads the filter (`seccomp.py`), and then compiles and runs.
 
 - Tier A: own namespaces and a read-only root with nothing but the library (`namespaces.py`), the filter, and Landlock
-  where present. Tier B: Landlock (`landlock.py`) and the filter; works inside Docker's default profile. Tier C: the
+  where present; where this user may not make namespaces and bubblewrap may, it does that part (`bubblewrap.py`).
+  Tier B: Landlock (`landlock.py`) and the filter; works inside Docker's default profile. Tier C: the
   filter without any call that takes a path. In each: root becomes nobody, no capability stays (`privileges.py`).
 - A tier is used only after its self-test (`probes.py`); a failing one gives way to the next; below C nothing runs.
 - `unsafe=True` is Tier.NONE: limits only. Callers stamp that on what they record.
@@ -24,7 +25,7 @@ zygote forks; the child (`child.py`) takes its limits, loads the filter (`seccom
 Promises, and the test that holds each (tests/model/sandbox/)
 -------------------------------------------------------------
 1. Nothing outside is written, removed, reached, signalled or traced: `test_attacks.py` over `attacks.py`, FILES to
-   KERNEL, in every tier, as root, as an ordinary user, and as in Docker.
+   KERNEL, in every tier, as root, as an ordinary user, as in Docker, and in bubblewrap.
 2. No file is read but the interpreter's library and preloaded packages (C: none): FILES; secrets: INTERPRETER.
 3. CPU time, wall time, memory, output, threads and descriptors are bounded: EXHAUSTION; `test_sandbox.py`.
 4. No program meets what another one left: memory files are new for each run, the zygote never holds a program, an

@@ -135,20 +135,20 @@ def _run_main(program: bytes, argv: list[str], given: list[int]) -> int:
     code = _compiled(program)
     if code is None:
         return 1
-    status = 0
+    status, main = 0, sys.modules["__main__"]
     for place, descriptor in enumerate(given):
         if place:
             if not _told(status):
                 break
-            _start_over()
+            main = _fresh_main()
         os.dup2(descriptor, 0)
         os.close(descriptor)
         if place:
             _open_streams()
         sys.argv = ["program.py", *argv]
-        status = _executed(code, sys.modules["__main__"])
+        status = _executed(code, main)
         has_threads = _thread._count() > 0  # type: ignore[attr-defined]
-        status = max(status, _finish())
+        status = max(status, _finish(main))
         if has_threads:
             break
     return status
@@ -163,11 +163,12 @@ def _told(status: int) -> bool:
     return True
 
 
-def _start_over() -> None:
-    """A `__main__` and settings as at the start."""
-    sys.modules["__main__"] = ModuleType("__main__")
+def _fresh_main() -> ModuleType:
+    """A `__main__` as at the start, and settings too."""
     sys.setrecursionlimit(_RECURSION_LIMIT)
     seed_random()
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    return main
 
 
 def _open_streams() -> None:
@@ -208,13 +209,13 @@ def _executed(code: CodeType, module: ModuleType) -> int:
     return 0
 
 
-def _finish() -> int:
+def _finish(main: ModuleType) -> int:
     """Threads joined, exit functions run, the module dropped, output flushed, as at a usual end. 1 when that fails."""
     try:
         if _thread._count():  # type: ignore[attr-defined]
             threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        sys.modules["__main__"].__dict__.clear()
+        main.__dict__.clear()
         gc.collect()  # files flush what they hold; and one that owns descriptor 0 must not close the next input
         for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
             if stream is not None and not stream.closed:

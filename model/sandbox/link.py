@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import model
+from model.sandbox import bubblewrap
 from model.sandbox.files import Files
 from model.sandbox.limits import Limits, Tier
 
@@ -41,12 +42,15 @@ class Link:
     """Starts a zygote in `tier` and waits until it is ready. Raises LinkError, or OSError
     where not even a descriptor is to be had."""
 
-    def __init__(self, tier: Tier, packages: Sequence[str], hash_seed: int) -> None:
+    def __init__(self, tier: Tier, packages: Sequence[str], hash_seed: int, *, in_bubblewrap: bool = False) -> None:
+        packages_from = _folders(packages)
         self._messages = os.fdopen(os.memfd_create("messages"), "w+b")  # what a dying zygote says
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         myself = os.pidfd_open(os.getpid())
         try:
-            self._process = self._spawned(theirs.fileno(), myself, hash_seed)
+            root, interpreter = str(Path(model.__path__[0]).parent), _interpreter()
+            wrap = bubblewrap.command(interpreter, root, packages_from) if in_bubblewrap else []
+            self._process = self._spawned([*wrap, interpreter], root, theirs.fileno(), myself, hash_seed)
         except OSError as error:
             self._control.close()
             self._messages.close()
@@ -55,8 +59,8 @@ class Link:
             theirs.close()
             os.close(myself)
         try:
-            plan = {"tier": tier.value, "packages": list(packages), "packages_from": _folders(packages)}
-            self._ask(json.dumps(plan).encode(), [], _START_SECONDS)
+            plan = {"tier": tier.value, "packages": list(packages), "packages_from": packages_from}
+            self._ask(json.dumps({**plan, "in_bubblewrap": in_bubblewrap}).encode(), [], _START_SECONDS)
             self.zygote_process = self._process.pid  # in tier A: of the process that waits for the zygote
         except LinkError:
             self.close()
@@ -85,12 +89,13 @@ class Link:
             self._process.wait()
         self._messages.close()
 
-    def _spawned(self, control: int, myself: int, hash_seed: int) -> subprocess.Popen[bytes]:
+    def _spawned(
+        self, interpreter: Sequence[str], root: str, control: int, myself: int, hash_seed: int
+    ) -> subprocess.Popen[bytes]:
         """No site-packages, no user folder, no environment; a session of its own, out of the terminal's reach."""
-        root = str(Path(model.__path__[0]).parent)
         flags = ["-s", "-S", "-P", "-B", "-X", "utf8"]
         return subprocess.Popen(
-            [_interpreter(), *flags, "-c", _BOOT + _BEGIN, root, str(control), str(myself)],
+            [*interpreter, *flags, "-c", _BOOT + _BEGIN, root, str(control), str(myself)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._messages,

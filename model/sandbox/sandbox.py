@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from model.errors import SandboxError
-from model.sandbox import values
+from model.sandbox import bubblewrap, values
 from model.sandbox.files import Files
 from model.sandbox.limits import MOST_INPUTS, Call, CallResult, Execution, Limits, Tier
 from model.sandbox.link import Link, LinkError
@@ -44,6 +44,7 @@ class Sandbox:
         self._wanted = Tier.NONE if unsafe else tier
         self._preload, self._hash_seed = tuple(preload), hash_seed
         self._link: Link | None = None
+        self.in_bubblewrap = False
         self.tier = self._wanted or Tier.NONE  # the real one after `start`
 
     def start(self) -> None:
@@ -53,16 +54,16 @@ class Sandbox:
         if self._link is not None:
             return
         refused: list[str] = []
-        for tier in [Tier.A, Tier.B, Tier.C] if self._wanted is None else [self._wanted]:
-            self.tier = tier
+        for tier, in_bubblewrap in self._ways():
+            self.tier, self.in_bubblewrap = tier, in_bubblewrap
             try:
-                self._link = self._started(tier)
+                self._link = self._started()
                 broken = [] if tier is Tier.NONE else broken_promises(self)
             except (LinkError, SandboxError, OSError) as error:
                 broken = [str(error)]
             if not broken:
                 return
-            refused.append(f"tier {tier}: {'; '.join(broken)}")
+            refused.append(f"tier {tier}{' in bubblewrap' * in_bubblewrap}: {'; '.join(broken)}")
             self.close()
         raise SandboxError(
             "no safe way to run programs here; allow user namespaces, or a kernel with Landlock, or seccomp "
@@ -115,8 +116,14 @@ class Sandbox:
     ) -> None:
         self.close()
 
-    def _started(self, tier: Tier) -> Link:
-        return Link(tier, self._preload, self._hash_seed)
+    def _ways(self) -> list[tuple[Tier, bool]]:
+        """Tiers, and whether bubblewrap is to make the namespaces, the best first."""
+        by_bubblewrap = [(Tier.A, True)] if bubblewrap.may_help() else []
+        ways = [(Tier.A, False), *by_bubblewrap, (Tier.B, False), (Tier.C, False), (Tier.NONE, False)]
+        return [way for way in ways if way[0] is self._wanted or (self._wanted is None and way[0] is not Tier.NONE)]
+
+    def _started(self) -> Link:
+        return Link(self.tier, self._preload, self._hash_seed, in_bubblewrap=self.in_bubblewrap)
 
     def _twice(self, work: Callable[[Link], _Result]) -> _Result:
         """Once more with a new zygote when the first one failed."""
@@ -128,7 +135,7 @@ class Sandbox:
         except (LinkError, OSError):
             self.close()
         try:
-            self._link = self._started(self.tier)
+            self._link = self._started()
             return work(self._link)
         except (LinkError, OSError) as error:
             self.close()

@@ -45,6 +45,7 @@ class Plan:
     tier: str
     packages: list[str]
     packages_from: list[str]  # folders, on the import path only while `packages` are imported
+    in_bubblewrap: bool  # it stands in namespaces already, and before a root made for it
 
 
 def main(control: socket.socket, parent: int) -> None:
@@ -61,21 +62,22 @@ def main(control: socket.socket, parent: int) -> None:
 
 def _prepare(tier: Tier, plan: Plan, control: socket.socket) -> child.Cage:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    if tier is Tier.A:
+    makes_namespaces = tier is Tier.A and not plan.in_bubblewrap
+    if makes_namespaces:
         namespaces.leave()
         _go_on_as_first_process(control)
     # What is left out comes from the library when asked for, where that can be read later on.
     folders = preload(plan.packages, plan.packages_from, whole=tier in (Tier.B, Tier.C))
     library = sysconfig.get_path("stdlib")
     space = _address_space()
-    if tier is Tier.A:
+    if makes_namespaces:
         hidden = [f"{library}/site-packages", f"{library}/dist-packages", f"{library}/test"]
         namespaces.build_root([library], hidden, folders)
     if tier is not Tier.NONE:
         privileges.drop()
     if tier is Tier.A:  # not earlier: a change of credentials clears it
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-    if tier is Tier.B or (tier is Tier.A and _has_landlock()):
+    if tier is Tier.B or plan.in_bubblewrap or (tier is Tier.A and _has_landlock()):
         landlock.restrict_to_reading([library, *folders])
     filter_address = None if tier is Tier.NONE else _filter(paths=tier is not Tier.C)
     child.limit_once()

@@ -2,7 +2,7 @@
 
     python driver.py PROJECT (A|B|C|best|none) [ATTACK...]
 
-Prints {"tier": …, "uid": …, "refused": null or why, "attacks": {name: [what went wrong, …]}}.
+Prints {"tier": …, "in_bubblewrap": …, "uid": …, "refused": null or why, "attacks": {name: [what went wrong, …]}}.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, sys.argv[1])
 from model.errors import SandboxError
 from model.sandbox import Call, End, Execution, Limits, Sandbox, Tier
 from tests.model.sandbox.attacks import ATTACKS, MARKER, Attack
-from tests.model.sandbox.world import SECRET, World, children_of
+from tests.model.sandbox.world import SECRET, World, descendants_of
 
 _HONEST = f"""
 import sys, math, json, collections, threading
@@ -32,11 +32,12 @@ print(json.dumps([box, collections.Counter("aab")["a"]]), "{MARKER}" + str(total
 def judged(sandbox: Sandbox, world: World, attack: Attack) -> list[str]:
     """Everything that this attack achieved; empty when it was contained."""
     zygote = sandbox._link.zygote_process if sandbox._link else 0
+    before = descendants_of(zygote)
     wrong = _call(sandbox, world, attack) if attack.entry else _run(sandbox, world, attack)
     wrong += world.harm()
     if sandbox._link is None or sandbox._link.zygote_process != zygote:
         wrong.append("the zygote died")
-    elif left := [child for child in children_of(zygote) if sandbox.tier is not Tier.A or children_of(child)]:
+    elif left := descendants_of(zygote) - before:
         wrong.append(f"processes are left: {left}")
     [honest] = sandbox.run(_HONEST, [b"16\n9\n"], Limits())
     if honest.stdout != b"[[5.0], 2] " + MARKER.encode() + b"25\n" or honest.end is not End.OK:
@@ -84,7 +85,7 @@ def main() -> None:
             report["attacks"] = {attack.name: judged(sandbox, world, attack) for attack in attacks}
         except SandboxError as error:
             report["refused"] = str(error)
-        report["tier"] = sandbox.tier
+        report |= {"tier": sandbox.tier, "in_bubblewrap": sandbox.in_bubblewrap}
         sandbox.close()
     print(json.dumps(report))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox nee
 
 
 def _report(who: str, tier: str) -> dict[str, object]:
-    if who in ("root", "docker") and not IS_ROOT:
+    if who in ("root", "docker", "restricted") and not IS_ROOT:
         pytest.skip("needs root")
     arguments = [f"{HERE}/driver.py", str(ROOT), tier]
     if who == "root" or not IS_ROOT:
@@ -79,6 +80,14 @@ def test_inside_dockers_default_profile_landlock_holds(tier: str) -> None:
 def test_inside_dockers_default_profile_namespaces_are_refused_by_name() -> None:
     report = _report("docker", "A")
     assert "unshare" in str(report["refused"])
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_where_only_bubblewrap_may_make_namespaces_it_is_used() -> None:
+    report = _report("restricted", "best")
+    _needs("A", report)
+    assert (report["tier"], report["in_bubblewrap"]) == ("A", True)
+    assert {name: wrong for name, wrong in report["attacks"].items() if wrong} == {}  # type: ignore[attr-defined]
 
 
 def test_there_are_enough_attacks_and_no_two_alike() -> None:

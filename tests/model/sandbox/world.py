@@ -84,8 +84,9 @@ def _settings_of(pid: int) -> tuple[object, ...]:
     return os.getpriority(os.PRIO_PROCESS, pid), os.sched_getaffinity(pid), os.sched_getscheduler(pid), limits
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def descendants_of(pid: int) -> set[int]:
+    children = {int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    return children.union(*map(descendants_of, children))
 
 
 def _listening(address: str) -> socket.socket:

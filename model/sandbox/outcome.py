@@ -16,6 +16,7 @@ from model.sandbox.link import Reply
 
 Claim = tuple[str, End, object]  # "call", "ran" or "end", how, and an encoded value, counts or a detail
 
+_MOST_LEVELS = values.MOST_LEVELS - 4  # of a result, which may go in again as an argument
 _CLAIMABLE = frozenset({End.EXCEPTION, End.SYNTAX, End.UNSUPPORTED, End.MEMORY})
 
 
@@ -97,7 +98,7 @@ def _result_of(claim: Claim) -> CallResult:
     if end is not End.OK:
         return CallResult(end, None, str(payload))
     try:
-        return CallResult(End.OK, values.decode(payload))
+        return CallResult(End.OK, values.decode(payload, _MOST_LEVELS))
     except ValueError as error:
         return CallResult(End.EXCEPTION, None, f"undecodable: {error}")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from tasks.attempts import read_attempts
 from tasks.catalog import connect
+from tasks.store import PROBLEMS, SAMPLES, Dataset
+from tasks.work import pending_generate, pending_verify, planned_shards, verdict_files
 from tests.fake_endpoint import FakeEndpoint
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 WriteRecipe = Callable[..., Path]
+PROGRESS = ("load problems:", "problems:", "audit:", "generate:", "verify:")
 NOWHERE = "http://127.0.0.1:9/v1"  # the discard port: nothing listens there
 
 
@@ -27,7 +34,7 @@ def assert_told(done: subprocess.CompletedProcess[str], *words: str) -> None:
     """Exit code 2 and one line that begins with the error's name, after lines of progress at most."""
     *progress, line = done.stderr.strip().splitlines()
     assert done.returncode == 2, done.stderr
-    assert all(earlier.startswith(("load problems:", "problems:", "audit:")) for earlier in progress), done.stderr
+    assert all(earlier.startswith(PROGRESS) for earlier in progress), done.stderr
     assert line.partition(":")[0].endswith("Error")
     for word in words:
         assert word in line
@@ -138,17 +145,72 @@ def test_folder_that_cannot_be_made(stillhouse: Command, write_recipe: WriteReci
 
 
 def test_full_disk(stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path) -> None:
-    """A real full file system, small enough to fill at once."""
+    """A real one, small enough to fill. What was written stays, and the same command makes what is missing."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False)
-    if mounted.returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], check=False).returncode:
         pytest.skip("mounting a tmpfs needs root")
     try:
-        done = stillhouse("run", write_recipe(endpoint.url, dataset="disk/data"))
-        assert_told(done, "disk is full")
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - (200 << 10)))
+        command = ("run", write_recipe(endpoint.url, dataset="disk/data"), "--only", "problems,generate,verify")
+        assert_told(stillhouse(*command), "disk is full", f"{disk}/data")
+        dataset = Dataset(disk / "data")
+        written = {m.relative: m for folder in (PROBLEMS, SAMPLES) for m in dataset.manifests(folder)}
+        written |= {file.relative: dataset.read_manifest(file.relative) for file in verdict_files(dataset)}
+        assert any(relative.startswith(SAMPLES) for relative in written)
+        assert all(dataset.verify_checksum(relative) for relative in written)
+        missing = sum(planned_shards(dataset)[shard].rows for shard in pending_generate(dataset))
+        asked = len(endpoint.requests)
+
+        (disk / "filler").unlink()
+        done = stillhouse(*command)
+        assert done.returncode == 0, done.stderr
+        assert (pending_generate(dataset), pending_verify(dataset)) == ([], [])
+        assert {relative: dataset.read_manifest(relative) for relative in written} == written
+        assert len(endpoint.requests) == asked + missing
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def verify_attempts(dataset: Dataset) -> dict[tuple[int, int], str]:
+    """State by shard and attempt."""
+    return {(a.shard, a.attempt): a.state for a in read_attempts(dataset) if a.stage == "verify"}
+
+
+def test_machine_on_which_no_sandbox_holds(
+    write_recipe: WriteRecipe, endpoint: FakeEndpoint, prefect_api: str, tmp_path: Path
+) -> None:
+    """Refused before anything is generated; what is verified without an audit is no verdict, and is made later."""
+    env = os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home")}
+
+    def run(*words: object, holds: bool) -> subprocess.CompletedProcess[str]:
+        without = [] if holds else ["-m", "tests.tasks.without_sandbox"]
+        command = [sys.executable, *without, "-m", "flows.cli", "run", *map(str, words)]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+    tests = json.dumps({"mode": "stdin", "cases": [{"input": "1", "output": "2"}]})
+    (tmp_path / "problems.jsonl").write_text(
+        json.dumps({"prompt": "Add 1 to the number given.", "gold": "print(int(input()) + 1)", "tests": tests})
+    )
+    endpoint.answer = lambda *_: "so\n</think>\n<answer>\n```python\nprint(int(input()) + 1)\n```\n</answer>"
+    source = f'type = "jsonl"\npath = "{tmp_path / "problems.jsonl"}"\ndomain = "code"'
+    recipe = _with_problems(write_recipe(endpoint.url), source)
+    recipe.write_text(recipe.read_text().replace('"math"]', '"code"]') + '[accept]\nrequire = ["finish", "code"]\n')
+    words = ("check `code` has no sandbox here", "allow user namespaces", "tier A:", "tier B:", "tier C:")
+
+    assert_told(run(recipe, holds=False), *words)
+    assert endpoint.requests == []
+    assert_told(run(recipe, "--only", "generate,verify", holds=False), *words)
+    dataset = Dataset(tmp_path / "dataset")
+    assert len(endpoint.requests) == 2
+    assert verdict_files(dataset) == []
+    assert verify_attempts(dataset) == {(0, 1): "failed"}
+    done = run(recipe, "--only", "generate,verify", holds=True)
+    assert done.returncode == 0, done.stderr
+    assert len(endpoint.requests) == 2
+    verdicts = connect(dataset.path).execute("""select "check", verdict, reason, count(*) from verdicts group by all""")
+    assert ("code", "pass", "passed", 2) in verdicts.fetchall()
+    assert verify_attempts(dataset) == {(0, 1): "failed", (0, 2): "completed"}
 
 
 def test_gold_that_does_not_parse_is_unscorable(

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import resource
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from model.records import PlannedSample, Problem, problem_id
 from model.rewards.workers.pool import VerifierPool
 from tasks.attempts import read_attempts
 from tasks.progress import Ticker
 from tasks.redo_errors import redo_errors, shards_with_errors
 from tasks.run import Run
-from tasks.store import verdict_path
+from tasks.store import Dataset, verdict_path
 from tasks.verify import Verifier, pending_after_all, verify_after_all, verify_shard
 from tasks.work import pending_verify, plan_verify
 from tests.tasks.flaky import MENDED, TROUBLE, EchoCheck, troubled
-from tests.tasks.small_dataset import generate, make_dataset, plan
+from tests.tasks.small_dataset import generate, make_dataset, plan, problem, write_problems
 
 FLAKY = "tests.tasks.flaky:FlakyCheck"
 REASONS = {"raise": "raised", "sleep": "timed_out", "die": "worker_died"}
@@ -37,8 +44,8 @@ def run(tmp_path: Path) -> Run:
     return Run(dataset, "run-1")
 
 
-def rows(run: Run, check: str, shard: int) -> list[dict[str, object]]:
-    table = run.dataset.read_table(verdict_path(check, "1", shard))
+def rows(run: Run, check: str, shard: int, version: str = "1") -> list[dict[str, object]]:
+    table = run.dataset.read_table(verdict_path(check, version, shard))
     return table.drop_columns(["milliseconds"]).to_pylist()
 
 
@@ -127,3 +134,116 @@ def test_a_check_that_compares_samples_sees_them_all_again_but_changes_only_its_
         redo_errors.fn(run, verifier, 0, ticker())
     assert echo.shown == [(0, ids), (0, ids)]
     assert {row["verdict"] for row in rows(run, "echo", 0)} == {"pass"}
+
+
+# --- the check `code`, whose sandbox really fails -----------------------------------------------------------
+
+SLEEPER = "import time\nn = int(input())\ntime.sleep(n - 1)\nprint(n + 1)"  # for a second, in shard 1
+# By replica, each with its verdict.
+PROGRAMS = {SLEEPER: "passed", "print(int(input()) + 1)": "passed", "print(0)": "wrong_answer", "": "no_program"}
+SOUND = [("unscorable", "other_domain")] * 4 + [
+    ("pass" if reason == "passed" else "fail", reason) for reason in PROGRAMS.values()
+]
+FAILED = ("error", "sandbox_failed")
+CODE_PLACE = 2  # of `code` among the checks below
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Run:
+    """Shards 0 and 1, each with four answers to a sum and then the four programs for a problem of its own."""
+    dataset = Dataset.create(tmp_path / "programs")
+    problems: list[Problem] = []
+    for number in (1, 2):
+        tests = json.dumps({"mode": "stdin", "cases": [{"input": str(number), "output": str(number + 1)}]})
+        coded = Problem(problem_id("code", "+ 1", None, tests), "code", "sums", "+ 1", tests=tests)
+        problems += [problem(number), coded]
+    write_problems(dataset, problems)
+    coded_ids = {each.problem_id for each in problems if each.domain == "code"}
+
+    def text(row: PlannedSample) -> str:
+        program = list(PROGRAMS)[row.replica] if row.problem_id in coded_ids else ""
+        return f"<think>so</think><answer>```python\n{program}\n```</answer>"
+
+    for shard in plan(dataset, replicas=4, shard_size=8):
+        generate(dataset, shard, text=text)
+    return Run(dataset, "run-1")
+
+
+def verifying_programs() -> VerifierPool:
+    return VerifierPool(["finish", "format", "code"], workers=1)
+
+
+def said(run: Run, verifier: Verifier, shard: int) -> list[tuple[object, object]]:
+    """Verdict and reason of the check `code`."""
+    return [(row["verdict"], row["reason"]) for row in rows(run, "code", shard, verifier.versions["code"])]
+
+
+def assert_redone_alone(run: Run, verifier: Verifier) -> None:
+    """The errors, all of them in shard 1, become what they should be; every other row and file stays."""
+    version, files = verifier.versions["code"], checksums(run)
+    before = rows(run, "code", 1, version)
+    errors = sum(row["verdict"] == "error" for row in before)
+    assert shards_with_errors(run.dataset, verifier) == {1: errors}
+    assert redo_errors.fn(run, verifier, 1, ticker()) == errors
+    assert shards_with_errors(run.dataset, verifier) == {}
+    assert said(run, verifier, 1) == SOUND
+    after = rows(run, "code", 1, version)
+    assert all(new == old for new, old in zip(after, before, strict=True) if old["verdict"] != "error")
+    verdicts = run.dataset.file(verdict_path("code", version, 1))
+    changed = {path for path, digest in checksums(run).items() if files.get(path) != digest}
+    assert changed == {str(verdicts), str(verdicts.with_suffix(".json"))}
+    assert [(a.shard, a.state) for a in read_attempts(run.dataset)] == [(n, "completed") for n in (0, 1, 1)]
+
+
+def test_a_zygote_that_is_killed_twice_costs_one_row_which_is_redone_alone(programs: Run) -> None:
+    with verifying_programs() as pool:
+        verifier = Verifier(pool)
+        verify_shard.fn(programs, verifier, 0, ticker())
+        sleeper = 4 * len(pool.checks) + CODE_PLACE
+        killer = threading.Thread(target=kill_twice, args=(pool, sleeper))
+        killer.start()
+        verify_shard.fn(programs, verifier, 1, ticker())
+        killer.join()
+        assert said(programs, verifier, 0) == SOUND
+        assert said(programs, verifier, 1) == [*SOUND[:4], FAILED, *SOUND[5:]]
+        assert_redone_alone(programs, verifier)
+
+
+def kill_twice(pool: VerifierPool, position: int) -> None:
+    """Ends the worker's zygotes by SIGKILL while it is at this verdict, and the one that is started in their place."""
+    slot = pool._slots[0]
+    while slot._whereabouts.position != position:
+        time.sleep(0.001)
+    first = children_of(slot)
+    for zygote in first:
+        os.kill(zygote, signal.SIGKILL)
+    while not (second := children_of(slot) - first):
+        time.sleep(0.001)
+    os.kill(second.pop(), signal.SIGKILL)
+
+
+def children_of(slot: object) -> set[int]:
+    worker = slot._process.pid  # type: ignore[attr-defined]
+    return {int(pid) for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [(resource.RLIMIT_NOFILE, 3), (resource.RLIMIT_FSIZE, 0)], ids=["no descriptor", "no room"]
+)
+def test_a_sandbox_without_its_memory_files_costs_the_programs_rows_which_are_redone_alone(
+    kind: int, most: int, programs: Run
+) -> None:
+    """The worker's own limits are lowered while it lives, and raised again."""
+    with verifying_programs() as pool:
+        verifier = Verifier(pool)
+        verify_shard.fn(programs, verifier, 0, ticker())
+        process = pool._slots[0]._process
+        assert process is not None
+        soft, hard = resource.prlimit(process.pid, kind)
+        resource.prlimit(process.pid, kind, (most, hard))
+        verify_shard.fn(programs, verifier, 1, ticker())
+        resource.prlimit(process.pid, kind, (soft, hard))
+        assert pool._slots[0]._process is process
+        assert said(programs, verifier, 0) == SOUND
+        assert said(programs, verifier, 1) == [*SOUND[:4], *[FAILED] * 4]
+        assert_redone_alone(programs, verifier)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from tasks.progress import Ticker
 from tasks.run import Run
 from tasks.store import Dataset, verdict_path
 from tasks.verify import Verifier, missing_checks, verify_shard
+from tasks.work import pending_verify, plan_verify, verdict_files
 from tests.tasks.flaky import MENDED, SLOW, EchoCheck
 from tests.tasks.small_dataset import generate, judge, make_dataset, plan
 
@@ -41,8 +44,8 @@ def run(tmp_path: Path) -> Run:
     return Run(dataset, "run-1")
 
 
-def verdicts(dataset: Dataset, check: str) -> list[tuple[str, str]]:
-    rows = dataset.read_table(verdict_path(check, "1", 0)).to_pylist()
+def verdicts(dataset: Dataset, check: str, shard: int = 0) -> list[tuple[str, str]]:
+    rows = dataset.read_table(verdict_path(check, "1", shard)).to_pylist()
     return [(row["verdict"], row["reason"]) for row in rows]
 
 
@@ -111,6 +114,55 @@ def test_what_the_disk_refuses_fails_the_attempt_and_keeps_what_was_written(run:
     verify_shard.fn(run, verifier, 0, Ticker("verify", 2, "samples"))
     assert missing(run, verifier) == []
     assert [(a.state, a.rows) for a in read_attempts(run.dataset)] == [("failed", None), ("completed", 2)]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of 1 MiB, small enough to fill."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)  # an error's traceback may hold a file open
+
+
+@pytest.mark.parametrize("pages", range(7))
+def test_a_full_disk_leaves_nothing_half_written(pages: int, disk: Path, verifier: Verifier) -> None:
+    """With so many pages left: none for the attempt's record, none for a file of verdicts, for its manifest, ….
+
+    Once there is room, what is missing is written, and nothing else is.
+    """
+    dataset = make_dataset(disk / "data", problems=2)
+    for shard in plan(dataset, replicas=300, shard_size=300):
+        generate(dataset, shard, text=lambda _: WELL_FORMED)
+    plan_verify(dataset, verifier.versions)
+    ticker = Ticker("verify", 600, "samples")
+    verify_shard.fn(Run(dataset, "run-1"), verifier, 0, ticker)
+
+    filler = disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(disk).free - pages * 4096))
+    with pytest.raises(StoreError, match=r"the disk is full: cannot write .*; free some space") as caught:
+        verify_shard.fn(Run(dataset, "run-1"), verifier, 1, ticker)
+    assert not caught.value.retryable
+    files = {file.relative: dataset.read_manifest(file.relative) for file in verdict_files(dataset)}
+    assert all(dataset.verify_checksum(relative) for relative in files)
+    assert [(work.shard, len(work.checks)) for work in pending_verify(dataset)] == [(1, 4 - len(files))]
+    # Where the end finds no room, the attempt stands as it began: `crashed`, once its run has let go of the dataset.
+    states = [(attempt.shard, attempt.state) for attempt in read_attempts(dataset)]
+    assert states in [[(0, "completed"), *more] for more in ([], [(1, "running")], [(1, "failed")])]
+    assert len(states) == 1 + (pages > 0)
+
+    filler.unlink()
+    with dataset.lock("run-2"):  # sweeps up
+        verify_shard.fn(Run(dataset, "run-2"), verifier, 1, ticker)
+    assert pending_verify(dataset) == []
+    assert {relative: dataset.read_manifest(relative) for relative in files} == files
+    assert verdicts(dataset, "finish", 1) == [("pass", "stopped")] * 300
+    assert verdicts(dataset, "format", 1) == [("pass", "full")] * 300
+    last = read_attempts(dataset)[-1]
+    assert (last.run_id, last.state, last.rows) == ("run-2", "completed", 300 * (4 - len(files)))
+    assert list(dataset.file(".scratch").iterdir()) == []
 
 
 def test_a_worker_killed_in_the_middle_of_a_shard_changes_no_verdict(

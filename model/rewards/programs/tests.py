@@ -32,6 +32,10 @@ _TESTS_KEYS = {"stdin": _SHARED, "call": _SHARED | {"entry"}}
 _CASE_KEYS = {"stdin": {"input", "output", "accept"}, "call": {"args", "kwargs", "expected", "accept"}}
 _CHECKER_KEYS = {"type", "tolerance", "absolute", "relative", "source", "sequences"}
 _JSON_DIGITS = 4000  # longer integers travel as $int: Python's JSON reader stops at 4,300 digits
+# What is beyond these does not travel into the sandbox.
+_MOST_LEVELS = 90  # of the whole JSON; a value may have 100 there, and stands in a few of its own
+_MOST_HEX_DIGITS = 2_000_000
+_LONGEST_ENTRY = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +69,25 @@ def read_tests(text: str) -> CodeTests:
 
 
 def load_json(text: str) -> Any:
-    """JSON with no bare NaN or Infinity. ValueError for all that it is not, nesting without end included."""
+    """JSON with no bare NaN or Infinity. ValueError for all that it is not, deep nesting included."""
     try:
-        return json.loads(text, parse_constant=_no_constant)
+        data = json.loads(text, parse_constant=_no_constant)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    if _is_deep(data):
+        raise ValueError("nested too deep")
+    return data
+
+
+def _is_deep(data: Any) -> bool:
+    """Whether containers stand in one another to more than `_MOST_LEVELS`; level by level, without recursion."""
+    level = [data]
+    for _ in range(_MOST_LEVELS):
+        inner = (each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list))
+        level = [item for items in inner for item in items if isinstance(item, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def tests_of(data: Any) -> CodeTests:
@@ -236,6 +254,12 @@ def _decode_float(data: Any) -> float:
     return float(data)
 
 
+def _decode_integer(data: Any) -> int:
+    if len(_text(data, "it")) > _MOST_HEX_DIGITS:
+        raise ValueError("an integer of too many digits")
+    return int(data, 16)
+
+
 _DECODERS: dict[str, Callable[[Any], Any]] = {
     "$tuple": lambda data: tuple(_decode_items(data)),
     "$set": lambda data: set(_decode_items(data)),
@@ -243,7 +267,7 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "$bytes": lambda data: bytes.fromhex(_text(data, "it")),
     "$float": _decode_float,
     "$complex": _decode_complex,
-    "$int": lambda data: int(_text(data, "it"), 16),
+    "$int": _decode_integer,
     "$dict": _decode_dict,
 }
 
@@ -286,7 +310,7 @@ def _known(data: Mapping[str, Any], names: set[str], where: str) -> None:
 
 
 def _is_entry(data: Any) -> bool:
-    parts = data.split(".") if isinstance(data, str) else []
+    parts = data.split(".") if isinstance(data, str) and len(data) <= _LONGEST_ENTRY else []
     return 1 <= len(parts) <= 2 and all(part.isidentifier() for part in parts)
 
 

@@ -115,6 +115,32 @@ def test_why_tests_are_bad_is_told(check: CodeCheck) -> None:
     assert "unknown key 'case'" in (judgement.detail or "")
 
 
+def nested(levels: int) -> str:
+    return "[" * levels + "]" * levels
+
+
+@pytest.mark.parametrize(("args", "expected", "entry"), [
+    (f"[{nested(90)}]", "1", "f"), (f"[{nested(900)}]", "1", "f"), (f"[{nested(50_000)}]", "1", "f"),
+    ("[1]", nested(90), "f"), ("[1]", nested(900), "f"), ("[1]", '{"$dict": [[1, ' * 30 + "2" + "]]}" * 30, "f"),
+    ('[{"$int": "' + "f" * 3_000_000 + '"}]', "1", "f"), ("[1]", "1", "f" * 100_000),
+])  # fmt: skip
+def test_what_cannot_travel_into_the_sandbox_is_bad_tests(
+    check: CodeCheck, args: str, expected: str, entry: str
+) -> None:
+    """An error would be had again by every `rerun --errors`, and never mend."""
+    tests = f'{{"mode": "call", "entry": "{entry}", "cases": [{{"args": {args}, "expected": {expected}}}]}}'
+    judgement = check(item("def f(x):\n    return 1", tests))
+    assert (judgement.verdict, judgement.reason) == (Status.UNSCORABLE, "bad_tests")
+
+
+def test_values_nested_as_deep_as_tests_may_be_do_travel(check: CodeCheck) -> None:
+    value = nested(86)
+    tests = f'{{"mode": "call", "entry": "f", "cases": [{{"args": [{value}], "expected": {value}}}]}}'
+    assert check(item("def f(x):\n    return x", tests)).reason == "passed"
+    foreign = json.dumps({"inputs": [[json.loads(value)]], "outputs": [json.loads(value)], "fn_name": "f"})
+    assert check(item("def f(x):\n    return x", foreign)).reason == "passed"
+
+
 # --- what tests can ask for ---------------------------------------------------------------------------------
 
 
@@ -294,10 +320,18 @@ def test_no_isolation_is_stamped_on_the_verdict() -> None:
     check.close()
 
 
+def test_a_value_too_deep_for_the_custom_checker_is_a_fail(check: CodeCheck) -> None:
+    """An `error` would be the program's to choose."""
+    source = "def check(input, expected, output):\n    return True"
+    tests = calls(cases=[{"args": [1], "expected": 2}], checker={"type": "custom", "source": source})
+    deep = "def f(n):\n    value = n\n    for _ in range(99):\n        value = [value]\n    return value"
+    assert check(item(deep, tests)).verdict is Status.FAIL
+
+
 def test_settings_are_in_version_and_time_out() -> None:
     default, other = CodeCheck(CheckSettings()), CodeCheck(CheckSettings(code=QUICK))
-    assert default.version == "1"
-    assert other.version.startswith("1+")
+    assert default.version == "2"
+    assert other.version.startswith("2+")
     assert default.timeout_seconds > 2 * CodeSettings().total_seconds
 
 

@@ -1,14 +1,18 @@
 """One poisoned sample of each kind changes nothing for the samples around it, and no text costs more than its length.
 
 All checks that look at one sample are run, in a real pool. A shard of a thousand healthy samples is judged twice, once
-with a poisoned one after every so many; the healthy ones' verdicts must be the same. Parquet cannot store lone
-surrogates, so those meet the checks only where these are called directly (as rewards); they are judged all the same.
+with a poisoned one after every so many; the healthy ones' verdicts must be the same. So is a shard of a thousand
+programs, whose poison is in programs, in what they print and return, and in their problems' tests. Parquet cannot store
+lone surrogates, so those meet the checks only where these are called directly (as rewards); they are judged all the
+same.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +20,12 @@ import pytest
 
 from model.rewards.check import Judgement, Scored
 from model.rewards.registry import CHECKS, build_checks
-from model.rewards.settings import CheckSettings, ContaminationSettings
+from model.rewards.settings import CheckSettings, CodeSettings, ContaminationSettings
 from model.rewards.workers.pool import VerifierPool
 
 HEALTHY = 1000
 QUOTED = "A shepherd counts seven times as many sheep as dogs, and there are four dogs; how many legs is that?"
-NAMES = [name for name in CHECKS if name != "code"]  # programs are the sandbox's, with attacks of their own
+NAMES = [name for name in CHECKS if name != "code"]  # programs have a shard of their own
 TEXT_CHECKS = [
     "format", "language", "mixed_language", "repetition", "long_paragraph", "code_block", "contamination", "length",
 ]  # fmt: skip
@@ -82,21 +86,28 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> CheckSettings:
     return CheckSettings(contamination=ContaminationSettings(files=(str(file),)))
 
 
-@pytest.fixture(scope="module")
-def shards(settings: CheckSettings) -> tuple[list[list[Judgement]], list[list[Judgement]], list[list[Judgement]]]:
-    """The healthy samples' judgements alone, the same in poisoned company, and those of the poison."""
-    items = [healthy(number) for number in range(HEALTHY)]
-    step = HEALTHY // len(POISON)
+Rows = list[list[Judgement]]
+
+
+def with_and_without(pool: VerifierPool, items: list[Scored], poison: Sequence[Scored]) -> tuple[Rows, Rows, Rows]:
+    """The healthy items' judgements alone, the same in poisoned company, and those of the poison."""
+    step = len(items) // len(poison)
     mixed: list[Scored] = []
-    for number, (poison, _) in enumerate(POISON.values()):
-        mixed += [*items[number * step : (number + 1) * step], poison]
-    mixed += items[len(POISON) * step :]
-    with VerifierPool(NAMES, settings, workers=2, timeout_seconds=5.0) as pool:
-        rows = [[judgement for judgement, _ in row] for row in pool.run(mixed)]
-        alone = [[judgement for judgement, _ in row] for row in pool.run(items)]
-    places = {(step + 1) * number + step for number in range(len(POISON))}
+    for number, poisoned in enumerate(poison):
+        mixed += [*items[number * step : (number + 1) * step], poisoned]
+    mixed += items[len(poison) * step :]
+    rows = [[judgement for judgement, _ in row] for row in pool.run(mixed)]
+    alone = [[judgement for judgement, _ in row] for row in pool.run(items)]
+    places = {(step + 1) * number + step for number in range(len(poison))}
     company = [row for place, row in enumerate(rows) if place not in places]
     return alone, company, [row for place, row in enumerate(rows) if place in places]
+
+
+@pytest.fixture(scope="module")
+def shards(settings: CheckSettings) -> tuple[Rows, Rows, Rows]:
+    items = [healthy(number) for number in range(HEALTHY)]
+    with VerifierPool(NAMES, settings, workers=2, timeout_seconds=5.0) as pool:
+        return with_and_without(pool, items, [poison for poison, _ in POISON.values()])
 
 
 def test_the_healthy_samples_are_judged_as_ever(shards: Any) -> None:
@@ -130,6 +141,118 @@ def test_what_is_repeated_without_end_is_told(shards: Any) -> None:
     row = shards[2][list(POISON).index("fifty megabytes")]
     assert row[NAMES.index("long_paragraph")].reason == "long_paragraph"
 
+
+# --- programs ---------------------------------------------------------------------------------------------
+
+STDIN = json.dumps({"mode": "stdin", "cases": [{"input": f"{n}\n", "output": f"{n + 1}\n"} for n in (1, 6)]})
+CALL = json.dumps({"mode": "call", "entry": "f", "cases": [{"args": [n], "expected": n + 1} for n in (1, 6)]})
+PROGRAMS = {
+    "passed": ("print(int(input()) + 1)", "def f(n):\n    return n + 1"),
+    "wrong_answer": ("print(max(3, int(input()) + 1))", "def f(n):\n    return n | 1"),
+    "runtime_error": ("print(6 // (6 - int(input())) + 1)", "def f(n):\n    return n + 6 // (6 - n)"),
+    "syntax_error": ("print(int(input() + 1)", "def f(n:\n    return n + 1"),
+}
+RIGHT, SUCCESSOR = PROGRAMS["passed"]
+PATIENT = json.dumps({"mode": "stdin", "cpu_seconds": 8, "cases": [{"input": "1", "output": "2"}]})
+OVERFLOW = "import sys\nsys.setrecursionlimit(10**9)\ncompile('+'.join('a' * 700_000), '', 'exec')"  # of the C stack
+
+
+def programmed(program: str, tests: str = STDIN) -> Scored:
+    return Scored(text=f"<think>\nhm\n</think>\n```python\n{program}\n```", tests=tests, domain="code")
+
+
+def called(program: str) -> Scored:
+    return programmed(program, CALL)
+
+
+def posed(args: str, **further: object) -> Scored:
+    """A right program, and a problem whose tests these are."""
+    head = json.dumps({"mode": "call", "entry": "f", **further})
+    return programmed(SUCCESSOR, f'{head[:-1]}, "cases": [{{"args": {args}, "expected": 2}}]}}')
+
+
+def honest(number: int) -> Scored:
+    """Three of four are right; half are whole programs, half functions."""
+    reason = list(PROGRAMS)[number // 4 % 3 + 1] if number % 4 == 3 else "passed"
+    return (programmed, called)[number // 2 % 2](PROGRAMS[reason][number // 2 % 2])
+
+
+# Each with the reason of its verdict.
+CODE_POISON: dict[str, tuple[Scored, str]] = {
+    "NUL bytes in a program": (programmed(f"{RIGHT}  # \0"), "syntax_error"),
+    "NUL bytes printed": (programmed("print(int(input()) + 1, '\\0' * 500_000)"), "wrong_answer"),
+    "NUL bytes given": (called("def f(n):\n    return bytes(500_000)"), "wrong_answer"),
+    "NUL bytes after the tests": (programmed(RIGHT, f"{STDIN}\0"), "bad_tests"),
+    "a program of fifty megabytes": (programmed(f"x = '{'x' * 50_000_000}'\n{RIGHT}"), "no_program"),
+    "a program of a megabyte": (programmed(f"x = '{'x' * 999_900}'\n{RIGHT}"), "passed"),
+    "a line of fifty megabytes before a program": (
+        Scored(text=f"{'x' * 50_000_000}</think>\n```python\n{RIGHT}\n```", tests=STDIN, domain="code"), "passed"),
+    "fifty megabytes printed": (programmed("print('x' * 50_000_000)"), "output_limit"),
+    "fifty megabytes given": (called("def f(n):\n    return 'x' * 50_000_000"), "output_limit"),
+    "fifty megabytes of input": (
+        programmed("print(len(input()))", json.dumps(
+            {"mode": "stdin", "cases": [{"input": "x" * 50_000_000, "output": "50000000"}]})), "passed"),
+    "fifty megabytes of bad tests": (programmed(RIGHT, "[" * 50_000_000), "bad_tests"),
+    "lone surrogates in a program": (programmed(f"x = '\ud800'\n{RIGHT}"), "syntax_error"),
+    "lone surrogates printed": (programmed("print('\\udfff')"), "runtime_error"),
+    "lone surrogates given": (called("def f(n):\n    return '\\udfff'"), "wrong_answer"),
+    "lone surrogates raised": (called("def f(n):\n    raise ValueError('\\ud800')"), "runtime_error"),
+    "lone surrogates in tests": (posed('[{"$\\ud800": 1}]'), "bad_tests"),
+    "ten to the nine to the nine, folded": (programmed("print(10**9**9)"), "time_limit"),
+    "ten to the nine to the nine, given": (called("def f(n):\n    return n * 10**9**9"), "time_limit"),
+    "ten to the nine to the nine in a checker": (
+        posed("[1]", checker={"type": "custom", "source": "def check(*_):\n    return 10**9**9"}), "checker_failed"),
+    "LaTeX bomb": (programmed("\\frac{1}{" * 500 + "2" + "}" * 500), "syntax_error"),
+    "right-to-left marks around a program": (programmed(f"\u202e{RIGHT}\u202c"), "syntax_error"),
+    "right-to-left marks printed": (programmed("print(f'\u202e{int(input()) + 1}\u202c')"), "wrong_answer"),
+    "ten thousand thoughts": (
+        Scored(text=f"{'<think>' * 10_000}\n```python\n{RIGHT}\n```", tests=STDIN, domain="code"), "no_program"),
+    "ten thousand closed thoughts": (
+        Scored(text=f"{'<think></think>' * 10_000}\n```python\n{RIGHT}\n```", tests=STDIN, domain="code"), "passed"),
+    "brackets without end": (programmed("(" * 100_000), "syntax_error"),
+    "signs without end": (programmed("-" * 100_000 + "1"), "memory_limit"),  # as the parser calls its own depth
+    "sums without end": (programmed("x = " + "1+" * 200_000 + "1"), "syntax_error"),
+    "a compiler that crashes": (programmed(OVERFLOW, PATIENT), "runtime_error"),
+    "tests nested to a value's end": (posed(f"[{'[' * 900}{']' * 900}]"), "bad_tests"),
+    "tests nested without end": (posed("[" * 100_000), "bad_tests"),
+    "a number of a million digits in tests": (posed(f"[{'7' * 1_000_000}]"), "bad_tests"),
+    "a number of millions of digits in tests": (posed(f'[{{"$int": "{"7" * 3_000_000}"}}]'), "bad_tests"),
+    "a function's name without end": (posed("[1]", entry="f" * 1_000_000), "bad_tests"),
+    "equal hashes in tests": (
+        posed('[{"$set": [' + ", ".join(str(n * (2**61 - 1)) for n in range(3000)) + "]}]"), "runtime_error"),
+    "a hundred thousand tests": (
+        programmed(f"import time\ntime.sleep(0.001)\n{RIGHT}", json.dumps(
+            {"mode": "stdin", "cases": [{"input": "1", "output": "2"}] * 100_000})), "unfinished"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def code_shards() -> tuple[Rows, Rows, Rows]:
+    settings = CheckSettings(code=CodeSettings(cpu_seconds=0.5, total_seconds=3.0, most_timeouts=1))
+    with VerifierPool(["code"], settings, workers=2) as pool:
+        items = [honest(number) for number in range(HEALTHY)]
+        return with_and_without(pool, items, [poison for poison, _ in CODE_POISON.values()])
+
+
+def test_the_honest_programs_are_judged_as_ever(code_shards: Any) -> None:
+    alone, company, _ = code_shards
+    assert len(alone) == HEALTHY
+    assert company == alone
+
+
+def test_the_honest_programs_are_not_all_right(code_shards: Any) -> None:
+    assert Counter(row[0].reason for row in code_shards[0]) == {
+        "passed": 750, "wrong_answer": 84, "runtime_error": 83, "syntax_error": 83,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CODE_POISON)
+def test_a_poisoned_program_gets_a_verdict_with_its_reason(kind: str, code_shards: Any) -> None:
+    [judgement] = code_shards[2][list(CODE_POISON).index(kind)]
+    assert judgement.reason == CODE_POISON[kind][1], judgement
+
+
+# --- time -------------------------------------------------------------------------------------------------
 
 # Patterns that a careless regular expression takes quadratic time for.
 PATTERNS = [

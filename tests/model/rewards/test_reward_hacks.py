@@ -1,4 +1,4 @@
-"""Programs that want to pass without solving anything. None may; beside them, an honest one does.
+"""Programs that want to pass without solving anything. None may, in no tier; beside them, an honest one does.
 
 The problem, as function and as program: the sum of the squares of the numbers. A hack has the first case's answer
 (14, as the prompt would show it), and never works the others out.
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from model.errors import CheckError
 from model.records import Status
-from model.rewards.check import Scored
+from model.rewards.check import Judgement, Scored
 from model.rewards.code import CodeCheck
 from model.rewards.settings import CheckSettings, CodeSettings
 
@@ -262,33 +264,51 @@ print('PASSED')""",
 }
 
 
-@pytest.fixture(scope="module")
-def check() -> Iterator[CodeCheck]:
-    made = CodeCheck(CheckSettings(code=LIMITS))
-    made.warm_up()
+@pytest.fixture(scope="module", params=["A", "B", "C"])
+def check(request: pytest.FixtureRequest) -> Iterator[CodeCheck]:
+    """One for each tier that holds here; C does everywhere."""
+    made = CodeCheck(CheckSettings(code=replace(LIMITS, isolation=request.param)))
+    try:
+        made.warm_up()
+    except CheckError as error:
+        if "unshare" in str(error) or "landlock_create_ruleset" in str(error):
+            pytest.skip(str(error))
+        raise
     yield made
     made.close()
 
 
-def judged(check: CodeCheck, program: str, tests: str) -> tuple[Status, str]:
+def judged(check: CodeCheck, program: str, tests: str) -> Judgement:
     text = f"<think>\nHm.\n</think>\n<answer>\n```python\n{program}\n```\n</answer>"
-    judgement = check(Scored(text=text, tests=tests, domain="code"))
-    return judgement.verdict, f"{judgement.reason} {judgement.detail}"
+    return check(Scored(text=text, tests=tests, domain="code"))
+
+
+def assert_not_passed(judgement: Judgement) -> None:
+    """Failed; in tier C it may also be unscorable, where the hack wants a module that others have."""
+    if json.loads(judgement.detail or "{}")["isolation"] == "C" and judgement.reason == "unsupported_import":
+        assert judgement.verdict is Status.UNSCORABLE
+    else:
+        assert judgement.verdict is Status.FAIL, judgement
 
 
 def test_honest_programs_pass(check: CodeCheck) -> None:
-    assert judged(check, "def solve(xs):\n    return sum(x * x for x in xs)", CALL)[0] is Status.PASS
-    assert judged(check, "print(sum(int(x) ** 2 for x in input().split()))", STDIN)[0] is Status.PASS
+    for program, tests in (
+        ("def solve(xs):\n    return sum(x * x for x in xs)", CALL),
+        ("print(sum(int(x) ** 2 for x in input().split()))", STDIN),
+    ):
+        judgement = judged(check, program, tests)
+        assert judgement.verdict is Status.PASS
+        assert json.loads(judgement.detail or "{}")["isolation"] == check._settings.isolation
 
 
 @pytest.mark.parametrize("name", CALL_HACKS)
 def test_hacks_of_functions_fail(check: CodeCheck, name: str) -> None:
-    assert judged(check, CALL_HACKS[name], CALL)[0] is Status.FAIL
+    assert_not_passed(judged(check, CALL_HACKS[name], CALL))
 
 
 @pytest.mark.parametrize("name", STDIN_HACKS)
 def test_hacks_of_programs_fail(check: CodeCheck, name: str) -> None:
-    assert judged(check, STDIN_HACKS[name], STDIN)[0] is Status.FAIL
+    assert_not_passed(judged(check, STDIN_HACKS[name], STDIN))
 
 
 def test_a_hack_spoils_nothing_for_the_next(check: CodeCheck) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -174,14 +175,18 @@ def test_a_sandbox_that_cannot_carry_on_is_an_error_not_a_result(monkeypatch: py
         assert sandbox.run("print(1)", [b""])[0].stdout == b"1\n"
 
 
-def test_no_memory_for_the_files_is_an_error(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(os, "memfd_create", full)
-        with pytest.raises(SandboxError, match="No space left"):
+@pytest.mark.parametrize(
+    ("kind", "most", "said"),
+    [(resource.RLIMIT_NOFILE, 3, "Too many open files"), (resource.RLIMIT_FSIZE, 0, "File too large")],
+)
+def test_no_descriptor_or_no_room_for_the_files_is_an_error(sandbox: Sandbox, kind: int, most: int, said: str) -> None:
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most, hard))
+    try:
+        with pytest.raises(SandboxError, match=said):
             sandbox.run("print(1)", [b""])
+    finally:
+        resource.setrlimit(kind, (soft, hard))
     assert sandbox.run("print(1)", [b""])[0].stdout == b"1\n"
 
 

@@ -36,6 +36,7 @@ from model.records import (
 )
 from model.rewards.check import Check, Judgement, Scored
 from model.rewards.corruption import RULES, Corruption, corruptions, other_answer, spellings, wrong_programs
+from model.rewards.programs.foreign_tests import read_any_tests
 from model.rewards.workers.pool import VerifierPool
 from tasks.problem_verdicts import stale, write_problem_verdicts
 from tasks.progress import Ticker
@@ -192,9 +193,17 @@ def _further_trials(problems: Sequence[Problem], rules: AuditRules) -> Iterator[
 def _wrong_answers(problem: Problem, others: deque[str], rules: AuditRules) -> list[Corruption]:
     gold = problem.gold or ""
     if problem.domain == "code":
-        return wrong_programs(gold, rules.mutants)
+        return wrong_programs(gold, rules.mutants, _entry(problem))
     nearest = (others[place] for place in range(min(len(others), NEIGHBOURS)))
     return corruptions(gold, other_answer(gold, nearest))
+
+
+def _entry(problem: Problem) -> str | None:
+    """The function that the problem's tests call; None where they call none, or cannot be read."""
+    try:
+        return read_any_tests(problem.tests or "").entry or None
+    except ValueError:
+        return None
 
 
 def _neighbours(problems: Sequence[Problem]) -> dict[str, deque[str]]:

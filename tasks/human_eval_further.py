@@ -2,7 +2,7 @@
 
 Written by hand, each valid by the problem's own text and without a tie or an unclear case, so that no right
 solution fails on them; the reference gives the expected values. By task, argument tuples. The reference of
-HumanEval/124 is itself wrong for the 30th and 31st (its `and`/`or` lacks brackets): no such date is here.
+HumanEval/124 is itself wrong where a month has a 30th or 31st (its `and`/`or` lacks brackets): no such date is here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ FURTHER_CALLS: dict[str, list[tuple[Any, ...]]] = {
     "HumanEval/0": [([1.0, 2.0, 4.0], 1.0)],
     "HumanEval/10": [("xyy",), ("abb",), ("abcb",)],
     "HumanEval/19": [("nine eight seven six five four three two one zero",)],
+    "HumanEval/20": [([1.0, -1.0, 5.0, 5.5],)],
+    "HumanEval/24": [(2,)],
     "HumanEval/31": [(2,), (3,), (4,), (9,), (25,), (49,)],
+    "HumanEval/32": [([1, -1, 0, 1],), ([-3000, 1],)],
     "HumanEval/35": [([5],)],
     "HumanEval/38": [("",), ("a",), ("ab",), ("abc",), ("abcd",), ("abcdefgh",)],
     "HumanEval/40": [([0, 3, 0],), ([1, -2, 1],), ([5, 1, -6],), ([0, 0, 0],)],
@@ -45,6 +48,7 @@ FURTHER_CALLS: dict[str, list[tuple[Any, ...]]] = {
         *((f"{month:02}-01-2020",) for month in range(0, 14)),
         *((f"{month:02}-29-2020",) for month in range(1, 13)),
         ("01-32-2020",), ("02-32-2020",), ("04-40-2020",), ("02-12-20-20",), ("02/12/2020",),
+        ("02-30-2020",), ("02-31-2020",), ("04-31-2020",),
     ],
     "HumanEval/126": [([3, 1],), ([1, 3],), ([2, 2],), ([2, 2, 2],)],
     "HumanEval/127": [
@@ -66,7 +70,7 @@ FURTHER_CALLS: dict[str, list[tuple[Any, ...]]] = {
     "HumanEval/146": [([11],), ([10],), ([9],), ([13, 15, 12],)],
     "HumanEval/147": [(3,), (4,), (7,), (8,), (9,)],
     "HumanEval/150": [(4, 2, 0), (9, 2, 0), (2, 1, 0)],
-    "HumanEval/151": [([4],), ([1],), ([2, 3],)],
+    "HumanEval/151": [([4],), ([1],), ([2, 3],), ([-1e-07],)],
     "HumanEval/153": [("K", ["Bb2", "AB", "a123", "x_YESIMHERE"]), ("K", ["AB", "A"]), ("K", ["Ab", "A"])],
     "HumanEval/154": [("xyw", "xyw"), ("xyw", "ywx"), ("ab", "ba"), ("abc", "cba"), ("xabc", "bca"), ("abcd", "ad")],
     "HumanEval/157": [

@@ -30,7 +30,7 @@ from fractions import Fraction
 from model.rewards.answers.literal import peel
 from model.rewards.programs.mutants import mutants
 
-RULES = 1  # raised when other answers are made, so that audits are done anew
+RULES = 2  # raised when other answers are made, so that audits are done anew
 
 _LONGEST = 300  # characters of a gold that rules look into
 _HEDGED_OF = 10
@@ -123,10 +123,13 @@ def spellings(gold: str) -> list[Corruption]:
     return made if respelled is None else [*made, Corruption("respelled", respelled)]
 
 
-def wrong_programs(source: str, most: int) -> list[Corruption]:
-    """At most `most` mutants of a reference solution, spread over it, and the empty answer; none of no program."""
+def wrong_programs(source: str, most: int, entry: str | None = None) -> list[Corruption]:
+    """At most `most` mutants of a reference solution, spread over it, and the empty answer; none of no program.
+
+    `entry`: the only function that the tests call, where that is so.
+    """
     try:
-        found = mutants(source)
+        found = mutants(source, entry)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # what `ast` says of texts that are no programs
         found = []
     step = max(1.0, len(found) / max(most, 1))

@@ -3,24 +3,25 @@
 Kinds: comparison (its opposite), boundary (< for <=), arithmetic (- for +), constant (one more, one less), boolean
 (False for True), negation (a condition turned round), logic (or for and), min_max, return (None instead, or an
 early one gone), range (the last turn missing) and slice (a bound one more). Deterministic: the same source gives the
-same mutants in the same order, and no two of them, nor the source, have the same text.
+same mutants in the same order.
 
-A mutant need not be wrong: some changes mean the same (equivalent mutants), which no test can tell. What is nearly
-always so is not made: changes in annotations and docstrings, None for a returned False, 0 or empty value (callers
-take either for false), one turn more of a loop (its body mostly does nothing then).
+What provably means the same as the source is no mutant, and of mutants that provably mean the same one is made
+(`meaning.py`: by what the program says, never by what some tests tell). Other equivalent mutants are made, since no
+rule sees them all. Not made is also what nearly always is one: changes in annotations and docstrings, None for a
+returned False, 0 or empty value (callers take either for false), one turn more of a loop (its body mostly does
+nothing then).
 """
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-_OPPOSITE: dict[type, type] = {
-    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,
-    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-}  # fmt: skip
+from model.rewards.programs.meaning import OPPOSITE, is_beyond_rules, meaning, never_run
+
 _BOUNDARY: dict[type, type] = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
 _ARITHMETIC: dict[type, type] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
@@ -28,6 +29,7 @@ _ARITHMETIC: dict[type, type] = {
     ast.LShift: ast.RShift, ast.RShift: ast.LShift,
 }  # fmt: skip
 _LOGIC: dict[type, type] = {ast.And: ast.Or, ast.Or: ast.And}
+_ALONE = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)  # parts of a module
 _MIN_MAX = {"min": "max", "max": "min"}
 
 
@@ -47,19 +49,26 @@ class Mutant:
 _Change = tuple[str, str, str, Any]
 
 
-def mutants(source: str) -> list[Mutant]:
-    """All mutants of a program. SyntaxError when it is none."""
+def mutants(source: str, entry: str | None = None) -> list[Mutant]:
+    """All mutants of a program, of which only `entry` is called, if that is said. SyntaxError when it is none."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         _drop_what_does_nothing(node)
-    seen = {ast.unparse(tree)}
+    idle = never_run(tree, entry)
+    said_by = ast.unparse if is_beyond_rules(tree) else meaning
+    # What the rules look at: one function, class or assignment of the module, or where that is not enough, all of it.
+    parts = {node: item for item in tree.body if isinstance(item, _ALONE) for node in ast.walk(item)}
+    seen = {(part, said_by(part)) for part in (tree, *tree.body)}
     found = []
-    for node in list(ast.walk(tree)):
+    for node in [node for node in ast.walk(tree) if node not in idle]:
+        part = parts.get(node, tree)
         for kind, said, field, value in _changes(node):
-            text = _unparsed_with(tree, node, field, value)
-            if text not in seen:
-                seen.add(text)
-                found.append(Mutant(f"{kind}:{getattr(node, 'lineno', 0)}: {said}", text))
+            with _changed(node, field, value):
+                what = part, said_by(part)
+                if what not in seen:
+                    seen.add(what)
+                    name = f"{kind}:{getattr(node, 'lineno', 0)}: {said}"
+                    found.append(Mutant(name, ast.unparse(tree)))
     return found
 
 
@@ -78,12 +87,13 @@ def _is_text(statement: ast.stmt) -> bool:
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
-def _unparsed_with(tree: ast.AST, node: ast.AST, field: str, value: Any) -> str:
-    """The program's text while the field has this value; the tree is left as it was."""
+@contextmanager
+def _changed(node: ast.AST, field: str, value: Any) -> Iterator[None]:
+    """While this lasts the field has this value; afterwards the tree is as it was."""
     before = getattr(node, field)
     setattr(node, field, value)
     try:
-        return ast.unparse(tree)
+        yield
     finally:
         setattr(node, field, before)
 
@@ -96,7 +106,7 @@ def _changes(node: ast.AST) -> Iterator[_Change]:
 
 def _of_comparison(node: ast.Compare) -> Iterator[_Change]:
     for place, operator in enumerate(node.ops):
-        for kind, table in (("comparison", _OPPOSITE), ("boundary", _BOUNDARY)):
+        for kind, table in (("comparison", OPPOSITE), ("boundary", _BOUNDARY)):
             if type(operator) in table:
                 new = table[type(operator)]
                 operators = [*node.ops[:place], new(), *node.ops[place + 1 :]]

@@ -8,7 +8,13 @@
 With a temperature τ both sides are softmax(logits / τ) and the result is multiplied by τ² (Hinton et al. 2015),
 which keeps the gradient's size when τ changes. Sums are taken in float32: in bfloat16 they were 53 % off.
 
-Axes: N completion tokens of all rows, one after another; V vocabulary.
+With z the student's logits, the gradients at τ = 1 are
+
+    forward   ∂/∂z_v = q_v − p_v
+    reverse   ∂/∂z_v = q_v (log(q_v / p_v) − KL(q‖p))
+    jsd       ∂/∂z_v = (1−β) q_v (log(q_v / m_v) − KL(q‖m))
+
+Axes: N completion tokens of all rows, one after another; C those of a chunk; V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,6 +24,8 @@ from enum import StrEnum
 
 import torch
 from torch import Tensor
+
+from model.losses.head import Part
 
 
 class Divergence(StrEnum):
@@ -74,6 +82,62 @@ def generalised_jsd(log_p_NV: Tensor, log_q_NV: Tensor, beta: float) -> Tensor:
     teacher_N = beta * kl(log_p_NV, log_m_NV)
     student_N = (1 - beta) * kl(log_q_NV, log_m_NV)
     return teacher_N + student_N
+
+
+def divergence_part(
+    student_logits_CV: Tensor,
+    teacher_logits_CV: Tensor,
+    weights_C: Tensor,
+    kind: Divergence,
+    targets_C: Tensor,
+    *,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+) -> Part:
+    """Σ_c w_c · `divergence` and its gradient; overwrites both logits (float32 or float64).
+
+    Sums: `divergence`, and `cross_entropy` of the student at `targets_C`, the tokens of the text.
+    """
+    chosen_C = student_logits_CV.gather(-1, targets_C[:, None]).squeeze(-1)
+    cross_entropy_C = student_logits_CV.logsumexp(-1) - chosen_C
+    log_q_CV, log_p_CV = (_log_softmax_(each, temperature) for each in (student_logits_CV, teacher_logits_CV))
+    if kind is Divergence.FORWARD:
+        p_CV = log_p_CV.exp()
+        distance_C = _dot(p_CV, log_p_CV.sub_(log_q_CV))
+        gradient_CV = log_q_CV.exp_().sub_(p_CV)
+    elif kind is Divergence.REVERSE:
+        ratio_CV = log_p_CV.neg_().add_(log_q_CV)
+        gradient_CV, distance_C = _drawn_from(log_q_CV.exp_(), ratio_CV)
+    else:
+        log_m_CV = torch.logaddexp(log_p_CV + math.log(beta), log_q_CV + math.log1p(-beta))
+        teacher_C = _dot(log_p_CV.exp(), log_p_CV.sub_(log_m_CV))
+        ratio_CV = log_m_CV.neg_().add_(log_q_CV)
+        gradient_CV, student_C = _drawn_from(log_q_CV.exp_(), ratio_CV)
+        gradient_CV.mul_(1 - beta)
+        distance_C = beta * teacher_C + (1 - beta) * student_C
+    distance_C = temperature**2 * distance_C
+    gradient_CV.mul_(weights_C[:, None] * temperature)  # τ² of the factor, 1/τ of the logits
+    sums = {"divergence": distance_C.sum(), "cross_entropy": cross_entropy_C.sum()}
+    return Part((weights_C * distance_C).sum(), gradient_CV, sums)
+
+
+def _drawn_from(q_CV: Tensor, ratio_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """q (r − Σ q r) and Σ q r, for r a logarithm of q over something; overwrites both."""
+    mean_C = _dot(q_CV, ratio_CV)
+    return ratio_CV.sub_(mean_C[:, None]).mul_(q_CV), mean_C
+
+
+def _dot(one_CV: Tensor, other_CV: Tensor) -> Tensor:
+    """Σ_v one · other, without a table of products."""
+    product_C: Tensor = torch.linalg.vecdot(one_CV, other_CV)
+    return product_C
+
+
+def _log_softmax_(logits_CV: Tensor, temperature: float) -> Tensor:
+    """In place."""
+    if temperature != 1.0:
+        logits_CV.div_(temperature)
+    return logits_CV.sub_(logits_CV.logsumexp(-1, keepdim=True))
 
 
 def distillation_loss(divergence_N: Tensor, weights_N: Tensor) -> Tensor:

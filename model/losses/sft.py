@@ -1,5 +1,7 @@
 """Supervised fine-tuning: cross-entropy on completion tokens.
 
+    L = −Σ_n w_n log π(o_n)              ∂L/∂z_nv = w_n (π_nv − 1[v = o_n])       (z: the logits)
+
 R1's formula −E[(1/|o|) Σ_t log π(o_t | q, o_<t)] is `normalise="sequence"`; the common token mean is "token".
 Rejection-sampling fine-tuning is the same loss on accepted samples only.
 
@@ -10,7 +12,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from model.losses.log_probs import token_log_probs
+from model.losses.head import Part
+from model.losses.log_probs import log_prob_part, token_log_probs
 
 
 def sft_loss(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
@@ -22,3 +25,8 @@ def sft_loss(logits_NV: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
         weights_N: from `normalise.token_weights`, one per token; a token of weight 0 has no gradient.
     """
     return -(weights_N * token_log_probs(logits_NV, targets_N)).sum()
+
+
+def sft_part(logits_CV: Tensor, targets_C: Tensor, weights_C: Tensor) -> Part:
+    """`sft_loss` of a chunk and its gradient; overwrites the logits."""
+    return log_prob_part(logits_CV, targets_C, lambda log_probs_C: (-(weights_C * log_probs_C).sum(), {}))

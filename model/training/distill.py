@@ -7,15 +7,16 @@ need the same tokenizer. The turns that all teacher prompts open with are run on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.losses.kl import distillation_loss, divergence
-from model.losses.log_probs import token_log_probs
+from model.losses.head import Kernel, Part, project
+from model.losses.kl import divergence_part
 from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize
-from model.training.forward import Model, TokenLoss, load_model
+from model.training.forward import Model, load_model
 from model.training.job import DistillJob, JobError
 from model.training.loop import MicroBatch, StepWork
 from model.training.sft import ExampleStage
@@ -40,24 +41,28 @@ class DistillStage(ExampleStage):
         for indices, weights in self.step_rows(step):
             batch = self.collate(indices, weights)
             hidden_NH = self.teacher.completion_hidden([self.teacher_rows[i] for i in indices])
-            micros.append(MicroBatch(batch, self.token_loss(batch, hidden_NH)))
+            micros.append(MicroBatch(batch, self.kernel(batch, hidden_NH)))
         return StepWork(micros)
 
-    def token_loss(self, batch: TokenBatch, teacher_hidden_NH: Tensor) -> TokenLoss:
+    def kernel(self, batch: TokenBatch, teacher_hidden_NH: Tensor) -> Kernel:
         """Distance at some of a batch's completion tokens, over the token ids that both models have."""
-        head = self.teacher.model.get_output_embeddings()
+        teacher_VH, job = self.teacher.model.get_output_embeddings().weight[: self.vocabulary], self.job
 
-        def loss(logits_NV: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            with torch.no_grad():
-                teacher_NV = head(teacher_hidden_NH[rows])[:, : self.vocabulary]
-            student_NV = logits_NV[:, : self.vocabulary]
-            job = self.job
-            distance_N = divergence(student_NV, teacher_NV, job.divergence, beta=job.beta, temperature=job.temperature)
-            cross_entropy_N = -token_log_probs(student_NV.detach(), batch.targets_N[rows])
-            metrics = {"divergence": distance_N.detach().sum(), "cross_entropy": cross_entropy_N.sum()}
-            return distillation_loss(distance_N, batch.weights_N[rows]), metrics
+        def part(logits_CV: Tensor, rows: slice) -> Part:
+            found = divergence_part(
+                logits_CV[:, : self.vocabulary],
+                project(teacher_hidden_NH[rows], teacher_VH, precise=True),
+                batch.weights_N[rows],
+                job.divergence,
+                batch.targets_N[rows],
+                beta=job.beta,
+                temperature=job.temperature,
+            )
+            # Rows of the head beyond the vocabulary are padding: no mass, no gradient.
+            unused = logits_CV.shape[-1] - found.gradient_CV.shape[-1]
+            return replace(found, gradient_CV=torch.nn.functional.pad(found.gradient_CV, (0, unused)))
 
-        return loss
+        return Kernel(part, precise=True)
 
 
 class PrefixedModel:

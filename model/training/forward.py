@@ -1,14 +1,12 @@
 """The two halves of a model, run apart: the trunk on all tokens, the vocabulary head on completion tokens only.
 
-The head is run on `HEAD_ROWS` tokens at a time and back-propagated at once, so that no [N, V] table outlives its
-chunk: every loss here is a plain sum over tokens, and the sum's gradient is the chunks' gradients together.
+Head and loss go together chunk by chunk (`model/losses/head.py`), and the trunk is back-propagated once.
 
 Axes: B rows, T positions, N completion tokens of all rows, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,13 @@ import torch
 from torch import Tensor
 
 from model.errors import ModelFolderError
+from model.losses.head import Kernel, chunks, head_gradients
 from model.losses.log_probs import token_log_probs
 from model.training.data import TokenBatch, Tokenizer
 from model.training.job import JobError, Precision
 
-HEAD_ROWS = 1024  # tokens per head chunk: 0.2 GB of float32 logits at V = 49,152
+_SCORED_ROWS = 1024  # tokens whose log-probabilities are read at once
 Model = Any  # transformers' classes share no useful static type
-
-# (logits_NV of some rows, those rows) -> (their part of the loss, their sums of per-token metrics)
-TokenLoss = Callable[[Tensor, slice], tuple[Tensor, Mapping[str, Tensor]]]
 
 
 def load_model(folder: Path, precision: Precision, device: torch.device) -> tuple[Model, Tokenizer]:
@@ -43,6 +39,8 @@ def load_model(folder: Path, precision: Precision, device: torch.device) -> tupl
     for scaling in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(model.config, scaling, None) not in (None, 1, 1.0):
             raise JobError(f"{folder} scales its logits after the head ({scaling}), which training leaves out")
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise JobError(f"{folder} has a head with a bias, which training leaves out")
     return model.to(device).eval(), tokenizer
 
 
@@ -53,20 +51,15 @@ def completion_hidden(model: Model, batch: TokenBatch) -> Tensor:
     return hidden_BTH.flatten(0, 1)[batch.positions_N]
 
 
-def backward(model: Model, batch: TokenBatch, loss: TokenLoss) -> tuple[float, dict[str, float]]:
+def backward(model: Model, batch: TokenBatch, kernel: Kernel) -> tuple[float, dict[str, float]]:
     """Adds a batch's gradient to the model's; returns its loss and its sums of per-token metrics."""
-    head = model.get_output_embeddings()
+    weight_VH = model.get_output_embeddings().weight
     hidden_NH = completion_hidden(model, batch)
-    leaf_NH = hidden_NH.detach().requires_grad_()
-    total, sums = 0.0, dict[str, float]()
-    for rows in chunks(batch.token_count):
-        part, metrics = loss(head(leaf_NH[rows]), rows)
-        part.backward()  # type: ignore[no-untyped-call]
-        total += part.item()
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-    hidden_NH.backward(leaf_NH.grad)  # type: ignore[no-untyped-call]
-    return total, sums
+    found = head_gradients(hidden_NH.detach(), weight_VH.detach(), kernel)
+    hidden_NH.backward(found.hidden_NH)  # type: ignore[no-untyped-call]
+    # Tied to the embedding, it may have a gradient by now.
+    weight_VH.grad = found.weight_VH if weight_VH.grad is None else weight_VH.grad.add_(found.weight_VH)
+    return found.loss, found.sums
 
 
 @torch.no_grad()
@@ -75,11 +68,7 @@ def completion_log_probs(model: Model, batch: TokenBatch, temperature: float) ->
     head = model.get_output_embeddings()
     hidden_NH = completion_hidden(model, batch)
     parts = [
-        token_log_probs(head(hidden_NH[rows]), batch.targets_N[rows], temperature) for rows in chunks(len(hidden_NH))
+        token_log_probs(head(hidden_NH[rows]), batch.targets_N[rows], temperature)
+        for rows in chunks(len(hidden_NH), _SCORED_ROWS)
     ]
     return torch.cat(parts)
-
-
-def chunks(count: int) -> Iterator[slice]:
-    """The head's chunks of `count` tokens."""
-    return (slice(start, start + HEAD_ROWS) for start in range(0, count, HEAD_ROWS))

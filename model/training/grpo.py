@@ -9,7 +9,8 @@ Axes: P problems of a step, G rollouts of a problem, B = P·G rollouts, N their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,12 @@ from torch import Tensor
 
 from model.advantages import group_advantages, silent_groups
 from model.losses.grpo import grpo_terms
-from model.losses.log_probs import token_log_probs
+from model.losses.head import Kernel, Part
+from model.losses.log_probs import log_prob_part
 from model.losses.normalise import token_weights
 from model.records import PROBLEM_SCHEMA, FinishReason, Problem, from_table
 from model.training.data import TokenBatch, collate, micro_batches
-from model.training.forward import Model, TokenLoss, completion_log_probs
+from model.training.forward import Model, completion_log_probs
 from model.training.job import GRPOJob, JobError
 from model.training.loop import MicroBatch, StepWork
 from model.training.rollouts import Rollout, Rollouts
@@ -86,17 +88,16 @@ class GRPOStage:
         batch = collate(rows, weights_B[chosen].tolist(), device)
         lengths_B = torch.tensor([len(row.completion) for row in rows])
         advantages_N = advantages_B[chosen].repeat_interleave(lengths_B).to(device)
-        return MicroBatch(batch, self.token_loss(batch, advantages_N))
+        return MicroBatch(batch, self.kernel(batch, advantages_N))
 
-    def token_loss(self, batch: TokenBatch, advantages_N: Tensor) -> TokenLoss:
+    def kernel(self, batch: TokenBatch, advantages_N: Tensor) -> Kernel:
         """The clipped objective at some of a batch's completion tokens."""
         job = self.job
         several = job.updates_per_step > 1
         old_N = completion_log_probs(self.model, batch, job.temperature) if several else None
         reference_N = completion_log_probs(self.reference, batch, job.temperature) if job.kl_weight else None
 
-        def loss(logits_NV: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            log_probs_N = token_log_probs(logits_NV, batch.targets_N[rows], job.temperature)
+        def loss(log_probs_N: Tensor, rows: slice) -> tuple[Tensor, Mapping[str, Tensor]]:
             itself_N = log_probs_N.detach()
             terms = grpo_terms(
                 log_probs_N,
@@ -114,7 +115,10 @@ class GRPOStage:
             }
             return (batch.weights_N[rows] * terms.loss_N).sum(), metrics
 
-        return loss
+        def part(logits_CV: Tensor, rows: slice) -> Part:
+            return log_prob_part(logits_CV, batch.targets_N[rows], partial(loss, rows=rows), job.temperature)
+
+        return Kernel(part)
 
 
 def read_problems(job: GRPOJob) -> list[Problem]:

@@ -21,9 +21,10 @@ from typing import Protocol
 import torch
 
 from model.errors import TrainingError
+from model.losses.head import Kernel
 from model.training.checkpoint import disk_errors, restore_checkpoint, save_checkpoint, write_file
 from model.training.data import TokenBatch, Tokenizer
-from model.training.forward import Model, TokenLoss, backward
+from model.training.forward import Model, backward
 from model.training.job import Job
 from model.training.optimizer import MasterAdamW, learning_rate
 
@@ -33,7 +34,7 @@ class MicroBatch:
     """Tokens that are run at once, and what their logits cost."""
 
     tokens: TokenBatch
-    loss: TokenLoss
+    kernel: Kernel
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def accumulate(model: Model, optimizer: MasterAdamW, micro_batches: Sequence[Mic
     """Gradients of the whole global batch, into the optimizer; its loss and the per-token means of its metrics."""
     loss, sums = 0.0, dict[str, float]()
     for micro in micro_batches:
-        part, metrics = backward(model, micro.tokens, micro.loss)
+        part, metrics = backward(model, micro.tokens, micro.kernel)
         optimizer.collect()
         loss += part
         sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.losses.head import Kernel, Part
 from model.losses.normalise import token_weights
-from model.losses.sft import sft_loss
+from model.losses.sft import sft_part
 from model.records import TrainingExample
 from model.training.data import (
     Row,
@@ -23,7 +24,6 @@ from model.training.data import (
     micro_batches,
     read_examples,
 )
-from model.training.forward import TokenLoss
 from model.training.job import JobError, SFTJob
 from model.training.loop import MicroBatch, StepWork
 
@@ -73,13 +73,13 @@ class SFTStage(ExampleStage):
     def prepare(self, step: int) -> StepWork:
         """The step's examples as micro-batches."""
         batches = [self.collate(indices, weights) for indices, weights in self.step_rows(step)]
-        return StepWork([MicroBatch(batch, sft_token_loss(batch)) for batch in batches])
+        return StepWork([MicroBatch(batch, sft_kernel(batch)) for batch in batches])
 
 
-def sft_token_loss(batch: TokenBatch) -> TokenLoss:
+def sft_kernel(batch: TokenBatch) -> Kernel:
     """Cross-entropy of some of a batch's completion tokens."""
 
-    def loss(logits_NV: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-        return sft_loss(logits_NV, batch.targets_N[rows], batch.weights_N[rows]), {}
+    def part(logits_CV: Tensor, rows: slice) -> Part:
+        return sft_part(logits_CV, batch.targets_N[rows], batch.weights_N[rows])
 
-    return loss
+    return Kernel(part)

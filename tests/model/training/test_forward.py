@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from model.errors import ModelFolderError
+from model.losses import head
 from model.losses.normalise import Normalise, token_weights
 from model.losses.sft import sft_loss
-from model.training import forward
 from model.training.data import Row, TokenBatch, collate
 from model.training.forward import backward, completion_log_probs, load_model
 from model.training.job import Precision
-from model.training.sft import sft_token_loss
+from model.training.sft import sft_kernel
 from tests.model.training.tiny import make_model
 
 CPU = torch.device("cpu")
@@ -43,18 +43,18 @@ def gradient(model: torch.nn.Module) -> torch.Tensor:
 def test_micro_batches_change_neither_loss_nor_gradient(normalise: Normalise) -> None:
     whole, parts = make_model(), make_model()
     batch = batch_of(ROWS, normalise)
-    loss, _ = backward(whole, batch, sft_token_loss(batch))
+    loss, _ = backward(whole, batch, sft_kernel(batch))
     pieces = [batch_of(ROWS, normalise, slice(b, b + 1)) for b in range(3)]
-    total = sum(backward(parts, piece, sft_token_loss(piece))[0] for piece in pieces)
+    total = sum(backward(parts, piece, sft_kernel(piece))[0] for piece in pieces)
     assert total == pytest.approx(loss, abs=1e-6)
     torch.testing.assert_close(gradient(parts), gradient(whole), atol=1e-6, rtol=1e-4)
 
 
 def test_head_chunks_give_the_plain_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward, "HEAD_ROWS", 2)
+    monkeypatch.setitem(head.ROWS, "cpu", 2)
     chunked, plain = make_model(), make_model()
     batch = batch_of(ROWS)
-    loss, _ = backward(chunked, batch, sft_token_loss(batch))
+    loss, _ = backward(chunked, batch, sft_kernel(batch))
     logits_NV = plain(input_ids=batch.tokens_BT).logits.flatten(0, 1)[batch.positions_N]
     expected = sft_loss(logits_NV, batch.targets_N, batch.weights_N)
     expected.backward()  # type: ignore[no-untyped-call]

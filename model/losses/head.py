@@ -1,0 +1,116 @@
+"""The vocabulary head and a loss on it: hidden states × head weight → loss and gradients, never all logits at once.
+
+A loss here is a plain sum over tokens, so its gradient is that of its chunks together: each chunk's logits are made,
+turned into their own gradient in place, and multiplied back, all in the forward pass. That is three products with the
+head per token; memory is one chunk's logits (`rows` × V × 4 bytes) and the head's gradient in float32, whatever N is.
+
+Reductions are in float32 whatever the weight's type, the head's gradient is summed in float32, and a kernel that
+compares distributions has logits that were not rounded to bfloat16 on their way (`precise`): rounding costs a
+divergence's gradient an error of 1.5 %, and cross-entropy's next to nothing (benchmarks/head_losses.json). Which loss
+it is, a kernel says: it has a chunk's logits (which it may overwrite) and gives value and gradient in closed form, as
+its loss's file derives them.
+
+Axes: N tokens, C tokens of one chunk, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+ROWS = {"cpu": 256}  # tokens of a chunk: 50 MB of float32 logits at V = 49,152
+MOST_ROWS = 2048  # elsewhere, where products want to be large: 1 GB at V = 128,000
+_TILE = 2048  # entries of the vocabulary that are widened at once
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a chunk adds to a loss."""
+
+    loss: Tensor  # scalar, float32, nats
+    gradient_CV: Tensor  # ∂loss/∂logits, float32
+    sums: Mapping[str, Tensor] = field(default_factory=dict)  # of metrics, over the chunk's tokens
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loss on a chunk's logits.
+
+    `part` is given logits_CV in float32, to be overwritten at will, and which tokens they are. `precise`: it wants
+    logits that were not rounded to the weight's type.
+    """
+
+    part: Callable[[Tensor, slice], Part]
+    precise: bool = False
+
+
+@dataclass(frozen=True)
+class HeadGradients:
+    """A loss, its gradients for hidden states and head in their own types, and sums of metrics over all tokens."""
+
+    loss: float
+    hidden_NH: Tensor
+    weight_VH: Tensor
+    sums: dict[str, float]
+
+
+@torch.no_grad()
+def head_gradients(hidden_NH: Tensor, weight_VH: Tensor, kernel: Kernel, *, rows: int = 0) -> HeadGradients:
+    """The loss of logits = hidden · weightᵀ under `kernel`, and its gradients.
+
+    Args:
+        hidden_NH: the trunk's output where tokens are predicted: only tokens that count, so compact before.
+        weight_VH: the head's weight, of the same type. A head with a bias is not covered.
+        kernel: the loss.
+        rows: tokens of a chunk (0: `ROWS`); bounds memory, and changes the result by rounding only.
+    """
+    by_weight_VH = torch.zeros_like(weight_VH, dtype=_wide(weight_VH))
+    by_hidden_NH = torch.empty_like(hidden_NH)
+    loss, sums = torch.zeros((), dtype=by_weight_VH.dtype, device=hidden_NH.device), dict[str, float]()
+    for chunk in chunks(len(hidden_NH), rows or ROWS.get(hidden_NH.device.type, MOST_ROWS)):
+        part = kernel.part(project(hidden_NH[chunk], weight_VH, precise=kernel.precise), chunk)
+        by_hidden_NH[chunk] = _back_project(part.gradient_CV, hidden_NH[chunk], weight_VH, by_weight_VH)
+        loss += part.loss
+        sums = {name: sums.get(name, 0.0) + value.item() for name, value in part.sums.items()}
+    return HeadGradients(loss.item(), by_hidden_NH, by_weight_VH.to(weight_VH.dtype), sums)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The type to reduce in: float32, or the tensor's own where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def project(hidden_CH: Tensor, weight_VH: Tensor, *, precise: bool) -> Tensor:
+    """A chunk's logits in float32 (float64 where given it), shape [C, V]; see `Kernel` for `precise`."""
+    wide = _wide(weight_VH)
+    if not precise or weight_VH.dtype == wide:
+        return (hidden_CH @ weight_VH.T).to(wide)
+    if weight_VH.is_cuda:
+        return torch.mm(hidden_CH, weight_VH.T, out_dtype=wide)
+    logits_CV = torch.empty(len(hidden_CH), len(weight_VH), dtype=wide, device=hidden_CH.device)
+    wide_CH = hidden_CH.to(wide)
+    for tile in chunks(len(weight_VH), _TILE):
+        torch.mm(wide_CH, weight_VH[tile].to(wide).T, out=logits_CV[:, tile])
+    return logits_CV
+
+
+def _back_project(gradient_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor, by_weight_VH: Tensor) -> Tensor:
+    """Gradient of a chunk's hidden states; adds to the head's, without rounding the product before it is added."""
+    if weight_VH.is_cuda and weight_VH.dtype != gradient_CV.dtype:
+        gradient_CV = gradient_CV.to(weight_VH.dtype)
+        torch.addmm(by_weight_VH, gradient_CV.T, hidden_CH, out_dtype=by_weight_VH.dtype, out=by_weight_VH)
+        return gradient_CV @ weight_VH
+    wide_CH = hidden_CH.to(gradient_CV.dtype)
+    by_hidden_CH = torch.zeros_like(wide_CH)
+    for tile in chunks(len(weight_VH), _TILE):
+        by_hidden_CH.addmm_(gradient_CV[:, tile], weight_VH[tile].to(gradient_CV.dtype))
+        by_weight_VH[tile].addmm_(gradient_CV[:, tile].T, wide_CH)
+    return by_hidden_CH
+
+
+def chunks(count: int, rows: int) -> Iterator[slice]:
+    """`count` things, `rows` at a time."""
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))

@@ -7,8 +7,10 @@ one script (MMATH) and of `--school` of GSM8K's questions and solutions, maths m
 languages of that script. `foreign_to_english`: share of the pieces in another language of which it is surely said
 (0.97) that they are not English.
 Cost: CPU seconds of one core (not wall time), on chains of GSM8K's text of 20,000 and of 500 characters, and on
-problems made of GSM8K's questions with fresh numbers and names; 800,000 are extrapolated from `--problems`. Peers
-that are not installed are left out and named. Not measured: languages that MMATH lacks.
+problems made of GSM8K's questions with fresh numbers and names; 800,000 are extrapolated from `--problems`. `language,
+mixed_language`: one after the other, as in a run; `contamination`: GSM8K's test half is the benchmark; `duplicate`:
+eight samples of a problem, every other one near the one before it. Peers that are not installed are left out and
+named. Not measured: languages that MMATH lacks.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +34,17 @@ from benchmarks.math_golds import Gold, gsm8k, mmath
 from model.records import Problem
 from model.rewards.check import Scored
 from model.rewards.contamination import ContaminationIndex, judge_problem
+from model.rewards.duplicate import judge_samples
 from model.rewards.language import question_language
 from model.rewards.registry import build_checks
+from model.rewards.settings import DuplicateSettings
 from model.rewards.texts.benchmark_files import BenchmarkItem
 from model.rewards.texts.masking import mask
 from model.rewards.texts.spoken import LANGUAGES, SURE, read
 
 CHECKS = ("format", "length", "language", "mixed_language", "repetition", "long_paragraph", "code_block")
+GROUP = 8  # samples of one problem
+TEST = 1319  # problems of GSM8K's test half
 CODES = LANGUAGES["latin"]
 Detector = Callable[[str], list[float]]  # a piece -> probability per language of CODES
 
@@ -54,7 +61,7 @@ def main() -> None:
     chain = "\n".join(f"{gold.question}\n{gold.solution}" for gold in school)
     report = {
         "languages": languages(school[: options.school], olympiad),
-        "checks": {f"{length} characters": checks(chain, length) for length in (20_000, 500)},
+        "checks": {f"{length} characters": checks(chain, index(school), length) for length in (20_000, 500)},
         "problems": problems(school, options.problems),
         "ordinary_text_that_fails": ordinary(school, olympiad),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
@@ -153,38 +160,58 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
 }
 
 
-def checks(chain: str, length: int) -> dict[str, Any]:
+def checks(chain: str, benchmark: ContaminationIndex, length: int) -> dict[str, Any]:
     """CPU milliseconds per sample (so, seconds per thousand) of each check, warmed up."""
-    samples = [chain[start : start + length] for start in range(0, min(len(chain), 100 * length), length)]
+    samples = [chain[start : start + length] for start in range(0, min(len(chain), 80 * length), length)]
     items = [Scored(text=f"<think>{text}</think><answer>7</answer>", reasoning=text, gold="7") for text in samples]
     costs: dict[str, float] = {}
-    for check in build_checks(CHECKS):
+    made = build_checks(CHECKS)
+    for check in made:
         check.warm_up()
         costs[check.name] = per_call(check, items)
-    index = ContaminationIndex.build(BenchmarkItem(str(n), text) for n, text in enumerate(samples[:1]))
-    costs["contamination"] = per_call(lambda item: index.match(item.text), items)
+    both = [check for check in made if check.name in ("language", "mixed_language")]
+    costs["language, mixed_language"] = per_call(lambda item: [check(item) for check in both], items)
+    costs["contamination"] = per_call(lambda item: benchmark.match(item.text), items)
+    costs["duplicate"] = per_call(lambda group: judge_samples(group, [], DuplicateSettings()), groups(items)) / GROUP
     return {name: round(1000 * cost, 3) for name, cost in costs.items()} | {"unit": "CPU ms per sample"}
 
 
-def per_call(call: Callable[[Scored], object], items: Sequence[Scored]) -> float:
-    """CPU seconds; the second pass counts, as the table of words is filled by then."""
-    for item in items:
-        call(item)
-    started = time.process_time()
-    for item in items:
-        call(item)
-    return (time.process_time() - started) / len(items)
+def groups(items: Sequence[Scored]) -> list[list[Scored]]:
+    """Samples in eights; every other one says what the one before it says, but for its last twentieth."""
+    near = [
+        replace(item, text=items[at - 1].text[: -len(item.text) // 20] + item.text[-len(item.text) // 20 :])
+        if at % 2
+        else item
+        for at, item in enumerate(items)
+    ]
+    return [near[start : start + GROUP] for start in range(0, len(near) - GROUP + 1, GROUP)]
+
+
+def per_call(call: Callable[[Any], object], items: Sequence[Any]) -> float:
+    """CPU seconds: the least of five passes, as other work disturbs some, after one that fills the table of words."""
+    passes = []
+    for _ in range(6):
+        started = time.process_time()
+        for item in items:
+            call(item)
+        passes.append((time.process_time() - started) / len(items))
+    return min(passes[1:])
+
+
+def index(school: Sequence[Gold]) -> ContaminationIndex:
+    """GSM8K's test half as a benchmark. No chain of `checks` comes from it."""
+    test = enumerate(school[-TEST:])
+    return ContaminationIndex.build(BenchmarkItem(f"gsm8k:{n}", gold.question, gold.solution) for n, gold in test)
 
 
 def problems(school: Sequence[Gold], count: int) -> dict[str, Any]:
     """Language and contamination of problems that are all different, GSM8K's test half being the benchmark."""
-    benchmark = [BenchmarkItem(f"gsm8k:{n}", gold.question, gold.solution) for n, gold in enumerate(school[-1319:])]
-    prompts = list(varied([gold.question for gold in school[:-1319]], count))
+    prompts = list(varied([gold.question for gold in school[:-TEST]], count))
     started = time.process_time()
-    index = ContaminationIndex.build(benchmark)
+    benchmark = index(school)
     built = time.process_time()
     for number, prompt in enumerate(prompts):
-        judge_problem(Problem(str(number), "math", "bench", prompt, "7"), index)
+        judge_problem(Problem(str(number), "math", "bench", prompt, "7"), benchmark)
     judged = time.process_time()
     for prompt in prompts:
         question_language(prompt)
@@ -196,10 +223,10 @@ def problems(school: Sequence[Gold], count: int) -> dict[str, Any]:
         "contamination_minutes_for_800k": round((judged - built) * scale, 2),
         "language_minutes_for_800k": round((told - judged) * scale, 2),
         "index": {
-            "items": len(benchmark),
+            "items": TEST,
             "seconds": round(built - started, 2),
-            "ngrams": len(index),
-            "bytes": index.bytes_held,
+            "ngrams": len(benchmark),
+            "bytes": benchmark.bytes_held,
         },
     }
 

@@ -203,11 +203,16 @@ def shard_checks(recipe: Recipe, run: Run, engine: Engine, rules: Mapping[str, s
         return opened_checks.enter_context(check)
 
     def reward_model() -> ShardCheck:
-        log_path = run.dataset.file("logs/reward-model.log")
-        return opened_checks.enter_context(reward_model_check(verify.reward_model, log_path=log_path))
+        check = reward_model_check(
+            verify.reward_model,
+            concurrency=recipe.generate.concurrency,
+            timeout_seconds=recipe.generate.timeout_seconds,
+            log_path=run.dataset.file("logs/reward-model.log"),
+        )
+        return opened_checks.enter_context(check)
 
     makers: dict[str, Callable[[], ShardCheck]] = {
-        "duplicate": lambda: DuplicateCheck(verify.duplicate),
+        "duplicate": lambda: DuplicateCheck(verify.duplicate, verify.workers),
         "judge": judge,
         "reward_model": reward_model,
     }

@@ -7,16 +7,17 @@ stands in for is not compared with. What makes two samples twins is decided in `
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from model.rewards.check import Scored
-from model.rewards.duplicate import NAME, Earlier, judge_samples, version
+from model.rewards.duplicate import NAME, Earlier, version
 from model.rewards.settings import DuplicateSettings
+from model.rewards.workers.comparing import Comparers, Group
 from model.rewards.workers.worker import Timed
 from tasks.shard_checks import ShardWork
 from tasks.store import Dataset, Manifest, sample_path
@@ -24,13 +25,17 @@ from tasks.work import done_shards, planned_shards, supersedes
 
 
 class DuplicateCheck:
-    """A ShardCheck. Remembers which problems a shard holds (8 bytes each), so that few files are opened."""
+    """A ShardCheck, in `workers` processes at most where a shard is large.
+
+    Remembers which problems a shard holds (8 bytes each), so that few files are opened.
+    """
 
     name = NAME
     after_all = True
 
-    def __init__(self, settings: DuplicateSettings) -> None:
+    def __init__(self, settings: DuplicateSettings, workers: int = 1) -> None:
         self.settings = settings
+        self._comparers = Comparers(settings, workers)
         self._problems: dict[str, npt.NDArray[np.uint64]] = {}  # by the sample file's checksum
 
     @property
@@ -39,16 +44,14 @@ class DuplicateCheck:
 
     def judge_shard(self, work: ShardWork) -> list[Timed]:
         """One judgement per item; ShardCheck says the rest."""
-        earlier = self._earlier(work)
-        judged: list[Timed | None] = [None] * len(work.items)
-        for problem, places in _by_problem(work.items).items():
-            started = time.perf_counter()
-            items = [work.items[place] for place in places]
-            words = judge_samples(items, earlier.get(problem, ()), self.settings)
-            each = (time.perf_counter() - started) * 1000 / len(items)
-            for place, judgement in zip(places, words, strict=True):
-                judged[place] = (judgement, each)
-        return [_sure(timed) for timed in judged]
+        earlier, places = self._earlier(work), _by_problem(work.items)
+        # The text holds its reasoning and answer; without them a message to a process is half as long.
+        items = [replace(item, reasoning=None, answer=None) for item in work.items]
+        groups = [Group([items[at] for at in places[problem]], earlier.get(problem, ())) for problem in places]
+        judged: dict[int, Timed] = {}
+        for at, timed in zip(places.values(), self._comparers.judge(groups), strict=True):
+            judged |= zip(at, timed, strict=True)
+        return [judged[place] for place in range(len(items))]
 
     def _earlier(self, work: ShardWork) -> Mapping[str, Sequence[Earlier]]:
         """By problem the samples in earlier shards, in order, without those that a newer row stands in for."""
@@ -97,8 +100,3 @@ def _remade(dataset: Dataset, done: Mapping[int, Manifest]) -> dict[str, int]:
 def _numbers(problems: Sequence[str]) -> npt.NDArray[np.uint64]:
     """64 bits of each id: a collision costs the opening of a file."""
     return np.unique(np.array([int(problem[:16], 16) for problem in problems], np.uint64))
-
-
-def _sure(timed: Timed | None) -> Timed:
-    assert timed is not None, "every item belongs to one problem"
-    return timed

@@ -8,8 +8,8 @@ and commands' names kept (`\frac{1}{2}` is `frac 1 2`). Two rules then:
   question …") and says nothing. A hit is compared word by word, so two equal hashes are never a hit.
 - a text that is, as a whole, a benchmark's question; here + - * / = < > ^ count, since they tell short ones apart.
   So a question shorter than n words is found where it is the whole text, and not inside a longer one.
-Not found: paraphrases, translations, and short lines inside longer texts. An index holds about 20 bytes per n-gram
-and the items' texts; a match costs a binary search per n-gram. Only a text's first million characters are read.
+Not found: paraphrases, translations, and short lines inside longer texts. An index holds about 22 bytes per n-gram
+and the items' texts; a match is linear in the text's words. Only a text's first million characters are read.
 Source: R1 (arXiv 2501.12948): 10-grams against questions and reference solutions; the boilerplate rule is ours.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,22 +28,21 @@ from model.records import Problem
 from model.rewards.check import Judgement, Scored, failed, passed, unscorable
 from model.rewards.settings import CheckSettings, ContaminationSettings
 from model.rewards.texts.benchmark_files import BenchmarkItem, files_digest, read_benchmark
+from model.rewards.texts.shingles import Hashes
+from model.rewards.texts.words import WordNumbers, Words, code_points, rolling
 from model.rewards.versions import version_string
 
 HELD_OUT = "builtin:held_out"  # the dataset's own held-out problems: whoever checks problems has them
 MAX_CHARACTERS = 1_000_000
 _LEAST_ITEMS = 3  # fewer items with the same words are no boilerplate
+_SIEVE = 4  # least slots by n-gram: a match looks few others up
 _SPAN = 300  # characters of the shared stretch that a verdict keeps
 
-_SPACING = re.compile(r"\\(?:[,;:!> ]|quad\b|qquad\b|left\b|right\b|displaystyle\b)|[$~]")
+# Every alternative starts with a character of its own, which lets the search skip ordinary text at once.
+_SPACING = re.compile(r"\\(?:[,;:!> ]|quad\b|qquad\b|left\b|right\b|displaystyle\b)|\$|~")
 _UNSPACED = r"\u0e00-\u0e7f\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
-_SPACED_WORD = re.compile(r"[^\W_]{1,64}")
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]{{1,64}}")
-_WHOLE = re.compile(rf"[{_UNSPACED}]|[^\W_{_UNSPACED}]{{1,64}}|[-+*/=<>^]")
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-
-Hashes = NDArray[np.uint64]
+_NUMBERS = WordNumbers(rf"[{_UNSPACED}]", rf"[^\W_{_UNSPACED}]")
+_WHOLE = re.compile(rf"{_NUMBERS.pattern.pattern}|[-+*/=<>^]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,9 @@ class ContaminationIndex:
         self.ngram, self._names, self._texts = ngram, names, texts
         self._hashes: Hashes = np.zeros(0, np.uint64)
         self._places = np.zeros(0, np.int64)  # text number * 2^32 + first word, per hash
+        self._sieve = np.zeros(1, np.bool_)  # by a hash's last bits, whether any of ours ends so
         self._whole: dict[str, int] = {}  # normalised question -> its text's number
+        self._whole_words: set[int] = set()  # numbers of words that those have
         self._longest = 2 * max(map(len, texts), default=0)  # characters; a longer text is no question as a whole
 
     @classmethod
@@ -82,6 +84,7 @@ class ContaminationIndex:
             count += 1
         index = cls(names, texts, ngram)
         index._whole = whole
+        index._whole_words = {len(_NUMBERS.pattern.findall(key)) for key in whole}
         index._hash_texts(owners, boilerplate * count)
         return index
 
@@ -97,105 +100,110 @@ class ContaminationIndex:
     @property
     def bytes_held(self) -> int:
         """Memory of the n-grams' arrays; the items' texts come on top."""
-        return self._hashes.nbytes + self._places.nbytes
+        return self._hashes.nbytes + self._places.nbytes + self._sieve.nbytes
 
     def match(self, text: str) -> Match | None:
         """The first shared stretch, or the item whose question the text is, or None. Linear in the text."""
         text = text[:MAX_CHARACTERS]
-        words, is_mixed = _words(text)
-        known = self._whole.get(_whole_key(text)) if len(text) <= self._longest else None
+        plain = _plain(text)
+        words = _NUMBERS(plain)
+        known = self._known(text, len(words.numbers))
         if known is not None:
-            return Match(self._names[known], " ".join(words)[:_SPAN], len(words))
-        for length, starts, hashes in _grams(words, self.ngram, is_mixed):
-            found = self._first(words, length, starts, hashes)
+            spelt = _spelt(plain)
+            return Match(self._names[known], " ".join(spelt)[:_SPAN], len(spelt))
+        for length, starts, hashes in _grams(words, self.ngram):
+            found = self._first(plain, length, starts, hashes)
             if found is not None:
                 return found
         return None
 
-    def _first(self, words: list[str], length: int, starts: NDArray[np.int64], hashes: Hashes) -> Match | None:
-        if not len(self._hashes) or not len(hashes):
+    def _known(self, text: str, words: int) -> int | None:
+        """The number of the question that the text is; only one of as many words can be that."""
+        if len(text) > self._longest or words not in self._whole_words:
             return None
-        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-        for hit in np.flatnonzero(self._hashes[places] == hashes).tolist():
-            number, first = divmod(int(self._places[places[hit]]), 1 << 32)
-            theirs, _ = _words(self._texts[number])
-            start = int(starts[hit])
-            shared = _shared(words, start, theirs, first)
+        return self._whole.get(_whole_key(text))
+
+    def _first(self, plain: str, length: int, starts: NDArray[np.int64], hashes: Hashes) -> Match | None:
+        if not len(self._hashes):
+            return None
+        maybe = np.flatnonzero(self._sieve[hashes % self._sieve.size])
+        places = np.minimum(np.searchsorted(self._hashes, hashes[maybe]), len(self._hashes) - 1)
+        is_hit = self._hashes[places] == hashes[maybe]
+        if not is_hit.any():
+            return None
+        ours = _spelt(plain)
+        for start, place in zip(starts[maybe[is_hit]].tolist(), places[is_hit].tolist(), strict=True):
+            number, first = divmod(int(self._places[place]), 1 << 32)
+            shared = _shared(ours, start, _spelt(_plain(self._texts[number])), first)
             if shared >= length:
-                span = " ".join(words[start : start + shared])
+                span = " ".join(ours[start : start + shared])
                 return Match(self._names[number], span[:_SPAN], shared)
         return None
 
     def _hash_texts(self, owners: list[int], most_items: float) -> None:
         hashes, places, skeletons, held_by = [], [], [], []
         for number, text in enumerate(self._texts):
-            words, is_mixed = _words(text)
-            for length, starts, grams in _grams(words, self.ngram, is_mixed):
-                says = _says_something(words, length)[starts]
+            words = _NUMBERS(_plain(text))
+            are_numbers = _digits().take(words.codes[words.starts])
+            skeleton = np.where(are_numbers, np.uint64(0), words.numbers)
+            for length, starts, grams in _grams(words, self.ngram):
+                says = _says_something(are_numbers, length)[starts]
                 hashes.append(grams[says])
                 places.append((number << 32) + starts[says])
-                skeletons.append(_rolling(_hashed(_numberless(words)), length)[starts[says]])
+                skeletons.append(rolling(skeleton, length)[starts[says]])
                 held_by.append(np.full(len(hashes[-1]), owners[number], np.int64))
         if not hashes:
             return
         is_kept = ~_is_common(np.concatenate(skeletons), np.concatenate(held_by), most_items)
         kept, first = np.unique(np.concatenate(hashes)[is_kept], return_index=True)
         self._hashes, self._places = kept, np.concatenate(places)[is_kept][first]
+        self._sieve = np.zeros(1 << (_SIEVE * len(kept)).bit_length(), np.bool_)
+        self._sieve[kept % self._sieve.size] = True
 
 
-def _words(text: str) -> tuple[list[str], bool]:
-    """Normalised words, and whether some are characters of a script without spaces."""
+def _plain(text: str) -> str:
+    """Normalised but for what stands between words."""
     if "\\" in text or "$" in text or "~" in text:
         text = _SPACING.sub(" ", text)
-    is_mixed = not text.isascii() and _HAS_UNSPACED.search(text) is not None
-    return (_WORD if is_mixed else _SPACED_WORD).findall(text.lower()), is_mixed
+    return text.lower()
+
+
+def _spelt(plain: str) -> list[str]:
+    """The words of a normalised text, as the numbers count them."""
+    return _NUMBERS.pattern.findall(plain)
 
 
 def _whole_key(text: str) -> str:
     return " ".join(_WHOLE.findall(_SPACING.sub(" ", text).lower()))
 
 
-def _numberless(words: list[str]) -> list[str]:
-    return ["0" if word[0].isdigit() else word for word in words]
-
-
-def _says_something(words: list[str], length: int) -> NDArray[np.bool_]:
+def _says_something(are_numbers: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
     """Per n-gram, whether at least half of its words are no numbers: lists of numbers agree by chance."""
-    is_number = np.fromiter((word[0].isdigit() for word in words), np.int64, len(words))
-    numbers = np.concatenate([[0], np.cumsum(is_number)])
+    numbers = np.concatenate([[0], np.cumsum(are_numbers)])
     return np.asarray(2 * (numbers[length:] - numbers[:-length]) <= length)
 
 
-def _hashed(words: list[str]) -> Hashes:
-    """A 64-bit hash per word: the interpreter's own, which differs between processes and is stable in one."""
-    return np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
+@cache
+def _digits() -> NDArray[np.bool_]:
+    """What a number starts with."""
+    return code_points(str.isdigit)
 
 
-def _grams(words: list[str], ngram: int, is_mixed: bool) -> list[tuple[int, NDArray[np.int64], Hashes]]:
+def _grams(words: Words, ngram: int) -> list[tuple[int, NDArray[np.int64], Hashes]]:
     """Length in words, first words and hashes of a text's n-grams: n words, or 2n where most are characters."""
-    if len(words) < ngram:
+    if len(words.numbers) < ngram:
         return []
-    hashed = _hashed(words)
-    rolled = _rolling(hashed, ngram)
-    if not is_mixed:
+    rolled = rolling(words.numbers, ngram)
+    of_characters = words.are_unspaced
+    if not of_characters.any():
         return [(ngram, np.arange(len(rolled)), rolled)]
-    of_characters = np.fromiter((_HAS_UNSPACED.match(word) is not None for word in words), np.int64, len(words))
     counts = np.concatenate([[0], np.cumsum(of_characters)])
     spaced = np.flatnonzero(2 * (counts[ngram:] - counts[:-ngram]) <= ngram)
     found = [(ngram, spaced, rolled[spaced])]
-    if len(words) >= 2 * ngram:
+    if len(words.numbers) >= 2 * ngram:
         unspaced = np.flatnonzero(counts[2 * ngram :] - counts[: -2 * ngram] > ngram)
-        found.append((2 * ngram, unspaced, _rolling(hashed, 2 * ngram)[unspaced]))
+        found.append((2 * ngram, unspaced, rolling(words.numbers, 2 * ngram)[unspaced]))
     return found
-
-
-def _rolling(hashed: Hashes, ngram: int) -> Hashes:
-    """A polynomial of each n-gram's word hashes, modulo 2^64."""
-    grams = len(hashed) - ngram + 1
-    rolled = np.zeros(max(grams, 0), np.uint64)
-    for offset in range(ngram if grams > 0 else 0):
-        rolled = rolled * _BASE + hashed[offset : offset + grams]
-    return rolled
 
 
 def _is_common(skeletons: Hashes, owners: NDArray[np.int64], most_items: float) -> NDArray[np.bool_]:

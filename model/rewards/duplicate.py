@@ -234,8 +234,7 @@ class _Compared:
             return passed("first_made")
         alike = self._similarities(place, threshold)
         score = 1.0 - max(alike.values())
-        mine = normal_form(self.texts[place])
-        equal = next((other for other in alike if alike[other] == 1.0 and normal_form(self.texts[other]) == mine), None)
+        equal = next((other for other in alike if alike[other] == 1.0 and self._same_text(place, other)), None)
         if equal is not None:
             return failed("same_text", 0.0, _detail(self.ids[equal], 1.0))
         twins = [other for other in alike if alike[other] >= threshold and self._same_answer(place, other, is_maths)]
@@ -251,6 +250,9 @@ class _Compared:
         order = np.argsort(-estimates, kind="stable")[:_MOST_VERIFIED].tolist()
         chosen = [order[0], *(other for other in order[1:] if estimates[other] >= threshold - _MARGIN)]
         return {other: similarity(self.shingles[place], self.shingles[other]) for other in sorted(chosen)}
+
+    def _same_text(self, one: int, other: int) -> bool:
+        return normal_form(self.texts[one]) == normal_form(self.texts[other])
 
     def _same_answer(self, one: int, other: int, is_maths: bool) -> bool:
         if not is_maths:

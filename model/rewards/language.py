@@ -20,7 +20,7 @@ from model.errors import CheckError
 from model.rewards.check import Judgement, Scored, failed, passed, unscorable
 from model.rewards.settings import CheckSettings, LanguageSettings
 from model.rewards.texts.masking import mask
-from model.rewards.texts.spoken import SCRIPT_OF, Piece, language_of, read
+from model.rewards.texts.spoken import SCRIPT_OF, Piece, Reading, language_of, read
 from model.rewards.versions import version_string
 
 MAX_CHARACTERS = 200_000
@@ -57,7 +57,7 @@ def judge_language(text: str, language: str = "en", least_share: float = 0.9) ->
 
 def language_share(text: str, language: str = "en") -> LanguageShare:
     """Count the words by language, piece after piece."""
-    reading = read(mask(text[:MAX_CHARACTERS]))
+    reading = read_chain(text[:MAX_CHARACTERS])
     target_words = foreign_words = 0
     foreign: Piece | None = None
     for piece in reading.pieces:
@@ -68,6 +68,12 @@ def language_share(text: str, language: str = "en") -> LanguageShare:
             foreign_words += piece.words
             foreign = foreign or piece
     return LanguageShare(target_words, foreign_words, reading.span(foreign) if foreign else None)
+
+
+@lru_cache(maxsize=1)
+def read_chain(chain: str) -> Reading:
+    """A chain's pieces. The last one is remembered, as `mixed_language` asks for the same sample's right after."""
+    return read(mask(chain))
 
 
 @lru_cache(maxsize=1024)

@@ -15,10 +15,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from model.rewards.check import Judgement, Scored, failed, passed, unscorable
-from model.rewards.language import MAX_CHARACTERS, MAX_PROMPT_CHARACTERS, MIN_WORDS
+from model.rewards.language import MAX_CHARACTERS, MAX_PROMPT_CHARACTERS, MIN_WORDS, read_chain
 from model.rewards.settings import CheckSettings, MixedLanguageSettings
-from model.rewards.texts.masking import mask
-from model.rewards.texts.spoken import LIKELY, SCRIPT_OF, Piece, Reading, read
+from model.rewards.texts.spoken import LIKELY, SCRIPT_OF, Piece, Reading
 from model.rewards.versions import version_string
 
 _QUOTABLE = 64  # characters of the longest foreign stretch that is looked for in the question
@@ -59,7 +58,7 @@ def judge_mixed_language(text: str, prompt: str = "", most_paragraphs: float = 0
 
 def mixture(text: str, prompt: str = "") -> Mixture | None:
     """What is foreign in a text; None where it has fewer than ten words."""
-    reading = read(mask(text[:MAX_CHARACTERS]))
+    reading = read_chain(text[:MAX_CHARACTERS])
     main = _main_language(reading)
     if main is None:
         return None
@@ -81,7 +80,7 @@ def _main_language(reading: Reading) -> str | None:
         return None
     words: Counter[str] = Counter()
     for piece in reading.pieces:
-        is_clear = not piece.language or max(piece.chances) >= LIKELY
+        is_clear = not piece.language or piece.chance >= LIKELY
         words[piece.language or piece.script] += piece.words if is_clear else 0
     return max(words, key=words.__getitem__)
 

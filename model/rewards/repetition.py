@@ -12,23 +12,25 @@ Source: R1's repetition detection in its cold-start data (arXiv 2501.12948); mea
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.rewards.check import Judgement, Scored, failed, passed
 from model.rewards.settings import CheckSettings, RepetitionSettings
+from model.rewards.texts.shingles import Hashes
+from model.rewards.texts.words import WordNumbers, Words, code_points, rolling
 from model.rewards.versions import version_string
 
 MAX_CHARACTERS = 1_000_000
 _SPAN = 160  # characters of the loop that a verdict keeps
 _COPIES = 3  # a sentence said twice may be meant
+_CJK = 0x2E80  # from there on one character is a word
 
 _UNSPACED = r"\u3005\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]{{1,64}}")
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no word's weight vanishes modulo 2^64
+_NUMBERS = WordNumbers(rf"[{_UNSPACED}]", rf"[^\W{_UNSPACED}]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +56,26 @@ def judge_repetition(text: str, ngram: int = 20, most_share: float = 0.2, most_l
 def repetition(text: str, ngram: int = 20) -> Repetition:
     """Measure a text. Texts of fewer than `ngram` + 1 words have no repeated n-gram."""
     text = text[-MAX_CHARACTERS:]
-    words = _WORD.findall(text)
-    grams = len(words) - ngram + 1
-    if grams < 2:
+    words = _NUMBERS(text)
+    grams = rolling(words.numbers, ngram)
+    if _are_all_new(grams):
         return Repetition(0.0, 0, None)
-    hashes = np.fromiter(map(hash, words), np.int64, len(words)).view(np.uint64)
-    distance = _distances(_rolling(hashes, ngram))
+    distance = _distances(grams)
     distance[~_has_letters(words, ngram)] = 0
     loop, start = _longest_loop(distance, ngram)
     seen = np.flatnonzero(distance)
     if not len(seen):
         return Repetition(0.0, 0, None)
-    first = start if loop else int(seen[0])
-    return Repetition(len(seen) / grams, loop, _span(text, first))
+    first = words.starts[start if loop else seen[0]]
+    return Repetition(len(seen) / len(grams), loop, text[first : first + _SPAN])
 
 
-def _rolling(hashes: NDArray[np.uint64], ngram: int) -> NDArray[np.uint64]:
-    """A polynomial of each n-gram's word hashes, modulo 2^64."""
-    grams = len(hashes) - ngram + 1
-    rolled = np.zeros(grams, np.uint64)
-    for offset in range(ngram):
-        rolled = rolled * _BASE + hashes[offset : offset + grams]
-    return rolled
+def _are_all_new(grams: Hashes) -> bool:
+    ordered = np.sort(grams)
+    return bool((ordered[1:] != ordered[:-1]).all())
 
 
-def _distances(grams: NDArray[np.uint64]) -> NDArray[np.int64]:
+def _distances(grams: Hashes) -> NDArray[np.int64]:
     """How many words back each n-gram stood last; 0 where it is new."""
     order = np.argsort(grams, kind="stable")
     is_again = grams[order][1:] == grams[order][:-1]
@@ -87,11 +84,17 @@ def _distances(grams: NDArray[np.uint64]) -> NDArray[np.int64]:
     return distance
 
 
-def _has_letters(words: list[str], ngram: int) -> NDArray[np.bool_]:
+def _has_letters(words: Words, ngram: int) -> NDArray[np.bool_]:
     """Per n-gram, whether a word of letters is in it (a single Latin letter is a variable)."""
-    lettered = (word.isalpha() and (len(word) > 1 or word > "\u2e80") for word in words)
-    counts = np.concatenate([[0], np.cumsum(np.fromiter(lettered, np.int64, len(words)))])
+    first = words.codes[words.starts]
+    lettered = words.consist_of(_letters()) & ((words.lengths > 1) | (first > _CJK))
+    counts = np.concatenate([[0], np.cumsum(lettered)])
     return np.asarray(counts[ngram:] > counts[:-ngram])
+
+
+@cache
+def _letters() -> NDArray[np.bool_]:
+    return code_points(str.isalpha)
 
 
 def _longest_loop(distance: NDArray[np.int64], ngram: int) -> tuple[int, int]:
@@ -105,13 +108,6 @@ def _longest_loop(distance: NDArray[np.int64], ngram: int) -> tuple[int, int]:
     return int(loops[best]), int(starts[best] - periods[best]) if loops[best] else 0
 
 
-def _span(text: str, word: int) -> str:
-    for number, match in enumerate(_WORD.finditer(text)):
-        if number == word:
-            return text[match.start() : match.start() + _SPAN]
-    return ""
-
-
 class RepetitionCheck:
     """The check `repetition`, on the chain of thought where there is one and else on the whole text."""
 
@@ -122,7 +118,8 @@ class RepetitionCheck:
         self.version = version_string(1, settings.repetition, RepetitionSettings())
 
     def warm_up(self) -> None:
-        pass
+        """Build the tables of characters."""
+        judge_repetition("again and " * 20)
 
     def __call__(self, item: Scored) -> Judgement:
         limits = self.settings

@@ -9,6 +9,7 @@ import pytest
 
 from model.records import PlannedSample
 from model.rewards.settings import DuplicateSettings
+from model.rewards.workers import comparing
 from tasks.duplicates import DuplicateCheck
 from tasks.inputs import scored_rows
 from tasks.shard_checks import ShardCheck, ShardWork
@@ -70,6 +71,12 @@ def test_twins_are_found_in_earlier_shards_and_not_in_later_ones(dataset: Datase
         assert found[problem(number).problem_id, 2] == ("same_text", f"{twin} (1.00)")
         assert found[problem(number).problem_id, 3][0] == "unlike"
     assert {reason for reason, _ in judged(dataset, 0).values()} == {"first_made", "unlike"}
+
+
+def test_processes_change_nothing(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparing, "_CHARACTERS", 1)
+    check = DuplicateCheck(DuplicateSettings(), workers=2)
+    assert [judged(dataset, shard, check) for shard in (0, 1)] == [judged(dataset, shard) for shard in (0, 1)]
 
 
 def test_a_row_that_a_newer_one_stands_in_for_is_not_compared_with(dataset: Dataset) -> None:

@@ -24,8 +24,9 @@ SEED = 42  # of the signatures: part of what they mean
 RECALL = 0.99  # least share of twins, at the very threshold, that share a band
 
 # A minus between letters is a hyphen. Chinese, Japanese and Korean run words together: each character is a token.
+# Commonest first, and nearly all start with a single class of characters: that is ruled out quickly.
 _TOKEN = re.compile(
-    r"\\[a-z]+|\d+(?:,\d{3})*(?:\.\d+)?|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_]+"
+    r"[a-z][^\W\d_]*|\d\d*(?:,\d{3})*(?:\.\d+)?|\\[a-z]+|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_][^\W\d_]*"
     r"|[+*/^=<>%!|°±×÷\u2190-\u22ff]|-(?![^\W\d_])|(?<![^\W\d_])-"
 )
 _LAYOUT = frozenset(
@@ -53,7 +54,7 @@ def shingles(documents: Sequence[Sequence[str]], width: int) -> tuple[Hashes, Ha
     counts = lengths - width + 1
     windows = np.zeros(max(len(flat) - width + 1, 0), np.uint64)
     for place in range(width):
-        windows = _mixed(windows + flat[place : len(flat) - width + 1 + place])
+        windows = mixed(windows + flat[place : len(flat) - width + 1 + place])
     ends = np.cumsum(lengths)
     inside = np.ones(len(windows), bool)
     for place in range(1, width):  # windows that begin so close to a document's end run into the next one
@@ -64,7 +65,7 @@ def shingles(documents: Sequence[Sequence[str]], width: int) -> tuple[Hashes, Ha
 def rows_of(flat: Hashes, offsets: Hashes) -> list[Hashes]:
     """Each document's set of shingles, sorted."""
     bounds = offsets.astype(np.int64).tolist()
-    return [np.unique(flat[start:end]) for start, end in itertools.pairwise(bounds)]
+    return [_distinct(np.sort(flat[start:end])) for start, end in itertools.pairwise(bounds)]
 
 
 def signatures(flat: Hashes, offsets: Hashes, permutations: int) -> npt.NDArray[np.uint32]:
@@ -79,7 +80,8 @@ def signatures(flat: Hashes, offsets: Hashes, permutations: int) -> npt.NDArray[
 
 def similarity(one: Hashes, other: Hashes) -> float:
     """Jaccard similarity of two sorted sets of shingles."""
-    shared = len(np.intersect1d(one, other, assume_unique=True))
+    places = np.minimum(np.searchsorted(one, other), len(one) - 1)
+    shared = int((one[places] == other).sum())
     return shared / (len(one) + len(other) - shared)
 
 
@@ -95,10 +97,10 @@ def rows_per_band(threshold: float, permutations: int) -> int:
 def band_keys(signed: npt.NDArray[np.uint32], salts: Hashes, rows: int) -> Hashes:
     """One number per document and band, of shape (documents, bands): equal where the band and the salt are equal."""
     bands = signed.shape[1] // rows
-    keys = _mixed(salts[:, None] + np.arange(1, bands + 1, dtype=np.uint64) * _MULTIPLIERS[0])
+    keys = mixed(salts[:, None] + np.arange(1, bands + 1, dtype=np.uint64) * _MULTIPLIERS[0])
     cut = signed[:, : bands * rows].reshape(len(signed), bands, rows).astype(np.uint64)
     for row in range(rows):
-        keys = _mixed(keys + cut[:, :, row])
+        keys = mixed(keys + cut[:, :, row])
     return keys
 
 
@@ -113,10 +115,15 @@ def _token_hashes(documents: Sequence[Sequence[str]]) -> tuple[Hashes, npt.NDArr
 
     rows: list[list[int]] = RMinHash.hash_token_sets(documents)
     lengths = np.array([len(row) for row in rows], np.int64)
-    return np.fromiter((value for row in rows for value in row), np.uint64, int(lengths.sum())), lengths
+    return np.fromiter(itertools.chain.from_iterable(rows), np.uint64, int(lengths.sum())), lengths
 
 
-def _mixed(values: Hashes) -> Hashes:
+def _distinct(ordered: Hashes) -> Hashes:
+    """`np.unique` of what is sorted, in a third of its time."""
+    return np.asarray(ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])])
+
+
+def mixed(values: Hashes) -> Hashes:
     """Every bit of the input changes about half of the output's (the finaliser of SplitMix64)."""
     values = values + _MULTIPLIERS[0]
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

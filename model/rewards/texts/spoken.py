@@ -13,10 +13,9 @@ Asia and of Africa are seen as `other`). Time grows with the text and with its d
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +61,8 @@ _SCRIPTS = tuple(LANGUAGES)
 _BREAK, _PARAGRAPH = -1, -2  # what a sentence's end and a line break have for a script
 _COLUMNS = max(map(len, LANGUAGES.values()))
 _IS_UNSPACED = np.array([script in UNSPACED for script in LANGUAGES])
+_NAMES = np.array(_SCRIPTS, np.object_)
+_CODES = np.array([[*codes, *[None] * (_COLUMNS - len(codes))] for codes in LANGUAGES.values()], np.object_)
 _HAS_LANGUAGE = np.array([[column < len(codes) for column in range(_COLUMNS)] for codes in LANGUAGES.values()])
 
 
@@ -83,11 +84,12 @@ _SCRIPT_AT_START = {script: re.compile(f"[{chars}]") for script, chars in _LETTE
 _KANA = re.compile(r"[\u3040-\u30ff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Neighbouring words of one script in one paragraph. `chances`: probability by LANGUAGES[script], then zeros.
 
-    `words` are characters where the script writes no spaces; `first` and `last` count the text's tokens.
+    `language` is the likeliest one, None where the script has none here; `chance` its probability. `words` are
+    characters where the script writes no spaces; `first` and `last` count the text's tokens. A tuple, since a long
+    text has hundreds of them and a frozen dataclass takes three times as long to make.
     """
 
     script: str
@@ -96,13 +98,9 @@ class Piece:
     letters: int
     first: int
     last: int
+    language: str | None
+    chance: float
     chances: list[float]
-
-    @property
-    def language(self) -> str | None:
-        """The likeliest language, or None where the script has none here."""
-        codes = LANGUAGES[self.script]
-        return codes[self.chances.index(max(self.chances))] if codes else None
 
     @property
     def is_long_enough(self) -> bool:
@@ -154,7 +152,7 @@ def language_of(text: str) -> str | None:
     counts: dict[str, int] = {}
     for piece in read(_END.sub(" ", text)).pieces:
         least = LEAST_CHARACTERS if piece.script in UNSPACED else LEAST_WORDS
-        if piece.language and piece.words >= least and max(piece.chances) >= LIKELY:
+        if piece.language and piece.words >= least and piece.chance >= LIKELY:
             counts[piece.language] = counts.get(piece.language, 0) + piece.words
     return max(counts, key=counts.__getitem__) if counts else None
 
@@ -297,19 +295,18 @@ def _pieces(table: WordTable, rows: NDArray[np.int64], spans: list[tuple[int, in
     """Sum the tokens' rows over each span. Breaks inside a span are rows of zeros."""
     if not spans:
         return []
-    edges = np.array([(start, end) for start, end, _ in spans]).ravel()
-    script = table.script[rows][edges[::2]]
-    letters = _sums(table.letters[rows], edges)
-    words = _sums(table.script[rows] >= 0, edges)
+    found = np.array(spans)
+    (first, end, paragraph), edges = found.T, found[:, :2].ravel()
+    script = table.script[rows][first]
+    letters = _sums(table.letters[rows], edges).astype(np.int64)
+    words = _sums(table.script[rows] >= 0, edges).astype(np.int64)
     once = _first_of_its_piece(rows, edges)
     scores, length = table.scores[rows] * once[:, None], table.bytes[rows] * once
     chances = _chances(script, _sums(scores, edges), _sums(length, edges))
-    counts = np.where(_IS_UNSPACED[script], letters, words).tolist()
-    rest = zip(script.tolist(), counts, letters.tolist(), chances, spans, strict=True)
-    return [
-        Piece(_SCRIPTS[kind], paragraph, int(count), int(length), start, end - 1, chance)
-        for kind, count, length, chance, (start, end, paragraph) in rest
-    ]
+    counts = np.where(_IS_UNSPACED[script], letters, words)
+    told = (_CODES[script, chances.argmax(axis=1)], chances.max(axis=1), chances)
+    columns = (_NAMES[script], paragraph, counts, letters, first, end - 1, *told)
+    return list(map(Piece._make, zip(*(column.tolist() for column in columns), strict=True)))
 
 
 def _first_of_its_piece(rows: NDArray[np.int64], edges: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -330,13 +327,13 @@ def _sums(values: NDArray[Any], edges: NDArray[np.int64]) -> NDArray[Any]:
 
 def _chances(
     script: NDArray[np.int8], scores: NDArray[np.float64], bytes_read: NDArray[np.float64]
-) -> list[list[float]]:
+) -> NDArray[np.float64]:
     """Softmax at temperature √bytes, py3langid's own; kana decide where there is no model. Columns as LANGUAGES."""
     han = script == _SCRIPTS.index("han_kana")
     is_chinese = scores[han, 0] < _KANA_SHARE * scores[han, 1]
     scores = np.where(_HAS_LANGUAGE[script], scores, -np.inf)
     best = scores.max(axis=1, keepdims=True)
     weights = np.exp((scores - np.where(np.isfinite(best), best, 0.0)) / np.sqrt(bytes_read)[:, None])
-    chances = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
+    chances: NDArray[np.float64] = weights / np.maximum(weights.sum(axis=1, keepdims=True), 1e-300)
     chances[han, 0], chances[han, 1] = ~is_chinese, is_chinese
-    return cast(list[list[float]], chances.tolist())
+    return chances

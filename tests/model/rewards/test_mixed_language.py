@@ -6,6 +6,7 @@ import pytest
 
 from model.records import Status
 from model.rewards.check import Scored
+from model.rewards.language import LanguageCheck, read_chain
 from model.rewards.mixed_language import MixedLanguageCheck, judge_mixed_language, mixture
 from model.rewards.settings import CheckSettings, MixedLanguageSettings
 
@@ -60,3 +61,13 @@ def test_short_texts_are_unscorable_and_the_settings_make_the_version() -> None:
     check = MixedLanguageCheck(CheckSettings(mixed_language=MixedLanguageSettings(most_words=5)))
     assert check.version.startswith("1+")
     assert check(Scored(text="", reasoning=f"{ENGLISH} 所以")).verdict is Status.PASS
+
+
+def test_a_chain_is_read_once_for_both_checks_of_language() -> None:
+    checks = [LanguageCheck(CheckSettings()), MixedLanguageCheck(CheckSettings())]
+    read_chain.cache_clear()
+    for chain in (ENGLISH, SPANISH, ENGLISH):
+        read_before = read_chain.cache_info().misses
+        assert all(check(Scored(text=chain)).score is not None for check in checks)
+        assert read_chain.cache_info().misses == read_before + 1
+    assert read_chain.cache_info().maxsize == 1  # one sample's: the cache does not grow

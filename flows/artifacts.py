@@ -36,9 +36,11 @@ CURVES = ("loss", "reward", "kl", "accuracy")
 
 
 def publish_funnel(dataset: Dataset) -> None:
-    """The funnel as a table, and a few accepted and rejected samples as text."""
+    """The funnel as a table, the judge beside the rules where there is one, and a few samples as text."""
     con = catalog.connect(dataset)
     create_table_artifact(_rows(catalog.funnel(con)), key=_key(dataset, "funnel"), description="Where samples are lost")
+    if confusion := _rows(catalog.agreement(con)):
+        create_table_artifact(confusion, key=_key(dataset, "judge"), description="What the judge says beside each rule")
     parts = [f"### accepted `{row['sample_id']}`\n{_fenced(row['text'])}" for row in accepted_preview(con, PREVIEW)]
     parts += [
         f"### rejected `{row['sample_id']}`: {row['check']}, {row['reason']}\n{_fenced(row['text'])}"

@@ -51,6 +51,7 @@ def results_screen(dataset: Path, complete: bool) -> None:
         console.print("nothing is generated yet; `--only generate,verify` makes the samples")
         return
     _print_funnel(console, con)
+    _print_agreement(console, con)
     _print_evaluations(console, con, dataset)
     _print_speed(console, con)
     _print_errors(console, con, dataset)
@@ -89,6 +90,7 @@ def status_screen(dataset: Path) -> None:
     rows = catalog.status(con).to_pylist()
     _print_table(console, "stages", [_stage_row(row) for row in rows])
     _print_table(console, "failed or crashed shards", catalog.failures(con).to_pylist())
+    _print_agreement(console, con)
     _print_errors(console, con, dataset)
     _print_share(console, con)
     if not rows:
@@ -160,6 +162,12 @@ def _print_funnel(console: Console, con: Connection) -> None:
         for r in steps
     ]
     _print_table(console, "funnel", shown)
+
+
+def _print_agreement(console: Console, con: Connection) -> None:
+    """The judge beside each rule; nothing where no judge has spoken."""
+    rows = catalog.agreement(con).to_pylist()
+    _print_table(console, "judge beside rules", [_agreement_row(row) for row in rows])
 
 
 def _print_evaluations(console: Console, con: Connection, dataset: Path) -> None:
@@ -237,6 +245,18 @@ def _audit_row(row: dict[str, Any]) -> dict[str, Any]:
         "golds failing": row["golds_failing"],
         "false rejects": _share(row["false_rejects"], row["right"]),
         "false accepts": _share(row["false_accepts"], row["wrong"]),
+    }
+
+
+def _agreement_row(row: dict[str, Any]) -> dict[str, Any]:
+    share = row["agreement"]
+    return {
+        "check": row["check"],
+        "rule says": row["rule_verdict"],
+        "judge: pass": row["judge_pass"],
+        "judge: fail": row["judge_fail"],
+        "judge: error": row["judge_error"],
+        "judge agrees": "" if share is None else f"{100 * share:.0f} %",
     }
 
 

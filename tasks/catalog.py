@@ -120,8 +120,23 @@ def reasons(con: duckdb.DuckDBPyConnection) -> pa.Table:
 
 
 def agreement(con: duckdb.DuckDBPyConnection) -> pa.Table:
-    """The judge's verdicts beside the rules', per rule check and rule verdict; empty where only one of them ran."""
-    return _ask(con, 'from agreement order by "check", rule_verdict, judge_verdict')
+    """What the judge says where a rule says pass, fail, …: counts per rule check; empty where only one of them ran.
+
+    `agreement` is the share, of the passes and fails by the judge, that are the rule's own verdict. There is one for
+    each rule verdict and none for all: the judge sees all rejected samples, but few of the accepted.
+    """
+    return _ask(
+        con,
+        """
+        select "check", rule_verdict,
+               coalesce(sum(samples) filter (judge_verdict = 'pass'), 0)::bigint as judge_pass,
+               coalesce(sum(samples) filter (judge_verdict = 'fail'), 0)::bigint as judge_fail,
+               coalesce(sum(samples) filter (judge_verdict = 'error'), 0)::bigint as judge_error,
+               case rule_verdict when 'pass' then judge_pass when 'fail' then judge_fail end
+               / nullif(judge_pass + judge_fail, 0) as agreement
+        from agreement group by "check", rule_verdict
+        order by "check", list_position(['pass', 'fail', 'unscorable', 'error'], rule_verdict)""",
+    )
 
 
 def pass_rates(con: duckdb.DuckDBPyConnection) -> pa.Table:

@@ -21,7 +21,7 @@ from typing import Self
 from model.errors import InterruptedRunError, SamplerError
 from model.pretrained import resolve_model
 from model.sampling.client import CompletionsClient
-from model.sampling.request import ChatRequest, Completion, Request, SamplingParams
+from model.sampling.request import AnyRequest, Completion, SamplingParams
 from model.sampling.vllm_server import EngineOptions, VLLMServer
 from tasks.progress import Ticker, announce, ticking
 
@@ -84,7 +84,7 @@ class Engine:
             self._stop()
 
     def complete(
-        self, requests: Sequence[Request | ChatRequest], on_done: Callable[[Completion], None] | None = None
+        self, requests: Sequence[AnyRequest], on_done: Callable[[Completion], None] | None = None
     ) -> list[Completion]:
         """The requests' completions, in their order; starts the engine if it is not running.
 

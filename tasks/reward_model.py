@@ -1,53 +1,122 @@
 """The check `reward_model`: a classifier's score of every finished sample against a threshold.
 
-The model runs in a process of its own, started by the first shard that needs it. A sample that `max_tokens` cut, or
-that is too long for the model, is `unscorable`. Scores made under another threshold are used again. What scores mean:
-`model/rewards/reward_model.py`.
+The model runs in a process of its own, started by the first shard that needs it, or in vLLM servers that somebody
+runs. A sample that `max_tokens` cut, or that is too long for the model, is `unscorable`. Scores made under another
+threshold are used again. What scores mean: `model/rewards/reward_model.py`.
+
+Not promised: that a server at `urls` serves the model that the recipe names (its tokenizer is read here).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from model.errors import CheckError
+from model.errors import CheckError, ModelFolderError
 from model.pretrained import resolve_model, revision_of
 from model.records import FinishReason, Verdict
 from model.rewards.check import Scored, unscorable
-from model.rewards.reward_model import ScorerSpec, graded, judge_score, reward_model_version, scoring_version
+from model.rewards.reward_model import (
+    MOST_LOGITS,
+    TOO_LONG,
+    Conversation,
+    ScorerSpec,
+    Scoring,
+    graded,
+    judge_score,
+    reward_model_version,
+    scoring_version,
+)
 from model.rewards.settings import RewardModelSettings
+from model.rewards.texts.conversations import Rendering
 from model.rewards.workers.scorer_process import ScorerProcess
 from model.rewards.workers.worker import Timed
+from model.sampling.request import ClassifyRequest, Completion, SamplingParams
 from tasks.earlier_verdicts import earlier_verdicts
+from tasks.engine import Engine, EngineSpec
 from tasks.progress import announce
 from tasks.shard_checks import ShardWork
 
 
-def reward_model_check(settings: RewardModelSettings, *, log_path: Path) -> RewardModelCheck:
-    """The reward model that the recipe names. CheckError where it names none, ModelFolderError for no such folder."""
+def reward_model_check(
+    settings: RewardModelSettings, *, concurrency: int, timeout_seconds: float, log_path: Path
+) -> RewardModelCheck:
+    """The reward model that the recipe names. CheckError where it names none, ModelFolderError for no such folder.
+
+    `concurrency` and `timeout_seconds` are for requests to its servers, where it has any.
+    """
     if not settings.model:
         raise CheckError("the check reward_model needs a model: set verify.reward_model.model")
-    target = resolve_model(settings.model, settings.revision, say=announce)
-    spec = ScorerSpec(
-        model=str(target),
+    target = str(resolve_model(settings.model, settings.revision, say=announce))
+    revision = revision_of(settings.model, settings.revision)
+    if settings.urls:
+        name = settings.served_name or settings.model
+        spec = EngineSpec(name, "", settings.urls, settings.api_key_env)
+        params = SamplingParams(0.0)  # of no meaning to a classifier
+        engine = Engine(spec, params, concurrency=concurrency, timeout_seconds=timeout_seconds, log_path=log_path)
+        served = ServedScorer(Rendering(target, settings.revision), engine, settings.max_length)
+        return RewardModelCheck(settings, served, revision)
+    return RewardModelCheck(settings, ScorerProcess(_own_spec(settings, target), log_path=log_path), revision)
+
+
+def _own_spec(settings: RewardModelSettings, target: str) -> ScorerSpec:
+    return ScorerSpec(
+        model=target,
         revision=settings.revision,
         dtype=settings.dtype,
         device=settings.device,
         max_length=settings.max_length,
         tokens_per_batch=settings.tokens_per_batch,
     )
-    revision = revision_of(settings.model, settings.revision)
-    return RewardModelCheck(settings, ScorerProcess(spec, log_path=log_path), revision)
+
+
+class ServedScorer:
+    """A reward model in vLLM, which is sent the text that a process of ours would score, and batches by itself."""
+
+    def __init__(self, rendering: Rendering, engine: Engine, max_length: int) -> None:
+        self._rendering, self._engine, self._max_length = rendering, engine, max_length
+
+    def score(self, conversations: Sequence[Conversation]) -> list[Scoring]:
+        """The conversations' scorings, in their order.
+
+        Raises ModelFolderError for what is no reward model, SamplerError when the servers fail.
+        """
+        found: dict[int, Scoring] = {}
+        requests = []
+        for place, conversation in enumerate(conversations):
+            if self._rendering.is_too_long(conversation, self._max_length):
+                found[place] = Scoring(None, TOO_LONG, 0, 0.0)
+            else:
+                requests.append(ClassifyRequest(str(place), self._rendering.text(*conversation)))
+        found |= {int(done.key): self._scoring(done) for done in self._engine.complete(requests)}
+        return [found[place] for place in range(len(conversations))]
+
+    def _scoring(self, done: Completion) -> Scoring:
+        milliseconds = 1000.0 * done.seconds
+        if done.finish_reason is FinishReason.REFUSED:
+            reason = TOO_LONG if "length" in str(done.error) else "refused"
+            return Scoring(None, reason, 0, milliseconds)
+        if not 0 < len(done.logits) <= MOST_LOGITS:
+            classes = f"{self._engine.spec.model} has {len(done.logits)} classes"
+            raise ModelFolderError(f"{classes}; a reward model has one or two")
+        if done.prompt_tokens > self._max_length:
+            return Scoring(None, TOO_LONG, done.prompt_tokens, milliseconds)
+        return Scoring(done.logits[-1], "", done.prompt_tokens, milliseconds)
+
+    def close(self) -> None:
+        """Ends what is under way; the servers stay."""
+        self._engine.__exit__(None, None, None)
 
 
 class RewardModelCheck:
-    """One reward model over one run's shards; a context manager that ends its process."""
+    """One reward model over one run's shards; a context manager that ends what it opened."""
 
     name = "reward_model"
     after_all = False
 
-    def __init__(self, settings: RewardModelSettings, scorer: ScorerProcess, revision: str) -> None:
+    def __init__(self, settings: RewardModelSettings, scorer: ScorerProcess | ServedScorer, revision: str) -> None:
         self.settings, self._scorer = settings, scorer
         self._scoring = scoring_version(settings, revision)
         self.version = reward_model_version(settings, revision)

@@ -14,8 +14,9 @@ the problem made before, kept or not. So any two samples kept this way are at mo
 as far as MinHash names the most alike; a sample like one that was rejected ranks low, however unlike the kept ones.
 
 A problem's pass rate is the share that passes all required checks among its samples for which that is known: an
-error or an unscorable answer is not a fail, and what became of the problem itself does not count. No view up to
-`judged` reads a text: equal texts are told by the stored `text_hash`.
+error or an unscorable answer is not a fail, what became of the problem itself does not count, and neither does
+`duplicate`, since a copy of a right answer is right. No view up to `judged` reads a text: equal texts are told by the
+stored `text_hash`.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from model.rewards.rule import alternatives
 
 PROBLEM, PENDING, WHERE, PASS_RATE, DISTINCT, CAP = "problem", "pending", "where", "pass_rate", "distinct", "cap"
 KEEP = ("first", "shortest", "diverse")
-NOVELTY = "duplicate"  # the check whose score `diverse` ranks by
+NOVELTY = "duplicate"  # compares a sample with others: `diverse` ranks by its score, and no pass rate counts it
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +167,12 @@ def problem_funnel(checks: Sequence[str]) -> str:
 
 
 def tested(rule: AcceptRule, current: Mapping[str, Sequence[str]], superseding: bool) -> str:
-    """One row per sample: the required check it was lost at (null: passed all), why, and that verdict."""
+    """One row per sample: the required check it was lost at (null: passed all), why, and that verdict.
+
+    `own_verdict` is `pass`, or the verdict of the first loss by the sample's own doing: without NOVELTY.
+    """
     requirements = [_Requirement(f"c{place}", text) for place, text in enumerate(rule.require)]
+    own = [one for one in requirements if alternatives(one.text) != [NOVELTY]]
     sources = [source for requirement in requirements for source in requirement.sources]
     joins = [_join(alias, check, current, superseding) for alias, check in sources]
     preference = "0"
@@ -182,7 +187,8 @@ def tested(rule: AcceptRule, current: Mapping[str, Sequence[str]], superseding: 
         select s.sample_id, s.problem_id, s.shard, s.replica, s.text_hash, s.chosen, {preference} as preference,
                {_first_loss(requirements, "lost_at")} as lost_at,
                {_first_loss(requirements, "reason")} as reason,
-               {_first_loss(requirements, "verdict")} as verdict
+               {_first_loss(requirements, "verdict")} as verdict,
+               {_first_loss(own, "verdict", met="'pass'")} as own_verdict
         from ({_candidates(rule)}) s
         {lines}"""
 
@@ -192,8 +198,8 @@ def pass_rates() -> str:
     return """
         create view pass_rates as
         select problem_id, count(*) as samples,
-               count(*) filter (where lost_at is null) as passed,
-               count(*) filter (where verdict = 'fail') as failed,
+               count(*) filter (where own_verdict = 'pass') as passed,
+               count(*) filter (where own_verdict = 'fail') as failed,
                passed / nullif(passed + failed, 0) as pass_rate
         from tested group by problem_id"""
 
@@ -330,10 +336,10 @@ class _Requirement:
         return " ".join(branches)
 
 
-def _first_loss(requirements: Sequence[_Requirement], column: str) -> str:
-    """A CASE over the requirements in order: the column of the first that is not met, null where all are."""
+def _first_loss(requirements: Sequence[_Requirement], column: str, met: str = "null") -> str:
+    """A CASE over the requirements in order: the column of the first that is not met, `met` where all are."""
     cases = " ".join(f"when not {one.met} then case {one.cases(column)} end" for one in requirements)
-    return f"case {cases} end" if cases else "null::varchar"
+    return f"case {cases} else {met} end" if cases else f"{met}::varchar"
 
 
 def _join(alias: str, check: str, current: Mapping[str, Sequence[str]], superseding: bool) -> str:

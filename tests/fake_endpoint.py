@@ -1,5 +1,5 @@
-"""A small real HTTP server that speaks the OpenAI protocol, completions and chats, for tests that need an
-engine's manners.
+"""A small real HTTP server that speaks the OpenAI protocol, completions and chats, and vLLM's `/classify`, for tests
+that need an engine's manners.
 
     python tests/fake_endpoint.py --port 0 [--accuracy 0.7]        prints its URL (…/v1) on the first line
 
@@ -86,6 +86,7 @@ class FakeEndpoint:
     model: str = "fake"
     api_key: str | None = None
     port: int = 0
+    logits: Callable[[str], list[float]] = lambda text: [float(len(text))]  # of a classified text
     requests: list[dict[str, Any]] = field(default_factory=list)
     engine_calls: list[tuple[str, Any]] = field(default_factory=list)  # vLLM's development routes
     in_flight: int = 0
@@ -158,7 +159,7 @@ class FakeEndpoint:
         if path in ("/collective_rpc", "/reset_prefix_cache"):
             self.engine_calls.append((path, json.loads(body)))
             return 200, b'{"success": true}'
-        if path not in ("/v1/completions", "/v1/chat/completions"):
+        if path not in ("/v1/completions", "/v1/chat/completions", "/classify"):
             return _error(404, "Not Found")
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -175,12 +176,15 @@ class FakeEndpoint:
             return _error(400, "response_format is not supported here")
         if "messages" in body:  # a chat: answered like a prompt of its messages, one after another
             body = body | {"prompt": "\n".join(message["content"] for message in body["messages"])}
+        if "input" in body:
+            body = body | {"prompt": body["input"]}
         if len(body["prompt"]) > self.faults.max_prompt_chars:
             return _error(400, f"maximum context length is {self.faults.max_prompt_chars}: {body['prompt']}")
         await asyncio.sleep(self.faults.seconds)
         if self._is_hit(body):
             return await self._fail()
-        return 200, json.dumps(self._completion(body)).encode()
+        answer = self._classification(body) if "input" in body else self._completion(body)
+        return 200, json.dumps(answer).encode()
 
     def _is_hit(self, body: dict[str, Any]) -> bool:
         key = (body["prompt"], body.get("seed"))
@@ -198,6 +202,11 @@ class FakeEndpoint:
         if mode == "abort":
             return 200, json.dumps(_answer("", "abort", 1, 0)).encode()
         return None if mode in ("drop", "hang") else _error(int(mode), "told to fail")
+
+    def _classification(self, body: dict[str, Any]) -> dict[str, Any]:
+        logits = self.logits(body["input"])
+        data = [{"index": 0, "label": "LABEL_0", "probs": logits, "num_classes": len(logits)}]
+        return {"object": "list", "data": data, "usage": {"prompt_tokens": len(_WORD.findall(body["input"]))}}
 
     def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
         words = _WORD.findall(self.answer(body["prompt"], body.get("seed")))

@@ -3,7 +3,7 @@
 A reward model is a sequence classifier over (prompt, completion) in its own chat template. With one logit that is the
 score, with two the last one is; the scale is the model's own, not [0, 1]. What does not fit into the model is
 `unscorable`: there is no score to compare, and cutting it would score another text. The model itself runs in
-`model/rewards/workers/scorer.py`, a process that `model/rewards/workers/scorer_process.py` keeps.
+`model/rewards/workers/scorer.py`, a process that `model/rewards/workers/scorer_process.py` keeps, or in vLLM.
 
 Not promised: that a template shows the model the thoughts (some cut `<think>…</think>` out); process reward models.
 """
@@ -23,6 +23,7 @@ NUMBER = 1  # of the rules in this file and in scorer.py
 
 Conversation = tuple[str, str]  # prompt, completion
 TOO_LONG, NOT_FINITE, OUT_OF_MEMORY = "too_long", "not_finite", "out_of_memory"
+MOST_LOGITS = 2
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -96,8 +97,9 @@ def plain(text: str, special_tokens: Sequence[str]) -> str:
 
 
 def scoring_version(settings: RewardModelSettings, revision: str) -> str:
-    """Of all that shapes a score; ends before the threshold."""
-    shaping = [settings.model, revision, settings.dtype, settings.max_length]
+    """Of all that shapes a score; ends before the threshold. The number format at `urls` is not ours to know."""
+    dtype = "served" if settings.urls else settings.dtype
+    shaping = [settings.model, revision, dtype, settings.max_length]
     return f"{NUMBER}+{content_hash('reward model', shaping, digits=6)}"
 
 

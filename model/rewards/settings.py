@@ -212,18 +212,26 @@ class RewardModelSettings:
     """Folder, hub name or `builtin:` name of the reward model."""
     revision: str = "main"
     """Its revision."""
+    urls: tuple[str, ...] = ()
+    """vLLM servers of it (`vllm serve MODEL --runner pooling`), up to and including `/v1`; empty: it runs here."""
+    served_name: str = ""
+    """The model's name at `urls`; empty: `model`."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable with the key for `urls`."""
     threshold: float = 0.0
     """Least score (the model's own scale) that passes."""
     max_length: int = 8192
     """Longest conversation in tokens; a longer one cannot be scored."""
     tokens_per_batch: int = 16_384
-    """Padded tokens that are scored at once."""
+    """Padded tokens that are scored at once, where it runs here."""
     dtype: str = "bfloat16"
-    """Number format: bfloat16 or float32."""
+    """Number format where it runs here: bfloat16 or float32."""
     device: str = "auto"
-    """Where it runs: auto (a GPU if there is one), cpu, or cuda:N."""
+    """Where it runs here: auto (a GPU if there is one), cpu, or cuda:N."""
 
     def __post_init__(self) -> None:
+        if self.served_name and not self.urls:
+            raise ValueError("served_name is the model's name at urls; set urls, or leave it out")
         _within("max_length", self.max_length, 1, 1_000_000)
         _within("tokens_per_batch", self.tokens_per_batch, 1, 100_000_000)
         if self.dtype not in ("bfloat16", "float32"):

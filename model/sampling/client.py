@@ -3,7 +3,8 @@
 One background thread runs one event loop. Threads that call `complete` at the same time share its slots first
 come, first served, so that the next shard's requests fill the engine while the last long answer of a shard is
 still being written. Text in, text out (`/v1/completions`): what the model sees is what the caller rendered; a
-ChatRequest is rendered by its server (`/v1/chat/completions`).
+ChatRequest is rendered by its server (`/v1/chat/completions`). A ClassifyRequest is not completed but classified, by
+a vLLM that serves a sequence classifier.
 
 What an endpoint does (5xx, 429, lost connections, time-outs) is tried again, on another URL where there is
 one, and then ends the call with SamplerError. What it says of one prompt (400, 413, 422) is that row's data:
@@ -33,7 +34,7 @@ import httpx
 
 from model.errors import SamplerError
 from model.records import FinishReason
-from model.sampling.request import ChatRequest, Completion, Request, SamplingParams
+from model.sampling.request import AnyRequest, ChatRequest, ClassifyRequest, Completion, SamplingParams
 
 TRIES = 4  # of one request within one call
 TIMEOUT_COST = 2  # tries: each may have taken an hour
@@ -56,6 +57,7 @@ _SOCKET_OPTIONS = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)] + [
 
 T = TypeVar("T")
 
+CLASSIFY = "classify"
 REFUSED_CODES = {400, 413, 422}
 USER_CODES = {401: "the API key is missing or wrong", 403: "the API key may not use this model"}
 
@@ -77,6 +79,11 @@ class _Endpoint:
         self.rests_until = 0.0
         timeout = httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds), pool=None)
         self.http = httpx.AsyncClient(headers=headers, timeout=timeout, transport=_transport(self.url, concurrency))
+
+    def address(self, path: str) -> str:
+        """vLLM has /classify beside /v1, not below it."""
+        root = self.url.removesuffix("/v1") if path == CLASSIFY else self.url
+        return f"{root}/{path}"
 
     def succeeded(self) -> None:
         self.failures, self.rests_until = 0, 0.0
@@ -139,7 +146,7 @@ class CompletionsClient:
         self._loop = None
 
     def complete(
-        self, requests: Sequence[Request | ChatRequest], on_done: Callable[[Completion], None] | None = None
+        self, requests: Sequence[AnyRequest], on_done: Callable[[Completion], None] | None = None
     ) -> list[Completion]:
         """The requests' completions, in their order. May be called from many threads at once.
 
@@ -179,7 +186,7 @@ class CompletionsClient:
             await endpoint.http.aclose()
 
     async def _complete_all(
-        self, requests: Sequence[Request | ChatRequest], done: queue.SimpleQueue[Completion | None]
+        self, requests: Sequence[AnyRequest], done: queue.SimpleQueue[Completion | None]
     ) -> list[Completion]:
         try:
             async with asyncio.TaskGroup() as group:
@@ -198,16 +205,14 @@ class CompletionsClient:
                 raise SamplerError(f"the engine behind {', '.join(self.urls)} has died; its log says why")
             await asyncio.sleep(WATCH_SECONDS)
 
-    async def _complete_one(
-        self, request: Request | ChatRequest, done: queue.SimpleQueue[Completion | None]
-    ) -> Completion:
+    async def _complete_one(self, request: AnyRequest, done: queue.SimpleQueue[Completion | None]) -> Completion:
         async with self._slots:
             completion = await self._with_retries(request)
         self._stop_if_all_is_refused(completion)
         done.put(completion)
         return completion
 
-    async def _with_retries(self, request: Request | ChatRequest) -> Completion:
+    async def _with_retries(self, request: AnyRequest) -> Completion:
         spent, wait = 0, BACKOFF_SECONDS
         while True:
             endpoint = self._choose()
@@ -229,7 +234,7 @@ class CompletionsClient:
             return min(self._endpoints, key=lambda endpoint: endpoint.rests_until)
         return min(awake, key=lambda endpoint: (endpoint.in_flight, endpoint.served))
 
-    async def _send(self, endpoint: _Endpoint, request: Request | ChatRequest) -> Completion:
+    async def _send(self, endpoint: _Endpoint, request: AnyRequest) -> Completion:
         start = time.monotonic()
         endpoint.in_flight += 1
         endpoint.served += 1
@@ -242,8 +247,7 @@ class CompletionsClient:
             return _refused(request.key, _message(response), time.monotonic() - start)
         if response.status_code != httpx.codes.OK:
             _raise_for(endpoint.url, self.model, response)
-        stop = self._params_of(request).stop
-        completion = _completion(request.key, response, stop, time.monotonic() - start)
+        completion = self._read(request, response, time.monotonic() - start)
         endpoint.succeeded()
         return completion
 
@@ -251,17 +255,25 @@ class CompletionsClient:
         try:
             # The sum bounds an endpoint that sends a byte now and then; httpx itself bounds each read.
             async with asyncio.timeout(self._timeout_seconds):
-                return await endpoint.http.post(f"{endpoint.url}/{path}", json=body)
+                return await endpoint.http.post(endpoint.address(path), json=body)
         except (TimeoutError, httpx.ReadTimeout):
             raise _TryAgainError(f"no answer within {self._timeout_seconds:g} s", cost=TIMEOUT_COST) from None
         except httpx.TransportError as error:
             raise _TryAgainError(f"{type(error).__name__}: {str(error)[:EXCERPT]}") from None
 
-    def _params_of(self, request: Request | ChatRequest) -> SamplingParams:
+    def _read(self, request: AnyRequest, response: httpx.Response, seconds: float) -> Completion:
+        if isinstance(request, ClassifyRequest):
+            return _classified(request.key, response, seconds)
+        return _completion(request.key, response, self._params_of(request).stop, seconds)
+
+    def _params_of(self, request: AnyRequest) -> SamplingParams:
         return request.params if isinstance(request, ChatRequest) else self.params
 
-    def _path_and_body(self, request: Request | ChatRequest) -> tuple[str, dict[str, Any]]:
+    def _path_and_body(self, request: AnyRequest) -> tuple[str, dict[str, Any]]:
         """`n` stays 1: a seed together with n > 1 can kill vLLM's CPU engine."""
+        if isinstance(request, ClassifyRequest):
+            raw = {"use_activation": False, "add_special_tokens": False}
+            return CLASSIFY, {"model": self.model, "input": request.text, **raw}
         params = self._params_of(request)
         seed = {} if request.seed is None else {"seed": request.seed}
         shared = seed | {"model": self.model, "n": 1, "temperature": params.temperature, "top_p": params.top_p}
@@ -336,7 +348,9 @@ def _raise_for(url: str, model: str, response: httpx.Response) -> NoReturn:
     """The exception for an answer that is neither a completion nor about one prompt."""
     code, message = response.status_code, _message(response)
     if code == httpx.codes.NOT_FOUND:
-        remedy = f"no model {model!r} there, or the URL does not end in /v1"
+        pooling = response.url.path.endswith(CLASSIFY)
+        other = "the server runs without `--runner pooling`" if pooling else "the URL does not end in /v1"
+        remedy = f"no model {model!r} there, or {other}"
     elif code in (httpx.codes.REQUEST_TIMEOUT, httpx.codes.TOO_MANY_REQUESTS) or code >= 500:
         raise _TryAgainError(f"HTTP {code}: {message}", wait_seconds=_retry_after(response))
     else:
@@ -365,6 +379,19 @@ def _refused(key: str, message: str, seconds: float) -> Completion:
     return Completion(key, "", FinishReason.REFUSED, 0, 0, seconds, message)
 
 
+def _classified(key: str, response: httpx.Response, seconds: float) -> Completion:
+    try:
+        body = response.json()
+        logits, tokens = tuple(map(float, body["data"][0]["probs"])), int(body["usage"]["prompt_tokens"])
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise _unreadable("classification", error, response) from None
+    return Completion(key, "", FinishReason.STOP, tokens, 0, seconds, logits=logits)
+
+
+def _unreadable(what: str, error: Exception, response: httpx.Response) -> _TryAgainError:
+    return _TryAgainError(f"not a {what} ({type(error).__name__} {error}): {response.text[:EXCERPT]}")
+
+
 def _completion(key: str, response: httpx.Response, stop: tuple[str, ...], seconds: float) -> Completion:
     try:
         body = response.json()
@@ -372,8 +399,7 @@ def _completion(key: str, response: httpx.Response, stop: tuple[str, ...], secon
         text, reason = _text(choice), choice["finish_reason"]
         prompt_tokens, completion_tokens = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        excerpt = response.text[:EXCERPT]
-        raise _TryAgainError(f"not a completion ({type(error).__name__} {error}): {excerpt}") from None
+        raise _unreadable("completion", error, response) from None
     if reason in (None, "abort", "error"):  # the engine gave up, the model did not
         raise _TryAgainError(f"the engine ended the request with finish_reason {reason!r}")
     if reason not in (FinishReason.STOP, FinishReason.LENGTH):

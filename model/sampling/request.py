@@ -48,11 +48,22 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassifyRequest:
+    """One text, rendered, whose logits a sequence classifier gives (vLLM's `/classify`)."""
+
+    key: str
+    text: str
+
+
+AnyRequest = Request | ChatRequest | ClassifyRequest
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One finished request. `text` is what the engine wrote (no prefill), tokens are the engine's own count.
 
     `seconds` is the time from sending the successful try to its last byte. `refused` completions have empty
-    text, zero tokens and the endpoint's words in `error`.
+    text, zero tokens and the endpoint's words in `error`. A classified text has no completion but `logits`.
     """
 
     key: str
@@ -62,3 +73,4 @@ class Completion:
     completion_tokens: int
     seconds: float
     error: str | None = None
+    logits: tuple[float, ...] = ()

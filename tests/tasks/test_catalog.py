@@ -181,6 +181,27 @@ def test_an_error_is_never_a_fail_in_a_pass_rate(dataset: Dataset) -> None:
     assert rates[second] == {"problem_id": second, "samples": 4, "passed": 0, "failed": 0, "pass_rate": None}
 
 
+def test_a_copy_of_a_right_answer_is_right_in_a_pass_rate(dataset: Dataset) -> None:
+    """By replica: right, a copy of it, a wrong one, and a copy of that one, which `duplicate` names first."""
+    judge(dataset, 0, "duplicate", replica_in(0, 2))
+    judge(dataset, 0, "math", replica_in(0, 1))
+    judge(dataset, 1, "math", lambda row: "error" if row.replica else "pass")  # `duplicate` is still to come
+    rates = {
+        rate
+        for require in (("duplicate", "math"), ("math", "duplicate"), ("math",))
+        for rate in rated(dataset, require)
+    }
+    assert rates == {(2, 2, 0.5), (1, 0, 1.0)}
+    con = connect(dataset, AcceptRule(("duplicate", "math"), pass_rate=(0.4, 0.6)))
+    assert ask(con, "select shard, replica from accepted") == [(0, 0)]
+    lost = ask(con, 'select replica, "check" from rejected where shard = 0 order by 1')
+    assert lost == [(1, "duplicate"), (2, "math"), (3, "duplicate")]
+
+
+def rated(dataset: Dataset, require: tuple[str, ...]) -> list[tuple[int, int, float]]:
+    return ask(connect(dataset, AcceptRule(require)), "select passed, failed, pass_rate from pass_rates")
+
+
 def test_band_distinct_and_cap_lose_in_this_order(dataset: Dataset) -> None:
     # Problem 0 is too easy (4 of 4). Problem 1 passes 3 of 4: replicas 0 and 1 say the same, the cap is one.
     generate(dataset, 1, text=lambda row: "same" if row.replica < 2 else "other")
@@ -666,11 +687,26 @@ def test_agreement_counts_pairs_of_verdicts_per_rule_verdict(dataset: Dataset) -
         judge(dataset, shard, "math", replica_in(0, 1))
         judge(dataset, shard, "format", replica_in())
         judge(dataset, shard, "judge", lambda row: said[row.replica])
-    table = catalog.agreement(connect(dataset, MATH)).to_pylist()
-    assert [tuple(row.values()) for row in table] == [
+    con = connect(dataset, MATH)
+    assert ask(con, "from agreement order by all") == [
         ("math", "fail", "fail", 2, 0.5),
         ("math", "fail", "pass", 2, 0.5),
         ("math", "pass", "pass", 2, 1.0),
+    ]
+    table = catalog.agreement(con).to_pylist()
+    assert [tuple(row.values()) for row in table] == [("math", "pass", 2, 0, 0, 1.0), ("math", "fail", 2, 2, 0, 0.5)]
+
+
+def test_a_judges_errors_and_a_rules_silence_agree_with_nothing(dataset: Dataset) -> None:
+    for shard in (0, 1):
+        judge(dataset, shard, "math", lambda row: ["pass", "fail", "unscorable", "error"][row.replica])
+        judge(dataset, shard, "judge", lambda row, shard=shard: "error" if row.replica < 2 else ["pass", "fail"][shard])
+    table = catalog.agreement(connect(dataset, MATH)).to_pylist()
+    assert [tuple(row.values())[1:] for row in table] == [
+        ("pass", 0, 0, 2, None),
+        ("fail", 0, 0, 2, None),
+        ("unscorable", 1, 1, 0, None),
+        ("error", 1, 1, 0, None),
     ]
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from model.errors import ModelFolderError, StillhouseError
-from model.pretrained import check_model_folder, load_tokenizer
+from model.pretrained import check_model_folder
 from model.rewards.reward_model import (
+    MOST_LOGITS,
     NOT_FINITE,
     OUT_OF_MEMORY,
     TOO_LONG,
@@ -30,15 +31,14 @@ from model.rewards.reward_model import (
     ScorerSpec,
     Scoring,
     length_batches,
-    plain,
     unused_token,
 )
+from model.rewards.texts.conversations import Rendering
 
 Row = np.ndarray[Any, np.dtype[np.int32]]
 Batch = tuple[list[int], list[Scoring]]
 
 _TOKENIZED_AT_ONCE = 64  # conversations
-_MOST_LOGITS = 2
 
 
 def main() -> None:
@@ -73,11 +73,7 @@ class Scorer:
         self.spec = spec
         gpu = spec.device == "auto" and torch.cuda.is_available()
         self.device = "cuda" if gpu else spec.device.replace("auto", "cpu")
-        self.tokenizer = load_tokenizer(spec.model, spec.revision)
-        if not self.tokenizer.chat_template:
-            raise ModelFolderError(f"the tokenizer of the reward model {spec.model} has no chat template; add one")
-        self.special = _special_tokens(self.tokenizer)
-        self.longest_token = max(len(token) for token in self.tokenizer.get_vocab())
+        self.rendering = Rendering(spec.model, spec.revision)
         self.model = _load_classifier(spec).to(self.device).eval()
         places = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min(spec.max_length, places or spec.max_length)
@@ -96,9 +92,8 @@ class Scorer:
         """Tokens by place, and the scorings of those that are too long; both together are all places."""
         rows: dict[int, Row] = {}
         too_long: dict[int, Scoring] = {}
-        # A token stands for so many characters at most: what has more need not be tokenised to be too long.
-        most = self.max_length * self.longest_token
-        short = [place for place, pair in enumerate(conversations) if sum(map(len, pair)) <= most]
+        long = self.rendering.is_too_long
+        short = [place for place, pair in enumerate(conversations) if not long(pair, self.max_length)]
         for start in range(0, len(short), _TOKENIZED_AT_ONCE):
             part = short[start : start + _TOKENIZED_AT_ONCE]
             rows |= zip(part, self._tokenized([conversations[place] for place in part]), strict=True)
@@ -110,13 +105,9 @@ class Scorer:
         return rows, too_long
 
     def _tokenized(self, conversations: Sequence[Conversation]) -> list[Row]:
-        texts = [self._rendered(*conversation) for conversation in conversations]
-        return [np.asarray(ids, np.int32) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]]
-
-    def _rendered(self, prompt: str, completion: str) -> str:
-        turns = (("user", prompt), ("assistant", completion))
-        messages = [{"role": role, "content": plain(text, self.special)} for role, text in turns]
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
+        texts = [self.rendering.text(*conversation) for conversation in conversations]
+        found = self.rendering.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return [np.asarray(ids, np.int32) for ids in found]
 
     def _timed(self, rows: Sequence[Row]) -> list[Scoring]:
         """The batch's scorings; each bears the same part of its time."""
@@ -166,12 +157,6 @@ def _scoring(score: float | None, tokens: int, milliseconds: float) -> Scoring:
     return Scoring(score if finite else None, "" if finite else NOT_FINITE, tokens, milliseconds)
 
 
-def _special_tokens(tokenizer: Any) -> list[str]:
-    """Longest first, so that one which holds another is broken up whole."""
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
-
-
 def _load_classifier(spec: ScorerSpec) -> Any:
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -188,7 +173,7 @@ def _load_classifier(spec: ScorerSpec) -> Any:
     if info["missing_keys"]:  # transformers would fill a missing head with random numbers
         absent = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelFolderError(f"{spec.model} is no reward model: its weights lack {absent}")
-    if model.config.num_labels > _MOST_LOGITS:
+    if model.config.num_labels > MOST_LOGITS:
         raise ModelFolderError(f"{spec.model} has {model.config.num_labels} classes; a reward model has one or two")
     model.config.use_cache = False
     return model

@@ -72,6 +72,6 @@ def test_another_threshold_is_another_version_with_the_same_scores() -> None:
 
 
 def test_settings_out_of_bounds_are_refused() -> None:
-    for wrong in ({"device": "gpu"}, {"dtype": "int8"}, {"max_length": 0}):
+    for wrong in ({"device": "gpu"}, {"dtype": "int8"}, {"max_length": 0}, {"served_name": "x"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             RewardModelSettings(**wrong)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from model.errors import SamplerError
 from model.records import FinishReason
 from model.sampling import client as client_module
 from model.sampling.client import CompletionsClient
-from model.sampling.request import ChatRequest, Completion, Request, SamplingParams
+from model.sampling.request import ChatRequest, ClassifyRequest, Completion, Request, SamplingParams
 from tests.fake_endpoint import FakeEndpoint, solve
 
 PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=64, stop=("</answer>",))
@@ -69,6 +69,27 @@ def test_what_is_sent(endpoint: FakeEndpoint) -> None:
             "add_special_tokens": False,
         }
     ]
+
+
+def test_a_text_is_classified_beside_v1_and_its_raw_logits_come_back(endpoint: FakeEndpoint) -> None:
+    endpoint.logits = lambda text: [-1.5, float(text.split()[1])]
+    with make_client(endpoint.url) as client:
+        found = client.complete([ClassifyRequest(f"key-{n}", f"text {n}") for n in range(9)])
+    assert [(done.key, done.logits, done.prompt_tokens) for done in found] == [
+        (f"key-{n}", (-1.5, float(n)), 2) for n in range(9)
+    ]
+    assert {"model": "fake", "input": "text 3", "use_activation": False, "add_special_tokens": False} in (
+        endpoint.requests
+    )
+
+
+def test_a_server_that_does_not_classify_is_told_from_a_wrong_url(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.mode, endpoint.faults.fail_first = "404", -1
+    with make_client(endpoint.url) as client:
+        with pytest.raises(SamplerError, match="runs without `--runner pooling`"):
+            client.complete([ClassifyRequest("key", "text")])
+        with pytest.raises(SamplerError, match="does not end in /v1"):
+            client.complete([question(1)])
 
 
 def chat(number: int, schema: str = "", seed: int | None = 3) -> ChatRequest:

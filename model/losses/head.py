@@ -49,7 +49,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class HeadGradients:
-    """A loss, its gradients for hidden states and head in their own types, and sums of metrics over all tokens."""
+    """A loss, its gradients (of the hidden states in their type, of the head in float32), and sums of metrics."""
 
     loss: float
     hidden_NH: Tensor
@@ -58,16 +58,20 @@ class HeadGradients:
 
 
 @torch.no_grad()
-def head_gradients(hidden_NH: Tensor, weight_VH: Tensor, kernel: Kernel, *, rows: int = 0) -> HeadGradients:
+def head_gradients(
+    hidden_NH: Tensor, weight_VH: Tensor, kernel: Kernel, *, into_VH: Tensor | None = None, rows: int = 0
+) -> HeadGradients:
     """The loss of logits = hidden · weightᵀ under `kernel`, and its gradients.
 
     Args:
         hidden_NH: the trunk's output where tokens are predicted: only tokens that count, so compact before.
         weight_VH: the head's weight, of the same type. A head with a bias is not covered.
         kernel: the loss.
+        into_VH: what the head's gradient is added to, float32 (None: zeros), so that all micro-batches of a step
+            share one table.
         rows: tokens of a chunk (0: `ROWS`); bounds memory, and changes the result by rounding only.
     """
-    by_weight_VH = torch.zeros_like(weight_VH, dtype=_wide(weight_VH))
+    by_weight_VH = torch.zeros_like(weight_VH, dtype=_wide(weight_VH)) if into_VH is None else into_VH
     by_hidden_NH = torch.empty_like(hidden_NH)
     loss, sums = torch.zeros((), dtype=by_weight_VH.dtype, device=hidden_NH.device), dict[str, float]()
     for chunk in chunks(len(hidden_NH), rows or ROWS.get(hidden_NH.device.type, MOST_ROWS)):
@@ -75,7 +79,8 @@ def head_gradients(hidden_NH: Tensor, weight_VH: Tensor, kernel: Kernel, *, rows
         by_hidden_NH[chunk] = _back_project(part.gradient_CV, hidden_NH[chunk], weight_VH, by_weight_VH)
         loss += part.loss
         sums = {name: sums.get(name, 0.0) + value.item() for name, value in part.sums.items()}
-    return HeadGradients(loss.item(), by_hidden_NH, by_weight_VH.to(weight_VH.dtype), sums)
+        del part  # its table, before the next one is made
+    return HeadGradients(loss.item(), by_hidden_NH, by_weight_VH, sums)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

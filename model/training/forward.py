@@ -51,14 +51,15 @@ def completion_hidden(model: Model, batch: TokenBatch) -> Tensor:
     return hidden_BTH.flatten(0, 1)[batch.positions_N]
 
 
-def backward(model: Model, batch: TokenBatch, kernel: Kernel) -> tuple[float, dict[str, float]]:
-    """Adds a batch's gradient to the model's; returns its loss and its sums of per-token metrics."""
-    weight_VH = model.get_output_embeddings().weight
+def backward(model: Model, batch: TokenBatch, kernel: Kernel, by_head_VH: Tensor) -> tuple[float, dict[str, float]]:
+    """Adds a batch's gradient to the model's, and the head's to `by_head_VH` (float32).
+
+    Returns the loss and its sums of per-token metrics. What a tied head gets as embedding is in its `grad`.
+    """
     hidden_NH = completion_hidden(model, batch)
-    found = head_gradients(hidden_NH.detach(), weight_VH.detach(), kernel)
+    weight_VH = model.get_output_embeddings().weight.detach()
+    found = head_gradients(hidden_NH.detach(), weight_VH, kernel, into_VH=by_head_VH)
     hidden_NH.backward(found.hidden_NH)  # type: ignore[no-untyped-call]
-    # Tied to the embedding, it may have a gradient by now.
-    weight_VH.grad = found.weight_VH if weight_VH.grad is None else weight_VH.grad.add_(found.weight_VH)
     return found.loss, found.sums
 
 

@@ -120,8 +120,9 @@ def run_step(job: Job, stage: Stage, model: Model, optimizer: MasterAdamW, step:
 def accumulate(model: Model, optimizer: MasterAdamW, micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
     """Gradients of the whole global batch, into the optimizer; its loss and the per-token means of its metrics."""
     loss, sums = 0.0, dict[str, float]()
+    by_head_VH = optimizer.gradient_of(model.get_output_embeddings().weight)
     for micro in micro_batches:
-        part, metrics = backward(model, micro.tokens, micro.kernel)
+        part, metrics = backward(model, micro.tokens, micro.kernel, by_head_VH)
         optimizer.collect()
         loss += part
         sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}

@@ -30,6 +30,13 @@ class MasterAdamW:
     def _master(weight: Tensor) -> Tensor:
         return weight if weight.dtype == torch.float32 else weight.detach().float().requires_grad_()
 
+    def gradient_of(self, weight: Tensor) -> Tensor:
+        """The float32 sum of a weight's gradients, to be added to."""
+        master = next(master for own, master in zip(self.weights, self.masters, strict=True) if own is weight)
+        if master.grad is None:
+            master.grad = torch.zeros_like(master)
+        return master.grad
+
     def collect(self) -> None:
         """Moves the model's gradients of one micro-batch into the float32 sums."""
         for weight, master in zip(self.weights, self.masters, strict=True):

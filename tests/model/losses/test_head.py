@@ -112,8 +112,8 @@ def test_bfloat16_costs_no_more_than_rounding_the_gradients(name: str) -> None:
 
     exact = head_gradients(hidden_NH.double(), weight_VH.double(), kernel)
     found = head_gradients(hidden_NH, weight_VH, Kernel(narrow, precise=True), rows=5)
+    assert (found.hidden_NH.dtype, found.weight_VH.dtype) == (torch.bfloat16, torch.float32)
     for close, right in ((found.hidden_NH, exact.hidden_NH), (found.weight_VH, exact.weight_VH)):
-        assert close.dtype == torch.bfloat16
         assert ((close.double() - right).norm() / right.norm()).item() < 2 * 2**-9
 
 
@@ -133,3 +133,11 @@ def test_a_token_without_weight_has_no_gradient() -> None:
 def test_sums_of_metrics_go_over_all_chunks() -> None:
     found = head_gradients(HIDDEN_NH, WEIGHT_VH, CASES["top k"][1], rows=5)
     assert found.sums["teacher_mass"] == pytest.approx(SHORT_NK.exp().sum().item())
+
+
+def test_the_heads_gradient_is_added_to_what_is_there() -> None:
+    kernel = CASES["sft"][1]
+    one, other = (head_gradients(HIDDEN_NH[part], WEIGHT_VH, kernel) for part in (slice(0, 20), slice(0, 9)))
+    into_VH = one.weight_VH.clone()
+    head_gradients(HIDDEN_NH[:9], WEIGHT_VH, kernel, into_VH=into_VH)
+    torch.testing.assert_close(into_VH, one.weight_VH + other.weight_VH)

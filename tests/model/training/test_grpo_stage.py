@@ -56,8 +56,9 @@ def test_on_policy_the_loss_is_minus_the_weighted_advantage(tiny_folder: Path, p
     torch.manual_seed(1)
     work = stage.prepare(1)
     total, clipped, kl = 0.0, 0.0, 0.0
+    by_head_VH = torch.zeros_like(stage.model.get_output_embeddings().weight)
     for micro in work.micro_batches:
-        loss, metrics = backward(stage.model, micro.tokens, micro.kernel)
+        loss, metrics = backward(stage.model, micro.tokens, micro.kernel, by_head_VH)
         total, clipped, kl = total + loss, clipped + metrics["clip_share"], kl + metrics["kl"]
     assert (total, clipped, kl) == pytest.approx((0.0, 0.0, 0.0), abs=1e-5)
     assert work.metrics["reward"] > 0

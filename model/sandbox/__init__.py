@@ -28,12 +28,13 @@ Promises, and the test that holds each (tests/model/sandbox/)
    KERNEL, in every tier, as root, as an ordinary user, as in Docker, and in bubblewrap.
 2. No file is read but the interpreter's library and preloaded packages (C: none): FILES; secrets: INTERPRETER.
 3. CPU time, wall time, memory, output, threads and descriptors are bounded: EXHAUSTION; `test_sandbox.py`.
-4. No program meets what another one left: memory files are new for each run, the zygote never holds a program, an
-   input or a result: INTERPRETER (`scan_memory`, `walk_objects`), and an honest program after every attack.
+4. No program meets what another program left: memory files are new for each run, the zygote never holds a program,
+   an input or a result: INTERPRETER (`scan_memory`, `walk_objects`), and an honest program after every attack.
 5. What comes out is plain and of the very type, and decoding it is cheap: `test_values.py`; CALLS.
 6. Expected outputs are never inside, so forging a report (which any program can do: the report is its own word) can
-   only claim a value, which the caller compares outside: CALLS (`forge_*`). It never turns a failure of the program
-   into one of the sandbox: `fake_note`.
+   only claim a value, which the caller compares outside: CALLS (`forge_*`). How a process ended is the kernel's word;
+   how an input before its last ended is a claim, as is every call's. None turns a failure of the program into one of
+   the sandbox: `fake_note`.
 7. A failure of the sandbox is SandboxError after one new start, never a result: `test_sandbox.py`.
 8. Zygote and child die with the parent, and no other way leaves a process: `test_sandbox.py`.
 9. The filter is the list in `seccomp.py` and nothing else, on both architectures: `test_seccomp.py`.
@@ -41,12 +42,14 @@ Promises, and the test that holds each (tests/model/sandbox/)
 Not covered
 -----------
 - Holes of the kernel in what is left open (memory, futex, epoll, AF_UNIX streams), and of the hardware; timing.
-- In tiers B and C a program can learn of a path whether it exists, its size and its times, never its content
-  (Landlock does not mediate stat; libc needs newfstatat for a descriptor's own status).
+- In tiers B and C, and in bubblewrap, a program can learn of a path whether it exists, its size and its times, never
+  its content (Landlock does not mediate stat; libc needs newfstatat for a descriptor's own status).
 - All inputs of one `run`, and all calls of one `call`, share a process: one sees what earlier ones left and may read
-  what later ones are given. Put what must not meet into separate ones.
+  what later ones are given. Put what must not meet into separate ones (`model/rewards/programs/run.py` says when).
+- In tier A, process ids count up: a program can tell how many processes and threads there were before it.
 - Inside its memory limit a program may use the machine's caches and one CPU per thread until its time is over.
-- Programs that need fork, files to write, sockets or another package: they end as exception or unsupported_import.
+- Programs that need fork, files to write, /dev/stdin, sockets or another package: they end as exception or
+  unsupported_import.
   In tiers B (where the interpreter lies out of an ordinary user's reach) and C, so does what `preload.py` leaves out.
 """
 

@@ -3,7 +3,8 @@
 That is so where a distribution leaves user namespaces to the programs it names, or where bubblewrap is set-uid. The
 zygote has no capability in there with which it could build its own root: the interpreter, its shared libraries and
 /proc stay in sight, and only Landlock, without which this way is refused, keeps programs from opening them. Not
-needed where `namespaces.py` works, which shows less; of no use to root, whom bubblewrap leaves as root.
+needed where `namespaces.py` works, which shows less; of no use to root, whom bubblewrap leaves as root. bubblewrap ends
+with the thread that started it: a sandbox that another thread goes on using then starts anew.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import decimal
 import gc
 import json
 import math
@@ -20,6 +21,7 @@ import signal
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +38,7 @@ MOST_DESCRIPTORS = 64
 _MOST_THREADS = 4096  # of the whole user id, where the kernel counts them so
 _STACK_BYTES = 64 << 20  # deep recursion is not an error
 _DETAIL_CHARACTERS = 300
-_RECURSION_LIMIT = sys.getrecursionlimit()
+_RECURSION_LIMIT, _MOST_DIGITS = sys.getrecursionlimit(), sys.get_int_max_str_digits()
 CLOSED = b"closed"
 
 _exit, _write = os._exit, os.write
@@ -135,40 +137,49 @@ def _run_main(program: bytes, argv: list[str], given: list[int]) -> int:
     code = _compiled(program)
     if code is None:
         return 1
-    status, main = 0, sys.modules["__main__"]
+    status, own = 0, _written()[0]
     for place, descriptor in enumerate(given):
         if place:
-            if not _told(status):
+            if not _told(status, own):
                 break
-            main = _fresh_main()
+            _fresh_main()
         os.dup2(descriptor, 0)
         os.close(descriptor)
         if place:
             _open_streams()
         sys.argv = ["program.py", *argv]
-        status = _executed(code, main)
+        status = _executed(code)
         has_threads = _thread._count() > 0  # type: ignore[attr-defined]
-        status = max(status, _finish(main))
+        status = max(status, _finish())
         if has_threads:
             break
     return status
 
 
-def _told(status: int) -> bool:
-    """Whether the report has this input's status, and how far it wrote."""
+def _told(status: int, own: list[int]) -> bool:
+    """Whether the report has this input's status, and how much is written; these must be the files of the start."""
     try:
-        _report("ran", End.OK, [status, os.lseek(1, 0, os.SEEK_CUR), os.lseek(2, 0, os.SEEK_CUR)])
+        files, (out, err, _) = _written()
+        if files != own:
+            return False
+        _report("ran", End.OK, [status, out, err])
     except OSError:
         return False
     return True
 
 
-def _fresh_main() -> ModuleType:
+def _written() -> tuple[list[int], list[int]]:
+    found = [os.fstat(descriptor) for descriptor in (1, 2, REPORT)]
+    return [each.st_ino for each in found], [each.st_size for each in found]
+
+
+def _fresh_main() -> None:
     """A `__main__` as at the start, and settings too."""
     sys.setrecursionlimit(_RECURSION_LIMIT)
+    sys.set_int_max_str_digits(_MOST_DIGITS)
+    decimal.setcontext(decimal.Context())
     seed_random()
-    main = sys.modules["__main__"] = ModuleType("__main__")
-    return main
+    sys.modules["__main__"] = ModuleType("__main__")
 
 
 def _open_streams() -> None:
@@ -198,9 +209,10 @@ def _compiled(program: bytes) -> CodeType | None:
     return None
 
 
-def _executed(code: CodeType, module: ModuleType) -> int:
+def _executed(code: CodeType, module: str = "__main__") -> int:
+    """The exit status of running `code` as that module, by name: who holds the module keeps what it holds alive."""
     try:
-        exec(code, module.__dict__)
+        exec(code, sys.modules[module].__dict__)
     except SystemExit as error:
         return _status(error.code)
     # A program may raise anything at all.
@@ -209,20 +221,46 @@ def _executed(code: CodeType, module: ModuleType) -> int:
     return 0
 
 
-def _finish(main: ModuleType) -> int:
-    """Threads joined, exit functions run, the module dropped, output flushed, as at a usual end. 1 when that fails."""
+def _finish() -> int:
+    """In the interpreter's own order: threads joined, exit functions run, output flushed, the module dropped."""
     try:
         if _thread._count():  # type: ignore[attr-defined]
             threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
-        main.__dict__.clear()
-        gc.collect()  # files flush what they hold; and one that owns descriptor 0 must not close the next input
-        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-            if stream is not None and not stream.closed:
-                stream.flush()
+        _flush()
+        sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+        _drop_main()
     except BaseException as error:  # the program may have put anything in these places
         return _ended(error, _kind(error))
+    with contextlib.suppress(BaseException):  # in case that more was printed
+        _flush()
     return 0
+
+
+def _flush() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name, None)
+        if stream is not None and not _is_closed(stream):
+            stream.flush()
+
+
+def _is_closed(stream: Any) -> bool:
+    try:
+        return bool(stream.closed)
+    except Exception:  # what a program puts in its place need not know
+        return False
+
+
+def _drop_main() -> None:
+    """With all its names in place for what `__del__` does, where nothing outside it holds it."""
+    main = sys.modules.pop("__main__", None)
+    left = weakref.ref(main) if main is not None else None
+    del main
+    gc.collect()  # a file object that owns descriptor 0 would close the next input
+    main = left() if left is not None else None
+    if main is not None:
+        main.__dict__.clear()
+        gc.collect()
 
 
 def _status(code: object) -> int:
@@ -270,7 +308,7 @@ def _make_calls(program: bytes, entry: str, given: list[int]) -> int:
     module = ModuleType("solution")
     sys.modules["solution"] = module
     code = _compiled(program)
-    status = 1 if code is None else _executed(code, module)
+    status = 1 if code is None else _executed(code, "solution")
     if status:
         return status
     for args, kwargs in todo:

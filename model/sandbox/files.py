@@ -23,6 +23,7 @@ class Files:
             self.descriptors.append(_sealed(program))
             for name in ("out", "err", "report"):
                 self.descriptors.append(os.memfd_create(name, os.MFD_CLOEXEC))
+                fcntl.fcntl(self.descriptors[-1], fcntl.F_SETFL, os.O_APPEND)  # nothing written is written over
             for content in inputs:
                 self.descriptors.append(_sealed(content))
         except OSError:

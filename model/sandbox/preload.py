@@ -18,9 +18,10 @@ from pathlib import Path
 from types import ModuleType
 
 _OFTEN_USED = """
-    abc array bisect calendar cmath collections collections.abc contextlib copy dataclasses datetime decimal enum
-    fractions functools heapq io itertools json json.decoder json.encoder locale math numbers operator os queue random
-    re statistics string struct sys textwrap threading time traceback types typing unicodedata warnings weakref zlib
+    _strptime abc array bisect calendar cmath collections collections.abc contextlib copy dataclasses datetime decimal
+    enum fractions functools hashlib heapq io itertools json json.decoder json.encoder locale math numbers operator os
+    queue random re statistics string struct sys textwrap threading time traceback types typing unicodedata warnings
+    weakref zlib
     """.split()  # noqa: SIM905 (a list of a hundred lines is not easier to read)
 # Seldom used and large, or with side effects on import.
 _LEFT_OUT = frozenset(
@@ -33,11 +34,12 @@ _LEFT_OUT = frozenset(
     """.split()  # noqa: SIM905
 )
 _SUBMODULES = """
-    collections.abc concurrent.futures concurrent.futures.thread importlib.abc importlib.machinery importlib.util
-    json.decoder json.encoder json.scanner os.path urllib.parse encodings.ascii encodings.latin_1 encodings.cp1252
-    encodings.utf_8_sig encodings.utf_16 encodings.utf_16_le encodings.utf_16_be encodings.utf_32 encodings.idna
-    encodings.punycode encodings.hex_codec encodings.base64_codec encodings.rot_13 encodings.unicode_escape
-    encodings.raw_unicode_escape
+    _strptime collections.abc concurrent.futures concurrent.futures.thread importlib.abc importlib.machinery
+    importlib.util json.decoder json.encoder json.scanner os.path urllib.parse encodings.ascii encodings.latin_1
+    encodings.cp1252 encodings.utf_8_sig encodings.utf_16 encodings.utf_16_le encodings.utf_16_be encodings.utf_32
+    encodings.idna encodings.punycode encodings.hex_codec encodings.base64_codec encodings.rot_13
+    encodings.unicode_escape encodings.raw_unicode_escape encodings.gbk encodings.gb18030 encodings.big5
+    encodings.shift_jis encodings.euc_jp encodings.euc_kr
     """.split()  # noqa: SIM905
 
 
@@ -47,9 +49,9 @@ def preload(packages: Sequence[str], packages_from: Sequence[str], *, whole: boo
 
     Raises ImportError for a package that is not there; a part of the library may be missing.
     """
-    for name in [*sorted(sys.stdlib_module_names - _LEFT_OUT), *_SUBMODULES] if whole else _OFTEN_USED:
-        if not name.startswith("_"):
-            _import_if_there(name)
+    library = sorted(name for name in sys.stdlib_module_names - _LEFT_OUT if not name.startswith("_"))
+    for name in [*library, *_SUBMODULES] if whole else _OFTEN_USED:
+        _import_if_there(name)
     ctypes.CDLL("libgcc_s.so.1")  # libc opens it when a thread ends, and could not then
     sys.path.extend(packages_from)
     try:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from model.sandbox.limits import Call, End, Limits
+from model.sandbox.limits import MOST_INPUTS, Call, End, Limits
 
 if TYPE_CHECKING:
     from model.sandbox.sandbox import Sandbox
@@ -28,6 +28,7 @@ _ATTACKS = r"""
 import ctypes, errno, json, os, platform, resource, signal, socket, sys
 
 told = json.loads(sys.stdin.read())
+if not told: sys.exit()
 libc = ctypes.CDLL(None, use_errno=True)
 file, folder = told["file"], told["folder"]
 x86 = platform.machine() == "x86_64"
@@ -117,7 +118,8 @@ def broken_promises(sandbox: Sandbox) -> list[str]:
         folder = Path(name)
         file = _laid_out(folder)
         told = {"folder": name, "file": str(file), "port": listener.getsockname()[1], "parent": os.getpid()}
-        [done] = sandbox.run(_ATTACKS, [json.dumps(told).encode()], _LIMITS)
+        # With as many descriptors as a process is ever given; the attacks begin when only the last is left.
+        *_, done = sandbox.run(_ATTACKS, [*[b"{}"] * (MOST_INPUTS - 1), json.dumps(told).encode()], _LIMITS)
         listener.setblocking(False)
         broken = _touched(folder, file, listener)
     if done.end is not End.OK:

@@ -20,6 +20,7 @@ import os
 import resource
 import select
 import signal
+import site
 import socket
 import sys
 import sysconfig
@@ -91,6 +92,8 @@ def _settle() -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "model"]:
         del sys.modules[name]  # a program that imports `model` means another one
     sys.modules["__main__"] = ModuleType("__main__")
+    for put in (site.setquit, site.sethelper, site.setcopyright):  # exit, quit, help: `-S` leaves them out
+        put()
     child.seed_random()
     atexit._clear()
     gc.collect()

@@ -6,8 +6,9 @@ SandboxError passes through: it says nothing about the program. What the results
 
 A process costs ten times what a usual test in it does, so a program meets its inputs one after the other in one
 process. What an input leaves behind must not cost a later one its pass: a test that is not passed there is run again
-as the first of a process, until one is not passed even so; what later ones say then touches the score alone. A
-program that takes its time has a process for each test, and all of a test's limits for it.
+as the first of a process, until one is not passed even so; what later ones say then touches the score alone. Nor may
+it earn one: to be run again tells a program that its answer was wrong, so where another answer is right then, every
+test has a process of its own. So has a program that takes its time, with all of a test's limits.
 """
 
 from __future__ import annotations
@@ -121,15 +122,23 @@ def _run_stdin(program: str, tests: CodeTests, sandbox: Sandbox, limits: Limits,
 def _run_together(program: str, tests: CodeTests, sandbox: Sandbox, limits: Limits, budget: Budget) -> list[Result]:
     """Results of the first cases: of all, or of those before the one at which the program took its time."""
     deadline = time.monotonic() + budget.seconds
-    quick = replace(limits, cpu_seconds=_QUICK_CPU_SECONDS, wall_seconds=_QUICK_WALL_SECONDS)
+    cpu, wall = min(limits.cpu_seconds, _QUICK_CPU_SECONDS), min(limits.wall_seconds, _QUICK_WALL_SECONDS)
+    quick = replace(limits, cpu_seconds=cpu, wall_seconds=wall)
     results: list[Result] = []
-    is_quick = True
+    is_quick, was_wrong = True, False
     while is_quick and len(results) < len(tests.cases) and time.monotonic() < deadline:
         cases = tests.cases[len(results) :][:MOST_INPUTS]
         executions = sandbox.run(program, [case.input.encode() for case in cases], quick)
         is_quick = executions[-1].end not in _TIMEOUTS
         ended = executions if is_quick else executions[:-1]
-        results += _believed(_judged(tests, cases, ended, sandbox, limits), results)
+        if ended and ended[0].end is End.SYNTAX:
+            cases, ended = tests.cases[len(results) :], ended * len(tests.cases)  # it compiles for no other input
+        judged = _judged(tests, cases, ended, sandbox, limits)
+        if was_wrong and (not judged or judged[0].outcome is Outcome.PASSED):
+            return []  # it changed its answer, or may yet
+        believed = _believed(judged, results)
+        was_wrong = len(believed) < len(judged) and judged[len(believed)].outcome is Outcome.WRONG_ANSWER
+        results += believed
     return results
 
 
@@ -241,21 +250,48 @@ def _checked(
     """The results with the custom checker's word on each test that ran to its end.
 
     Only `True` is a pass. A checker that raises says no: it may meet anything where it expects a number. One that
-    cannot be compiled, has no `check` or does not come to an end has failed itself.
+    cannot be compiled, has no `check` or does not come to an end has failed itself, unless only this output does that
+    to it: that must not be the program's way out. What was to be asked after it is `unfinished`.
     """
-    asked = [place for place, result in enumerate(results) if result.outcome is Outcome.WRONG_ANSWER]
-    if not asked:
-        return results
-    answers = sandbox.call(tests.checker.source, "check", [Call(given[place]) for place in asked], limits)
-    decided = list(results)
-    for place, answer in zip(asked, answers, strict=True):
-        decided[place] = _word_of_checker(answer, results[place])
-    return decided
+    decided = dict(enumerate(results))
+    waiting = [place for place, result in decided.items() if result.outcome is Outcome.WRONG_ANSWER]
+    answers = _asked(tests, sandbox, limits, [given[place] for place in waiting])
+    for place, answer in zip(waiting, answers, strict=True):
+        if _is_word(answer):
+            decided[place] = _word_of_checker(answer, results[place])
+    silent = waiting[len(list(takewhile(_is_word, answers))) :]
+    for place in silent:
+        (alone,) = _asked(tests, sandbox, limits, [given[place]])
+        if not _is_word(alone):
+            decided |= dict.fromkeys(silent[silent.index(place) :], Result(Outcome.UNFINISHED))
+            decided[place] = _result_of_silence(tests, sandbox, limits, given[place], alone)
+            break
+        decided[place] = _word_of_checker(alone, results[place])
+    return list(decided.values())
+
+
+def _asked(
+    tests: CodeTests, sandbox: Sandbox, limits: Limits, given: Sequence[tuple[Any, Any, Any]]
+) -> list[CallResult]:
+    """The checker's answers, all from one process; after one that ends the process there are none."""
+    return sandbox.call(tests.checker.source, "check", [Call(each) for each in given], limits) if given else []
+
+
+def _is_word(answer: CallResult) -> bool:
+    return answer.end in (End.OK, End.EXCEPTION)
 
 
 def _word_of_checker(answer: CallResult, result: Result) -> Result:
     if answer.end is End.OK:
         return Result(Outcome.PASSED) if answer.value is True else result
-    if answer.end is End.EXCEPTION:
-        return Result(Outcome.WRONG_ANSWER, f"checker: {answer.error}"[:_SAID])
-    return Result(Outcome.CHECKER_FAILED, f"{answer.end}: {answer.error}"[:_SAID])
+    return Result(Outcome.WRONG_ANSWER, f"checker: {answer.error}"[:_SAID])
+
+
+def _result_of_silence(
+    tests: CodeTests, sandbox: Sandbox, limits: Limits, given: tuple[Any, Any, Any], answer: CallResult
+) -> Result:
+    """Whose fault it is that the checker gave no word: the output's, where it has one on what was expected."""
+    question, expected, _ = given
+    said = f"checker: {answer.end}: {answer.error}"[:_SAID]
+    (on_expected,) = _asked(tests, sandbox, limits, [(question, expected, expected)])
+    return Result(Outcome.WRONG_ANSWER if _is_word(on_expected) else Outcome.CHECKER_FAILED, said)

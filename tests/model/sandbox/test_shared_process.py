@@ -46,6 +46,12 @@ def _told(done: list[Execution]) -> list[tuple[End, bytes, str]]:
         ("f = open(0); f.loop = f; print(f.readline(), end='')", [b"%d\n"]),
         ("import sys; print(sys.getrecursionlimit()); sys.setrecursionlimit(5000)", [b"1000\n"]),
         ("import threading as t; h = t.Thread(target=print, args=(input(),)); h.start(); h.join()", [b"%d\n"]),
+        ("import sys; print(2 * int(input())); exit()", [b"2\n", b"4\n", b"6\n"]),
+        (
+            "import decimal as d, sys; x = input(); print(d.getcontext().prec, sys.get_int_max_str_digits())\n"
+            "d.getcontext().prec = 60; sys.set_int_max_str_digits(0)",
+            [b"28 4300\n"],
+        ),
         ("import __main__, sys; print(__name__, sys.argv, __main__.sys is sys)", [b"__main__ ['program.py'] True\n"]),
     ],
 )
@@ -95,6 +101,65 @@ def test_what_is_not_flushed_is_written_as_at_an_interpreters_end(sandbox: Sandb
     """The file object closes standard output with it: there is nothing that a next input could write to."""
     [done] = sandbox.run("import os; out = os.fdopen(1, 'w'); out.write(input())", THREE)
     assert _told([done]) == [(End.OK, b"1", "")]
+
+
+# What judges' templates do with standard output; plain Python ends each with status 0 and this output.
+OWN_OUTPUT = {
+    "a class that writes in flush": """
+import os, sys
+class Out:
+    def __init__(self): self.held = ""
+    def write(self, text): self.held += text
+    def flush(self): os.write(1, self.held.encode()); self.held = ""
+sys.stdout = Out()
+print(input())""",
+    "a wrapper of what was detached": """
+import io, sys
+sys.stdout = io.TextIOWrapper(sys.stdout.detach(), encoding="utf-8")
+print(input())""",
+    "a writer of what was detached": """
+import codecs, sys
+sys.stdout = codecs.getwriter("utf-8")(sys.stdout.detach())
+print(input())""",
+    "a destructor that uses a global": """
+import sys
+class Last:
+    def __del__(self): print(sys.argv and LINE)
+LINE = input()
+last = Last()""",
+    "a generator's end": """
+LINE = input()
+def told():
+    try: yield 1
+    finally: print(LINE)
+waiting = told(); next(waiting)""",
+    "no standard output left": """
+import sys
+print(input()); sys.stdout.flush()
+del sys.stdout""",
+}
+
+
+@pytest.mark.parametrize("name", list(OWN_OUTPUT))
+def test_output_is_written_as_at_an_interpreters_end(sandbox: Sandbox, name: str) -> None:
+    for inputs in ([b"1\n"], THREE):
+        done = sandbox.run(OWN_OUTPUT[name], inputs)
+        assert _told(done[:1]) == [(End.OK, b"1\n", "")]
+        assert [each.stdout for each in done] == [b"1\n", b"2\n", b"3\n"][: len(done)]
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "sys.stdout.flush(); os.dup2(2, 1)",
+        "os.pwrite(1, b'', 0); sys.stdout.seek(0)",
+        "sys.stdout.flush(); os.closerange(3, 64); os.dup(1); os.dup(1)",
+    ],
+)
+def test_an_inputs_output_stays_its_own_whatever_becomes_of_the_descriptors(sandbox: Sandbox, elsewhere: str) -> None:
+    done = sandbox.run(f"import os, sys\nprint(2 * int(input()))\n{elsewhere}", THREE)
+    assert [each.stdout for each in done] == [b"2\n", b"4\n", b"6\n"][: len(done)]
+    assert done[0].end is End.OK
 
 
 def test_what_does_not_compile_ends_at_the_first_input(sandbox: Sandbox) -> None:

@@ -100,6 +100,44 @@ def test_the_first_failure_is_the_one_that_a_process_of_its_own_has(sandbox: Cou
     assert _outcomes(program, _tests(1, 2, 3, 4), sandbox)[:3] == [P, P, W]
 
 
+def test_an_answer_that_changes_when_it_is_asked_for_again_is_judged_afresh(sandbox: Counting) -> None:
+    """Being run again tells a program that its answer was wrong: with two to choose from it would always win."""
+    program = "import math\nx = int(input())\nprint('NO' if not hasattr(math, 'met') else 'YES')\nmath.met = 1"
+    assert _outcomes(program, _tests("NO", "YES", "NO", "YES"), sandbox) == [P, W, P, W]
+    assert W in _outcomes(program, _tests("NO", "YES", "NO", "YES"), sandbox, backwards=True)
+
+
+def test_what_does_not_compile_is_compiled_once(sandbox: Counting) -> None:
+    assert _outcomes("x = = 1", _tests(*range(40)), sandbox) == [Outcome.SYNTAX_ERROR] * 40
+    assert sandbox.processes == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "program"),
+    [
+        (Limits(cpu_seconds=0.1), "import time\nwhile time.process_time() < 0.2: pass\nprint(input())"),
+        (Limits(wall_seconds=0.2), "import time; time.sleep(0.5); print(input())"),
+    ],
+)
+def test_limits_below_those_of_a_quick_program_hold(sandbox: Counting, limits: Limits, program: str) -> None:
+    results = run_tests(program, _tests(1, 2), sandbox, limits, ENOUGH)
+    assert [result.outcome for result in results] == [T, T]
+
+
+def test_an_output_that_is_too_much_for_the_checker_is_wrong(sandbox: Counting) -> None:
+    """The checker's fault would be an error, which would be the program's to choose."""
+    source = (
+        "def check(given, expected, output):\n    while int(output) > 9: pass\n    return int(output) == int(expected)"
+    )
+    checker = {"type": "custom", "source": source}
+    program = "x = input(); print('99' if x == '2' else x)"
+    assert _outcomes(program, _tests(1, 2, 3, checker=checker), sandbox) == [P, W, U]
+    assert _outcomes("print(99)", _tests(1, 2, checker=checker), sandbox) == [W, U]
+    assert _outcomes(ECHO, _tests(1, 22, checker=checker), sandbox)[1] is W
+    never = {"type": "custom", "source": "def check(given, expected, output):\n    while True: pass"}
+    assert _outcomes(ECHO, _tests(1, 2, checker=never), sandbox) == [Outcome.CHECKER_FAILED, U]
+
+
 def test_a_crash_costs_its_own_test_only(sandbox: Counting) -> None:
     program = "x = int(input())\nif x == 2:\n  import ctypes; ctypes.string_at(0)\nprint(x)"
     assert _outcomes(program, _tests(1, 2, 3), sandbox) == [P, E, P]

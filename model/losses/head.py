@@ -2,13 +2,14 @@
 
 A loss here is a plain sum over tokens, so its gradient is that of its chunks together: each chunk's logits are made,
 turned into their own gradient in place, and multiplied back, all in the forward pass. That is three products with the
-head per token; memory is one chunk's logits (`rows` × V × 4 bytes) and the head's gradient in float32, whatever N is.
+head per token; memory is one chunk's logits (`rows` × V × 4 bytes; three to four such tables for a divergence) and the
+head's gradient in float32, whatever N is.
 
 Reductions are in float32 whatever the weight's type, the head's gradient is summed in float32, and a kernel that
 compares distributions has logits that were not rounded to bfloat16 on their way (`precise`): rounding costs a
-divergence's gradient an error of 1.5 %, and cross-entropy's next to nothing (benchmarks/head_losses.json). Which loss
-it is, a kernel says: it has a chunk's logits (which it may overwrite) and gives value and gradient in closed form, as
-its loss's file derives them.
+divergence's gradient an error of 1.5 %, and cross-entropy's next to nothing; not rounding costs a CPU half again the
+time (benchmarks/head_losses.json). Which loss it is, a kernel says: it has a chunk's logits (which it may overwrite)
+and gives value and gradient in closed form, as its loss's file derives them.
 
 Axes: N tokens, C tokens of one chunk, H hidden size, V vocabulary.
 """

@@ -76,8 +76,7 @@ def divergence(
 
 def generalised_jsd(log_p_NV: Tensor, log_q_NV: Tensor, beta: float) -> Tensor:
     """β·KL(p‖m) + (1−β)·KL(q‖m) with m = β·p + (1−β)·q, nats, shape [N] (GKD, equation 1)."""
-    if not 0 < beta < 1:
-        raise ValueError(f"beta must lie in (0, 1), got {beta}: use forward or reverse at the ends")
+    _require_between(beta)
     log_m_NV = torch.logaddexp(log_p_NV + math.log(beta), log_q_NV + math.log1p(-beta))
     teacher_N = beta * kl(log_p_NV, log_m_NV)
     student_N = (1 - beta) * kl(log_q_NV, log_m_NV)
@@ -109,6 +108,7 @@ def divergence_part(
         ratio_CV = log_p_CV.neg_().add_(log_q_CV)
         gradient_CV, distance_C = _drawn_from(log_q_CV.exp_(), ratio_CV)
     else:
+        _require_between(beta)
         log_m_CV = torch.logaddexp(log_p_CV + math.log(beta), log_q_CV + math.log1p(-beta))
         teacher_C = _dot(log_p_CV.exp(), log_p_CV.sub_(log_m_CV))
         ratio_CV = log_m_CV.neg_().add_(log_q_CV)
@@ -119,6 +119,11 @@ def divergence_part(
     gradient_CV.mul_(weights_C[:, None] * temperature)  # τ² of the factor, 1/τ of the logits
     sums = {"divergence": distance_C.sum(), "cross_entropy": cross_entropy_C.sum()}
     return Part((weights_C * distance_C).sum(), gradient_CV, sums)
+
+
+def _require_between(beta: float) -> None:
+    if not 0 < beta < 1:
+        raise ValueError(f"beta must lie in (0, 1), got {beta}: use forward or reverse at the ends")
 
 
 def _drawn_from(q_CV: Tensor, ratio_CV: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,8 +143,3 @@ def _log_softmax_(logits_CV: Tensor, temperature: float) -> Tensor:
     if temperature != 1.0:
         logits_CV.div_(temperature)
     return logits_CV.sub_(logits_CV.logsumexp(-1, keepdim=True))
-
-
-def distillation_loss(divergence_N: Tensor, weights_N: Tensor) -> Tensor:
-    """Σ_n w_n · D_n, a scalar in nats; weights from `normalise.token_weights`."""
-    return (weights_N * divergence_N).sum()

@@ -48,6 +48,7 @@ def top_k_part(logits_CV: Tensor, ids_CK: Tensor, log_probs_CK: Tensor, weights_
 
     Sums: `divergence`, and the masses `teacher_mass` P and `student_mass` Q.
     """
+    assert not log_probs_CK[:, 0].isneginf().any(), "every row begins with a token"
     ids_CK = _padded(ids_CK, ids_CK[:, :1], log_probs_CK)
     log_p_CK = log_probs_CK.to(logits_CV.dtype)
     p_CK = log_p_CK.exp()

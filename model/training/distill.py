@@ -59,8 +59,9 @@ class DistillStage(ExampleStage):
                 temperature=job.temperature,
             )
             # Rows of the head beyond the vocabulary are padding: no mass, no gradient.
-            unused = logits_CV.shape[-1] - found.gradient_CV.shape[-1]
-            return replace(found, gradient_CV=torch.nn.functional.pad(found.gradient_CV, (0, unused)))
+            logits_CV[:, : self.vocabulary] = found.gradient_CV
+            logits_CV[:, self.vocabulary :] = 0.0
+            return replace(found, gradient_CV=logits_CV)
 
         return Kernel(part, precise=True)
 

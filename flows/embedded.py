@@ -35,6 +35,8 @@ SETTINGS = {
     "PREFECT_LOGGING_TO_API_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
 }
+_LOGGERS = ("prefect", "prefect.flow_runs", "prefect.task_runs", "uvicorn", "stillhouse")
+_LATE = ("EventsWorker", "APILogWorker")  # warn, after our own last line, where Prefect's threads are slow to end
 
 
 def run_embedded(recipe: Recipe, stages: Sequence[Stage]) -> None:
@@ -147,7 +149,7 @@ def _log_to(file: Path, console: Console) -> Iterator[None]:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     import prefect.logging.configuration  # noqa: F401  # Prefect sets its handlers on import; ours replace them
 
-    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs", "uvicorn", "stillhouse"):
+    for name in (*_LOGGERS, *_LATE):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [to_file], False
         logger.setLevel(logging.INFO)

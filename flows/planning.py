@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from flows.recipe import Recipe
 from flows.recipe_sections import VLLMTeacher
-from model.sampling.top_k import stored_bytes
+from model.sampling.stored_size import stored_bytes
 from tasks.sources import count_rows
 
 # What a pilot may have measured; each replaces the field of the same name in [plan].

@@ -31,20 +31,20 @@ from model.records import (
     to_table,
 )
 from model.sampling.request import Completion, ScoreRequest
-from model.sampling.top_k import stored_bytes, within_vocabulary
+from model.sampling.stored_size import stored_bytes
+from model.sampling.top_k import within_vocabulary
 from tasks import durable
 from tasks.attempts import attempt
 from tasks.engine import Engine
 from tasks.progress import Ticker, announce
 from tasks.run import Run
 from tasks.select import SELECTIONS
-from tasks.store import Dataset, Manifest, shard_name
+from tasks.store import TEACHER_ROWS, Dataset, Manifest, shard_name
+from tasks.work import CAPTURE
 
 if TYPE_CHECKING:
     from model.training.data import Row, Tokenizer
 
-STAGE = "capture"
-FOLDER = "teacher_rows"
 SHARD_EXAMPLES = 256
 
 _MEGABYTE = 1e6
@@ -59,7 +59,7 @@ class Questions:
 
         self.engine, self.k, self.tokenizer = engine, k, tokenizer
         self.vocabulary = vocabulary_of(tokenizer)
-        self.folder = f"{FOLDER}/{content_hash('teacher rows', teacher, revision, k, digits=12)}"
+        self.folder = f"{TEACHER_ROWS}/{content_hash('teacher rows', teacher, revision, k, digits=12)}"
         self.rows: dict[str, Row] = {}
         self.shards: dict[int, list[str]] = {}
 
@@ -109,7 +109,7 @@ def _require_room(dataset: Dataset, tokens: int, k: int) -> None:
 def capture_shard(run: Run, questions: Questions, shard: int, ticker: Ticker) -> int:
     """Asks one shard's questions and returns its number. Raises SamplerError or StoreError."""
     started = time.monotonic()
-    with attempt(run.dataset, STAGE, shard, run.run_id) as record:
+    with attempt(run.dataset, CAPTURE, shard, run.run_id) as record:
         requests = [questions.request(sample) for sample in questions.shards[shard]]
         answers = questions.engine.complete(requests, on_done=lambda done: ticker.count(done.prompt_tokens))
         rows = [_row(questions, answer) for answer in answers]

@@ -37,6 +37,7 @@ PLANS = "plans"
 EVALUATIONS = "evaluations"
 AUDITS = "audits"
 STUDENTS = "students"
+TEACHER_ROWS = "teacher_rows"
 
 ROW_GROUP_BYTES = 16 << 20  # of uncompressed Arrow data: an id look-up decompresses at most this much text
 ROW_GROUP_ROWS = (16, 65536)

@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_BYTES = 4 + 2  # of one stored token: its id (int32) and its log-probability (float16)
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TopK:
@@ -29,11 +27,6 @@ class TopK:
     def mass(self) -> float:
         """Mean over positions of the probability that the stored tokens have together."""
         return float(np.exp(self.log_probs_TK).sum(-1).mean())
-
-
-def stored_bytes(tokens: float, k: int) -> float:
-    """Bytes of the stored tokens of so many positions, before compression."""
-    return tokens * k * _BYTES
 
 
 def read_top_k(answers: Sequence[Mapping[str, Any] | None], tokens: Sequence[int], first: int, k: int) -> TopK:

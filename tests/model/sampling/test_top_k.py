@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model.sampling.top_k import TopK, read_top_k, stored_bytes, within_vocabulary
+from model.sampling.stored_size import stored_bytes
+from model.sampling.top_k import TopK, read_top_k, within_vocabulary
 
 
 def said(**log_probs: float) -> dict[str, dict[str, Any]]:

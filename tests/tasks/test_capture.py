@@ -174,14 +174,9 @@ def test_no_room_is_said_before_anything_is_asked(
     assert endpoint.requests == []
 
 
-@pytest.mark.parametrize(
-    ("fault", "says"),
-    [({"most_logprobs": 2}, "refused .*greater than max allowed.*--max-logprobs must be at least distill.top_k")],
-)
-def test_a_refusal_names_the_remedy(
-    run: Run, engine: Engine, examples: Path, endpoint: FakeEndpoint, fault: dict[str, int], says: str
-) -> None:
-    endpoint.faults = replace(endpoint.faults, **fault)
+def test_a_refusal_names_the_remedy(run: Run, engine: Engine, examples: Path, endpoint: FakeEndpoint) -> None:
+    endpoint.faults.most_logprobs = 2
+    says = r"refused .*greater than max allowed.*--max-logprobs must be at least distill\.top_k"
     with pytest.raises(SamplerError, match=says) as caught:
         ask(run, make_questions(engine, examples))
     assert not caught.value.retryable
@@ -202,8 +197,8 @@ TEXTS = [
 
 @pytest.mark.vllm
 def test_vllm_says_what_transformers_says(run: Run, tmp_path: Path) -> None:
-    """Float32 in both: the same tokens at every position, log-probabilities to 0.004 (half precision, kept where they
-    are large). About a minute."""
+    """Float32 in both: the same likeliest tokens, log-probabilities to 0.004 and 0.06 % of their size (that is half
+    precision's rounding; measured: the same 64 tokens in the same order everywhere). About a minute."""
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     from model.training.forward import load_model
     from model.training.job import Precision
@@ -232,8 +227,6 @@ def test_vllm_says_what_transformers_says(run: Run, tmp_path: Path) -> None:
         ids_TK = torch.tensor(row["ids"]).view(-1, k)
         log_probs_TK = torch.tensor(row["log_probs"]).view(-1, k)
         best = expected_TV.topk(k)
-        print(row["sample_id"], len(row["tokens"]), row["mass"], (best.values - log_probs_TK).abs().max())
-        print((expected_TV.gather(-1, ids_TK) - log_probs_TK).abs().max(), (best.indices == ids_TK).float().mean())
         assert (ids_TK[:, 0] == best.indices[:, 0]).all()
         torch.testing.assert_close(expected_TV.gather(-1, ids_TK), log_probs_TK, atol=4e-3, rtol=6e-4)
         torch.testing.assert_close(best.values, log_probs_TK, atol=4e-3, rtol=6e-4)

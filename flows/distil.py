@@ -1,5 +1,7 @@
 """Distillation: the student learns from the accepted samples, by cross-entropy (SFT) or from the teacher's
 token distributions on the same texts (KL, the stricter variant). R1, section 2.4.
+
+Those distributions are a live teacher's, or its k likeliest tokens, captured from its engine and stored.
 """
 
 from __future__ import annotations
@@ -10,8 +12,18 @@ from prefect import flow
 
 from flows.artifacts import publish_curve
 from flows.recipe import Recipe
+from flows.shards import patient
 from flows.stages import Stage
-from flows.wiring import opened, student_tokenizer, template_of, training_job
+from flows.wiring import (
+    capture_engine,
+    capture_questions,
+    opened,
+    student_tokenizer,
+    template_of,
+    training_job,
+)
+from tasks.capture import capture_shard, write_places
+from tasks.progress import ticking
 from tasks.run import Run, worth_retrying
 from tasks.select import Rendering, select_examples
 from tasks.train import train
@@ -32,13 +44,28 @@ def distil(recipe: Recipe, only: tuple[Stage, ...] = DISTILLING) -> None:
 def train_on_accepted(recipe: Recipe, run: Run, stage: Stage) -> Path:
     """Selects the accepted samples and trains one student on them; returns its model folder."""
     examples = select_examples(run, Rendering(student_tokenizer(recipe), template_of(recipe)), stage.value)
+    if stage is Stage.DISTILL and recipe.distill.teacher_logits == "stored":
+        return run_stage(recipe, run, stage, examples, capture(recipe, run, examples))
     return run_stage(recipe, run, stage, examples)
 
 
-def run_stage(recipe: Recipe, run: Run, stage: Stage, data: Path) -> Path:
+def capture(recipe: Recipe, run: Run, examples: Path) -> Path:
+    """Has the teacher say what it thinks of the examples, where that is not stored yet; the list of where it lies."""
+    asking = patient(capture_shard, recipe.generate)
+    with capture_engine(recipe, run) as engine:
+        questions = capture_questions(recipe, engine, examples)
+        questions.plan(run.dataset)
+        if questions.shards:
+            with ticking("capture", sum(map(len, questions.shards.values())), "examples") as ticker:
+                for shard in questions.shards:
+                    asking.submit(run, questions, shard, ticker).result()
+    return write_places(run.dataset, questions, Stage.DISTILL.value)
+
+
+def run_stage(recipe: Recipe, run: Run, stage: Stage, data: Path, stored: Path | None = None) -> Path:
     """One training process with the recipe's tries; each resumes from the last complete checkpoint."""
     attempts = getattr(recipe, stage).attempts
     training = train.with_options(retries=attempts - 1, retry_delay_seconds=2, retry_condition_fn=worth_retrying)
-    folder = training(run, stage.value, training_job(recipe, run, stage, data))
+    folder = training(run, stage.value, training_job(recipe, run, stage, data, stored))
     publish_curve(run.dataset, stage)
     return folder

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from flows.recipe import Recipe
 from flows.recipe_sections import VLLMTeacher
+from model.sampling.stored_size import stored_bytes
 from tasks.sources import count_rows
 
 # What a pilot may have measured; each replaces the field of the same name in [plan].
@@ -155,6 +156,8 @@ def _training(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
         figures += _stage(recipe, "sft", tokens, _parameters(recipe, "student"), 0.0)
     if recipe.distill.enabled:
         figures += _stage(recipe, "distill", tokens, _parameters(recipe, "student"), _parameters(recipe, "teacher"))
+    if recipe.distill.enabled and recipe.distill.teacher_logits == "stored":
+        figures.append(_stored(recipe, rates, accepted))
     if recipe.grpo.enabled:
         figures += _grpo(recipe, rates)
     return figures
@@ -180,8 +183,9 @@ def _stage(
         steps, origin = float(section.max_steps), f"{name}.max_steps"
         seen = steps * section.tokens_per_batch
     operations = None
-    if seen is not None and student is not None and teacher is not None:
-        operations = (_FORWARD_BACKWARD * student + _FORWARD * teacher) * seen
+    if tokens is not None and seen is not None and student is not None and teacher is not None:
+        once = name == "distill" and recipe.distill.teacher_logits == "stored"
+        operations = _FORWARD_BACKWARD * student * seen + _FORWARD * teacher * (tokens if once else seen)
     formula = "6·N·D" if name == "sft" else "6·N·D + 2·N(teacher)·D"
     return [
         Figure(f"{name}_tokens", f"{name}: tokens", seen, "", origin),
@@ -194,6 +198,16 @@ def _stage(
         ),
         _compute(recipe, name, operations, formula),
     ]
+
+
+def _stored(recipe: Recipe, rates: _Rates, accepted: float | None) -> Figure:
+    """Disk for the teacher's likeliest tokens at every accepted completion token (end-of-turn tokens left out)."""
+    mean, _ = rates.get("mean_completion_tokens")
+    tokens = _times(accepted, min(mean or 0.0, float(recipe.generate.max_tokens)))
+    k = recipe.distill.top_k
+    size = None if tokens is None else stored_bytes(tokens, k)
+    origin = f"{stored_bytes(1, k):g} bytes a token before compression, distill.top_k"
+    return Figure("stored_bytes", "distill: stored log-probabilities", size, "B", origin)
 
 
 def _grpo(recipe: Recipe, rates: _Rates) -> list[Figure]:

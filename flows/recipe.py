@@ -72,7 +72,7 @@ class Recipe(Section):
     sft: SFTSection = SFTSection()
     """Supervised fine-tuning on the accepted samples."""
     distill: DistillSection = DistillSection()
-    """KL to a live teacher's token distributions."""
+    """KL to the teacher's token distributions."""
     grpo: GRPOSection = GRPOSection()
     """Reinforcement learning with verifiers as rewards."""
     evaluate: EvaluateSection = EvaluateSection()
@@ -218,6 +218,19 @@ def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
         if stage.enabled and not enabled[stage.init]:
             remedy = 'start from "student", or enable it'
             yield f'{name}.init = "{stage.init}", but {stage.init}.enabled = false: {remedy}'
+    if recipe.distill.teacher_logits == "stored":
+        yield from _stored_conflicts(recipe.distill)
+
+
+def _stored_conflicts(distill: DistillSection) -> Iterator[str]:
+    """The likeliest tokens of the teacher at temperature 1 say nothing of other distances."""
+    remedy = 'or distill.teacher_logits = "live"'
+    if distill.divergence != "forward":
+        wrong = f'distill.divergence = "{distill.divergence}" needs the teacher\'s whole distributions'
+        yield f'{wrong}: write distill.divergence = "forward", {remedy}'
+    if distill.temperature != 1.0:
+        wrong = f"distill.temperature = {distill.temperature:g} needs the teacher's whole distributions"
+        yield f"{wrong}: write distill.temperature = 1, {remedy}"
 
 
 def _source_conflicts(recipe: Recipe) -> Iterator[str]:

@@ -474,7 +474,7 @@ class SFTSection(OptimiserSection):
 
 
 class DistillSection(SFTSection):
-    """KL to a live teacher's token distributions on the accepted samples; same tokenizer on both sides."""
+    """KL to the teacher's token distributions on the accepted samples; same tokenizer on both sides."""
 
     enabled: bool = False
     """Whether the stage runs."""
@@ -488,6 +488,10 @@ class DistillSection(SFTSection):
     """Softens both distributions."""
     teacher: str = ""
     """Model to learn from; empty: the recipe's teacher."""
+    teacher_logits: Literal["live", "stored"] = "live"
+    """Whether the teacher runs beside the student, or its engine is asked once and its likeliest tokens are stored."""
+    top_k: int = Field(default=64, ge=1, le=1024)
+    """Likeliest tokens stored at each position; the rest is one class (docs/training.md: size, and mass captured)."""
 
 
 class GRPOSection(OptimiserSection):

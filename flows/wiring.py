@@ -31,6 +31,7 @@ from model.rewards.workers.pool import VerifierPool
 from model.sampling.request import SamplingParams
 from model.sampling.vllm_server import EngineOptions
 from model.templates import ChatTokenizer, PromptTemplate
+from tasks.capture import Questions
 from tasks.duplicates import DuplicateCheck
 from tasks.engine import Engine, EngineSpec
 from tasks.judge import judge_check
@@ -106,17 +107,26 @@ def tokenizer_at(model: str, revision: str) -> ChatTokenizer:
 
 def teacher_engine(recipe: Recipe, run: Run) -> Engine:
     """The recipe's teacher, not started yet."""
-    return _engine(recipe, run, recipe.generate, "teacher")
+    return _engine(recipe, run, recipe.generate, "teacher", teacher_spec(recipe))
 
 
 def evaluation_engine(recipe: Recipe, run: Run) -> Engine:
     """The engine that answers held-out problems; `serve` says for whom."""
-    return _engine(recipe, run, recipe.evaluate, "evaluate")
+    return _engine(recipe, run, recipe.evaluate, "evaluate", teacher_spec(recipe))
 
 
-def _engine(recipe: Recipe, run: Run, sampling: GenerateSection | EvaluateSection, name: str) -> Engine:
+def capture_engine(recipe: Recipe, run: Run) -> Engine:
+    """The engine of the model to distil from, not started yet; it tells as many log-probabilities as are stored."""
+    spec = distill_spec(recipe)
+    options = replace(spec.options, max_logprobs=recipe.distill.top_k)
+    return _engine(recipe, run, recipe.generate, "capture", replace(spec, options=options))
+
+
+def _engine(
+    recipe: Recipe, run: Run, sampling: GenerateSection | EvaluateSection, name: str, spec: EngineSpec
+) -> Engine:
     return Engine(
-        teacher_spec(recipe),
+        spec,
         SamplingParams(sampling.temperature, sampling.top_p, sampling.max_tokens, recipe.template.stop),
         concurrency=recipe.generate.concurrency,
         timeout_seconds=recipe.generate.timeout_seconds,
@@ -130,6 +140,22 @@ def teacher_spec(recipe: Recipe) -> EngineSpec:
     if isinstance(teacher, VLLMTeacher):
         return EngineSpec(teacher.model, teacher.revision, options=_options(teacher))
     return EngineSpec(teacher.model, teacher.revision, teacher.urls, teacher.api_key_env)
+
+
+def distill_spec(recipe: Recipe) -> EngineSpec:
+    """What serves the model to distil from: the recipe's teacher, or a server of ours for `distill.teacher`."""
+    other = recipe.distill.teacher
+    return student_spec(recipe, other) if other else teacher_spec(recipe)
+
+
+def capture_questions(recipe: Recipe, engine: Engine, examples: Path) -> Questions:
+    """What the engine is to be asked of these examples. JobError where teacher and student split texts differently."""
+    spec, distill, tokenizer = engine.spec, recipe.distill, student_tokenizer(recipe)
+    theirs = tokenizer_at(spec.model, spec.revision) if spec.managed else tokenizer_of(recipe)
+    revision = revision_of(spec.model, spec.revision) if spec.managed else spec.revision
+    questions = Questions(engine, spec.model, revision, distill.top_k, tokenizer)
+    questions.read(examples, theirs, recipe.template.prefill, distill.max_length)
+    return questions
 
 
 def student_spec(recipe: Recipe, model: str) -> EngineSpec:
@@ -220,10 +246,16 @@ def shard_checks(recipe: Recipe, run: Run, engine: Engine, rules: Mapping[str, s
         yield [makers[name]() for name in verify.checks if name in makers]
 
 
-def training_job(recipe: Recipe, run: Run, stage: str, data: Path) -> dict[str, Any]:
-    """The job of one stage as `model.training` reads it: its section, with every name resolved to a path."""
+_NOT_OF_A_JOB = {"enabled", "attempts", "init", "teacher", "pass_rate", "teacher_logits", "top_k"}
+
+
+def training_job(recipe: Recipe, run: Run, stage: str, data: Path, stored: Path | None = None) -> dict[str, Any]:
+    """The job of one stage as `model.training` reads it: its section, with every name resolved to a path.
+
+    `stored`: the list of the teacher's rows, for KL distillation without a live teacher.
+    """
     section: OptimiserSection = getattr(recipe, stage)
-    job = section.model_dump(mode="json", exclude={"enabled", "attempts", "init", "teacher", "pass_rate"})
+    job = section.model_dump(mode="json", exclude=_NOT_OF_A_JOB)
     job |= {
         "stage": stage,
         "seed": recipe.seed,
@@ -233,7 +265,9 @@ def training_job(recipe: Recipe, run: Run, stage: str, data: Path) -> dict[str, 
     }
     if isinstance(section, GRPOSection):
         return job | _rewards(recipe) | {"problems": str(data)}
-    if stage == "distill":
+    if stored is not None:
+        job["stored"] = str(stored)
+    elif stage == "distill":
         job["teacher"] = str(_distill_teacher(recipe))
     return job | {"examples": str(data)}
 
@@ -243,7 +277,8 @@ def _distill_teacher(recipe: Recipe) -> Path:
         return _local_folder(recipe.distill.teacher, "main")
     if isinstance(recipe.teacher, VLLMTeacher):
         return _local_folder(recipe.teacher.model, recipe.teacher.revision)
-    raise RecipeError("KL distillation needs the teacher's weights, an endpoint has none to give: set distill.teacher")
+    remedy = 'set distill.teacher, or distill.teacher_logits = "stored"'
+    raise RecipeError(f"KL to a live teacher needs its weights, an endpoint has none to give: {remedy}")
 
 
 def weights_of(recipe: Recipe, run: Run, name: str) -> Path:

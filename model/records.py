@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 # Non-null strings unless a field below says otherwise: a missing value is a decision, not an accident.
 _TEXT = pa.string()
@@ -350,6 +352,62 @@ EXAMPLE_SCHEMA = pa.schema(
     ]
 )
 
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TeacherRow:
+    """What a teacher thought of one completion: its k likeliest tokens (and their log-probabilities, nats) at each of
+    the completion's T tokens, likeliest first, one position after another.
+
+    `log_probs` is −inf where there was no further token. Half precision is of 2⁻¹¹ of a log-probability's own size,
+    so it is finest where the teacher is sure: docs/training.md has its measured cost.
+    """
+
+    sample_id: str
+    context: str  # `context_digest` of the tokens before the completion
+    tokens: list[int]  # T: the completion's own, end-of-turn token included
+    ids: NDArray[np.int32]  # T·k
+    log_probs: NDArray[np.float16]  # T·k
+    k: int
+    mass: float  # mean over T of the probability that the k have together
+
+
+TEACHER_ROW_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", _TEXT, nullable=False),
+        pa.field("context", _TEXT, nullable=False),
+        pa.field("tokens", pa.list_(pa.int32()), nullable=False),
+        pa.field("ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("log_probs", pa.list_(pa.float16()), nullable=False),
+        pa.field("k", pa.int32(), nullable=False),
+        pa.field("mass", pa.float64(), nullable=False),
+    ]
+)
+
+
+def context_digest(tokens: Sequence[int]) -> str:
+    """Tells one context's token ids from another's."""
+    return content_hash("context", list(tokens), digits=16)
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherPlace:
+    """Where a sample's TeacherRow lies: `file` relative to the folder of the list that this is a line of."""
+
+    sample_id: str
+    file: str
+    row: int
+    sha256: str  # of the file
+
+
+TEACHER_PLACE_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", _TEXT, nullable=False),
+        pa.field("file", _TEXT, nullable=False),
+        pa.field("row", pa.int32(), nullable=False),
+        pa.field("sha256", _TEXT, nullable=False),
+    ]
+)
+
 SCHEMAS: dict[type, pa.Schema] = {
     Problem: PROBLEM_SCHEMA,
     Sample: SAMPLE_SCHEMA,
@@ -357,6 +415,8 @@ SCHEMAS: dict[type, pa.Schema] = {
     Verdict: VERDICT_SCHEMA,
     Evaluation: EVALUATION_SCHEMA,
     TrainingExample: EXAMPLE_SCHEMA,
+    TeacherRow: TEACHER_ROW_SCHEMA,
+    TeacherPlace: TEACHER_PLACE_SCHEMA,
 }
 
 

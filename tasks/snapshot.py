@@ -20,8 +20,9 @@ from model.records import AUDIT_SCHEMA, EVALUATION_SCHEMA
 from tasks.attempts import Attempt, AttemptState, read_attempts
 from tasks.lock import Holder
 from tasks.problem_verdicts import verdict_manifests
-from tasks.store import AUDITS, EVALUATIONS, PROBLEMS, STUDENTS, Dataset, Manifest, sample_path
+from tasks.store import AUDITS, EVALUATIONS, PROBLEMS, STUDENTS, TEACHER_ROWS, Dataset, Manifest, sample_path
 from tasks.work import (
+    CAPTURE,
     GENERATE,
     VERIFY,
     VerdictFile,
@@ -237,16 +238,24 @@ def _done_verify(
 
 
 def _done_unplanned(dataset: Dataset) -> dict[tuple[str, int], Done]:
-    """Stages without a plan: training is one shard 0, an evaluation is (`evaluate/MODEL`, step)."""
+    """Stages without a plan: training is one shard 0, an evaluation is (`evaluate/MODEL`, step); stored rows of the
+    teacher have shards of their own."""
     found: dict[tuple[str, int], Done] = {}
     for student in _students(dataset, "manifest.json"):
         relative = f"{STUDENTS}/{student}/manifest.json"
         if dataset.read_json(relative) is not None:
             found[student, 0] = Done(None, None, _modified(dataset, relative), relative)
+    for manifest in sorted(_captured(dataset), key=lambda m: m.created_at):
+        found[CAPTURE, manifest.shard] = _done(manifest)
     for manifest in sorted(_evaluations(dataset), key=lambda m: m.created_at):
         rows = dataset.read_table(manifest.relative, ["model", "step"]).slice(0, 1).to_pylist()
         found |= {(f"evaluate/{row['model']}", row["step"]): _done(manifest) for row in rows}
     return found
+
+
+def _captured(dataset: Dataset) -> list[Manifest]:
+    folders = [path.name for path in dataset.file(TEACHER_ROWS).glob("*")]
+    return [manifest for folder in folders for manifest in dataset.manifests(f"{TEACHER_ROWS}/{folder}")]
 
 
 def _students(dataset: Dataset, file: str) -> list[str]:

@@ -37,9 +37,10 @@ PLANS = "plans"
 EVALUATIONS = "evaluations"
 AUDITS = "audits"
 STUDENTS = "students"
+TEACHER_ROWS = "teacher_rows"
 
 ROW_GROUP_BYTES = 16 << 20  # of uncompressed Arrow data: an id look-up decompresses at most this much text
-ROW_GROUP_ROWS = (256, 65536)
+ROW_GROUP_ROWS = (16, 65536)
 _ID_COLUMNS = ("sample_id", "problem_id")  # the first one that a schema has identifies its rows
 _HASHED, TEXT_HASH = "text", "text_hash"
 _LONG_COLUMNS = frozenset({"sample_id", "text", "reasoning", TEXT_HASH})  # a dictionary would not repeat

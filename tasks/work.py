@@ -41,7 +41,7 @@ from tasks.store import (
     shard_name,
 )
 
-GENERATE, VERIFY = "generate", "verify"
+GENERATE, VERIFY, CAPTURE = "generate", "verify", "capture"
 _PLAN_FOLDER = f"{PLANS}/{GENERATE}"
 _CHECKS_FILE = f"{PLANS}/{VERIFY}.json"
 _NUMBERED = re.compile(r"(\d{6,})\D.*")

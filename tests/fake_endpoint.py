@@ -7,6 +7,7 @@ It answers on loopback with text that depends only on (prompt, seed), and can be
 It knows one trade: `Calculate a + b.` (also −, ×, any number of terms), solved rightly with probability
 `accuracy`, in `<think>…</think>` `<answer>…</answer>` form, continuing the prompt's prefill. It counts tokens
 as words and obeys `max_tokens` and `stop`. It is no model: what students learn from it is worth nothing.
+Of a prompt in token ids it says, by `prompt_logprobs`, that each token had half of the mass, the next id a quarter, ….
 Starts in milliseconds; asyncio and the standard library only.
 """
 
@@ -16,6 +17,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import math
 import random
 import re
 import threading
@@ -47,6 +49,7 @@ class Faults:
     fail_key: str | None = None
     max_prompt_chars: int = 1_000_000  # longer prompts are answered with 400, as vLLM does
     seconds: float = 0.0  # before every answer
+    most_logprobs: int = 64  # --max-logprobs of a vLLM
     refuse_schema: bool = False  # 400 for every `response_format`
 
 
@@ -61,6 +64,11 @@ def solve(prompt: str, seed: int | None, accuracy: float = 0.7) -> str:
     value = evaluate(expression) + (0 if rng.random() < accuracy else rng.choice([-1, 1]))
     remark = rng.choice(["", "Let me see.\n", "Step by step:\n", f"(try {rng.randrange(10)})\n"])
     return f"{opening}{remark}{expression} = {value}\n</think>\n<answer>{value}</answer>"
+
+
+def score(token: int, k: int) -> dict[str, dict[str, Any]]:
+    """What vLLM says of one position: the token itself with ½, the next id with ¼, … (so k of them have 1 − 2⁻ᵏ)."""
+    return {str(token + i): {"logprob": -(i + 1) * math.log(2), "rank": i + 1} for i in range(k)}
 
 
 def evaluate(expression: str) -> int:
@@ -178,12 +186,26 @@ class FakeEndpoint:
             body = body | {"prompt": "\n".join(message["content"] for message in body["messages"])}
         if "input" in body:
             body = body | {"prompt": body["input"]}
+        if "prompt_logprobs" in body:
+            return await self._score(body)
         if len(body["prompt"]) > self.faults.max_prompt_chars:
             return _error(400, f"maximum context length is {self.faults.max_prompt_chars}: {body['prompt']}")
         await asyncio.sleep(self.faults.seconds)
         if self._is_hit(body):
             return await self._fail()
         answer = self._classification(body) if "input" in body else self._completion(body)
+        return 200, json.dumps(answer).encode()
+
+    async def _score(self, body: dict[str, Any]) -> tuple[int, bytes] | None:
+        tokens, k = body["prompt"], body["prompt_logprobs"]
+        if k > self.faults.most_logprobs:
+            return _error(400, f"Requested prompt logprobs of {k}, which is greater than max allowed")
+        await asyncio.sleep(self.faults.seconds)
+        if self._is_hit(body | {"prompt": " ".join(map(str, tokens))}):
+            return await self._fail()
+        answer = _answer("", "length", len(tokens), 1)
+        answer["choices"][0]["prompt_logprobs"] = [None, *(score(token, k) for token in tokens[1:])]
+        answer["choices"][0]["prompt_token_ids"] = tokens if body.get("return_token_ids") else None
         return 200, json.dumps(answer).encode()
 
     def _is_hit(self, body: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ One background thread runs one event loop. Threads that call `complete` at the s
 come, first served, so that the next shard's requests fill the engine while the last long answer of a shard is
 still being written. Text in, text out (`/v1/completions`): what the model sees is what the caller rendered; a
 ChatRequest is rendered by its server (`/v1/chat/completions`). A ClassifyRequest is not completed but classified, by
-a vLLM that serves a sequence classifier.
+a vLLM that serves a sequence classifier; a ScoreRequest, in tokens, is only read, by a vLLM.
 
 What an endpoint does (5xx, 429, lost connections, time-outs) is tried again, on another URL where there is
 one, and then ends the call with SamplerError. What it says of one prompt (400, 413, 422) is that row's data:
@@ -34,7 +34,8 @@ import httpx
 
 from model.errors import SamplerError
 from model.records import FinishReason
-from model.sampling.request import AnyRequest, ChatRequest, ClassifyRequest, Completion, SamplingParams
+from model.sampling.request import AnyRequest, ChatRequest, ClassifyRequest, Completion, SamplingParams, ScoreRequest
+from model.sampling.top_k import read_top_k
 
 TRIES = 4  # of one request within one call
 TIMEOUT_COST = 2  # tries: each may have taken an hour
@@ -264,6 +265,8 @@ class CompletionsClient:
     def _read(self, request: AnyRequest, response: httpx.Response, seconds: float) -> Completion:
         if isinstance(request, ClassifyRequest):
             return _classified(request.key, response, seconds)
+        if isinstance(request, ScoreRequest):
+            return _scored(request, response, seconds)
         return _completion(request.key, response, self._params_of(request).stop, seconds)
 
     def _params_of(self, request: AnyRequest) -> SamplingParams:
@@ -274,6 +277,8 @@ class CompletionsClient:
         if isinstance(request, ClassifyRequest):
             raw = {"use_activation": False, "add_special_tokens": False}
             return CLASSIFY, {"model": self.model, "input": request.text, **raw}
+        if isinstance(request, ScoreRequest):
+            return "completions", {"model": self.model, **_scoring(request)}
         params = self._params_of(request)
         seed = {} if request.seed is None else {"seed": request.seed}
         shared = seed | {"model": self.model, "n": 1, "temperature": params.temperature, "top_p": params.top_p}
@@ -310,6 +315,12 @@ def _conversation(request: ChatRequest) -> dict[str, Any]:
         schema = {"name": "answer", "schema": json.loads(request.json_schema), "strict": True}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return body
+
+
+def _scoring(request: ScoreRequest) -> dict[str, Any]:
+    """One token must be written; what was read is answered with, so that it can be compared."""
+    asked = {"prompt_logprobs": request.k, "return_token_ids": True}
+    return {"prompt": list(request.tokens), "max_tokens": 1, "temperature": 0.0, **asked}
 
 
 def _next(done: queue.SimpleQueue[Completion | None], timeout: float) -> Completion | None:
@@ -386,6 +397,23 @@ def _classified(key: str, response: httpx.Response, seconds: float) -> Completio
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise _unreadable("classification", error, response) from None
     return Completion(key, "", FinishReason.STOP, tokens, 0, seconds, logits=logits)
+
+
+def _scored(request: ScoreRequest, response: httpx.Response, seconds: float) -> Completion:
+    try:
+        choice = response.json()["choices"][0]
+        answers, read = choice.get("prompt_logprobs"), choice.get("prompt_token_ids")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise _unreadable("completion", error, response) from None
+    if answers is None or read is None:
+        raise SamplerError("the endpoint answers without prompt_logprobs: only vLLM can be asked", retryable=False)
+    if read != list(request.tokens):
+        raise SamplerError(f"{request.key}: the endpoint has read other tokens than it was sent", retryable=False)
+    try:
+        top_k = read_top_k(answers, request.tokens, request.first, request.k)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SamplerError(f"{request.key}: {error}", retryable=False) from None
+    return Completion(request.key, "", FinishReason.STOP, len(read), 0, seconds, top_k=top_k)
 
 
 def _unreadable(what: str, error: Exception, response: httpx.Response) -> _TryAgainError:

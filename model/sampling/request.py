@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model.records import FinishReason
+from model.sampling.top_k import TopK
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,20 @@ class ClassifyRequest:
     text: str
 
 
-AnyRequest = Request | ChatRequest | ClassifyRequest
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """A text in tokens of which nothing is to be written: what did the model think of those from `first` on?
+
+    Answered by vLLM alone (`prompt_logprobs`), started with `--max-logprobs` of at least `k`.
+    """
+
+    key: str
+    tokens: tuple[int, ...]
+    first: int  # at least 1: nothing is said of the first token
+    k: int
+
+
+AnyRequest = Request | ChatRequest | ClassifyRequest | ScoreRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +77,8 @@ class Completion:
     """One finished request. `text` is what the engine wrote (no prefill), tokens are the engine's own count.
 
     `seconds` is the time from sending the successful try to its last byte. `refused` completions have empty
-    text, zero tokens and the endpoint's words in `error`. A classified text has no completion but `logits`.
+    text, zero tokens and the endpoint's words in `error`. A classified text has no completion but `logits`, a scored
+    one `top_k`.
     """
 
     key: str
@@ -74,3 +89,4 @@ class Completion:
     seconds: float
     error: str | None = None
     logits: tuple[float, ...] = ()
+    top_k: TopK | None = None

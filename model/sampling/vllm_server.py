@@ -77,6 +77,7 @@ class EngineOptions:
     enforce_eager: bool = True
     gpus: int = 0
     devices: str = ""
+    max_logprobs: int = 20  # most log-probabilities that may be asked of one position (vLLM's default)
     extra_args: tuple[str, ...] = ()
 
 
@@ -234,6 +235,7 @@ def server_arguments(model: Path | str, served_name: str, port: int, options: En
     # The model's own generation_config.json would change the distribution (top_k 20, repetition penalty in
     # Qwen) behind the recipe's back; its end-of-turn tokens are still obeyed.
     arguments += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
+    arguments += ["--max-logprobs", str(options.max_logprobs)]
     arguments += ["--enforce-eager"] if options.enforce_eager else []
     arguments += _device_arguments(options)
     arguments += ["--revision", options.revision] if options.revision and not Path(model).is_dir() else []

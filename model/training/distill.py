@@ -1,7 +1,8 @@
-"""KL distillation: on the same completion tokens, the student's distributions are drawn to a live teacher's.
+"""KL distillation: on the same completion tokens, the student's distributions are drawn to a teacher's.
 
 The teacher may see another prompt (`teacher_prompt`, with worked turns) than the student: context distillation. Both
-need the same tokenizer. The turns that all teacher prompts open with are run once and kept as keys and values.
+need the same tokenizer. A live teacher runs beside the student; the turns that all its prompts open with are run once
+and kept as keys and values. Of a stored one the k likeliest tokens are read, and no model is loaded.
 """
 
 from __future__ import annotations
@@ -15,25 +16,27 @@ from torch import Tensor
 
 from model.losses.head import Kernel, Part, project
 from model.losses.kl import divergence_part
+from model.losses.top_k import top_k_part
 from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize
 from model.training.forward import Model, load_model
 from model.training.job import DistillJob, JobError
 from model.training.loop import MicroBatch, StepWork
 from model.training.sft import ExampleStage
+from model.training.teacher_rows import TeacherRows
 
 
 class DistillStage(ExampleStage):
-    """Forward, reverse or Jensen-Shannon distance to the teacher, token by token."""
+    """Forward, reverse or Jensen-Shannon distance to a live teacher, token by token."""
 
     def __init__(self, job: DistillJob, tokenizer: Tokenizer, device: torch.device) -> None:
         super().__init__(job, tokenizer, device)
+        assert job.teacher is not None, "a job without a teacher is StoredDistillStage's"
         self.job: DistillJob = job
         model, teacher_tokenizer = load_model(job.teacher, job.dtype, device)
         require_same_tokens(tokenizer, teacher_tokenizer, [e.completion for e in self.examples[:100]])
-        self.vocabulary = max(tokenizer.get_vocab().values()) + 1
-        contexts = [tokenize(tokenizer, e.teacher_prompt + job.prefill) for e in self.examples]
-        self.teacher_rows = [Row(c, row.completion) for c, row in zip(contexts, self.rows, strict=True)]
-        self.teacher = PrefixedModel(model, shared_prefix(contexts), device)
+        self.vocabulary = vocabulary_of(tokenizer)
+        self.teacher_rows = teacher_rows(self, tokenizer)
+        self.teacher = PrefixedModel(model, shared_prefix([row.context for row in self.teacher_rows]), device)
 
     def prepare(self, step: int) -> StepWork:
         """The step's examples, with the teacher's last hidden states for them."""
@@ -58,12 +61,60 @@ class DistillStage(ExampleStage):
                 beta=job.beta,
                 temperature=job.temperature,
             )
-            # Rows of the head beyond the vocabulary are padding: no mass, no gradient.
-            logits_CV[:, : self.vocabulary] = found.gradient_CV
-            logits_CV[:, self.vocabulary :] = 0.0
-            return replace(found, gradient_CV=logits_CV)
+            return _without_padding(found, logits_CV)
 
         return Kernel(part, precise=True)
+
+
+class StoredDistillStage(ExampleStage):
+    """Forward distance to what a teacher's k likeliest tokens say, all others being one class."""
+
+    def __init__(self, job: DistillJob, tokenizer: Tokenizer, device: torch.device) -> None:
+        super().__init__(job, tokenizer, device)
+        assert job.stored is not None, "a job with a live teacher is DistillStage's"
+        self.vocabulary = vocabulary_of(tokenizer)
+        self.stored = TeacherRows(job.stored)
+        asked = zip(self.examples, teacher_rows(self, tokenizer), strict=True)
+        self.stored.require({example.sample_id: row for example, row in asked})
+
+    def prepare(self, step: int) -> StepWork:
+        """The step's examples, with what the teacher thought of them."""
+        micros = []
+        for indices, weights in self.step_rows(step):
+            batch = self.collate(indices, weights)
+            ids_NK, log_probs_NK = self.stored.read([self.examples[i].sample_id for i in indices])
+            micros.append(MicroBatch(batch, self.kernel(batch, ids_NK.to(self.device), log_probs_NK.to(self.device))))
+        return StepWork(micros)
+
+    def kernel(self, batch: TokenBatch, ids_NK: Tensor, log_probs_NK: Tensor) -> Kernel:
+        """Distance at some of a batch's completion tokens; metrics `divergence`, `teacher_mass`, `student_mass`."""
+
+        def part(logits_CV: Tensor, rows: slice) -> Part:
+            own_CV = logits_CV[:, : self.vocabulary]
+            found = top_k_part(own_CV, ids_NK[rows], log_probs_NK[rows], batch.weights_N[rows])
+            return _without_padding(found, logits_CV)
+
+        return Kernel(part, precise=True)
+
+
+def teacher_rows(stage: ExampleStage, tokenizer: Tokenizer) -> list[Row]:
+    """The stage's rows with the teacher's contexts instead of the student's."""
+    contexts = [tokenize(tokenizer, e.teacher_prompt + stage.job.prefill) for e in stage.examples]
+    return [Row(context, row.completion) for context, row in zip(contexts, stage.rows, strict=True)]
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> int:
+    """Token ids that a tokenizer knows; a head may have more rows, as padding."""
+    last: int = max(tokenizer.get_vocab().values())
+    return last + 1
+
+
+def _without_padding(found: Part, logits_CV: Tensor) -> Part:
+    """Rows of the head beyond the vocabulary get neither mass nor gradient."""
+    used = found.gradient_CV.shape[-1]
+    logits_CV[:, :used] = found.gradient_CV
+    logits_CV[:, used:] = 0.0
+    return replace(found, gradient_CV=logits_CV)
 
 
 class PrefixedModel:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
+from types import UnionType
 from typing import Any, ClassVar
 
 from model.advantages import Advantage
@@ -80,14 +81,21 @@ class SFTJob(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillJob(SFTJob):
-    """KL to a live teacher's token distributions on the same completions."""
+    """KL to a teacher's token distributions on the same completions: a live teacher's, or stored ones."""
 
     stage = "distill"
 
-    teacher: Path  # model folder with the student's tokenizer
+    teacher: Path | None = None  # model folder with the student's tokenizer
+    stored: Path | None = None  # Parquet of TeacherPlace, instead of a teacher
     divergence: Divergence = Divergence.FORWARD
     beta: float = 0.5  # jsd only: the teacher's share in the mixture
     temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.teacher is None) == (self.stored is None):
+            raise JobError("a distill job needs either the field 'teacher' or the field 'stored'")
+        if self.stored and (self.divergence, self.temperature) != (Divergence.FORWARD, 1.0):
+            raise JobError("stored log-probabilities allow divergence = 'forward' and temperature = 1 only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +169,9 @@ def _required(kind: type[Job]) -> set[str]:
 
 def _value(name: str, hint: Any, raw: Any) -> Any:
     """`raw` as the type of its field."""
-    origin = typing.get_origin(hint) or hint
+    if raw is None and type(None) in typing.get_args(hint):
+        return None
+    origin = _origin(hint)
     try:
         if origin is tuple and isinstance(raw, list):
             return tuple(raw)
@@ -174,6 +184,13 @@ def _value(name: str, hint: Any, raw: Any) -> Any:
     if type(raw) is not origin:
         raise JobError(f"{name}: {raw!r} is not a {origin.__name__}")
     return raw
+
+
+def _origin(hint: Any) -> Any:
+    """The class that a field's values are of, apart from None."""
+    if isinstance(hint, UnionType):
+        hint = typing.get_args(hint)[0]
+    return typing.get_origin(hint) or hint
 
 
 def _plain(value: Any) -> Any:

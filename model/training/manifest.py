@@ -21,12 +21,12 @@ _NOT_IDENTITY = {"out", "threads", "checkpoint_every", "tokens_per_micro_batch",
 
 
 def identity(job: Job) -> dict[str, Any]:
-    """Every setting that shapes the result; a path stands for the digest of what it holds."""
+    """Every setting that shapes the result, those that are None left out; a path stands for its content's digest."""
     plain = as_json(job)
     values = {"stage": job.stage}
     for field in fields(job):
-        if field.name not in _NOT_IDENTITY:
-            value = getattr(job, field.name)
+        value = getattr(job, field.name)
+        if field.name not in _NOT_IDENTITY and value is not None:
             values[field.name] = content_digest(value) if isinstance(value, Path) else plain[field.name]
     return values
 

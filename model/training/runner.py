@@ -13,7 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 from model.errors import TrainingError
 from model.training.checkpoint import disk_errors, save_model, write_folder
 from model.training.data import Tokenizer
-from model.training.distill import DistillStage
+from model.training.distill import DistillStage, StoredDistillStage
 from model.training.forward import Model, load_model
 from model.training.grpo import GRPOStage
 from model.training.job import DistillJob, GRPOJob, Job, SFTJob
@@ -70,6 +70,8 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal) -> Non
 def open_stage(job: Job, model: Model, tokenizer: Tokenizer, device: torch.device) -> Iterator[Stage]:
     """The stage that a job asks for, with what it needs while it runs."""
     match job:
+        case DistillJob(teacher=None):
+            yield StoredDistillStage(job, tokenizer, device)
         case DistillJob():
             yield DistillStage(job, tokenizer, device)
         case SFTJob():

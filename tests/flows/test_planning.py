@@ -89,6 +89,9 @@ def test_figure(key: str, value: float) -> None:
         ("sft.max_steps=300", "sft_steps", 7),
         ("grpo.updates_per_step=2", "grpo_hours", 280 * SECOND),  # (2 x 6 + 2) x 10^9 x 10,000
         ("grpo.max_tokens=50", "grpo_tokens", 100 * 50),
+        ("distill.teacher_logits=stored", "stored_bytes", 200 * 100 * 64 * 6),
+        # 6 x 10^9 for each of 60,000, and 2 x 2 x 10^9 for 30,000: the teacher is asked once
+        ("distill.teacher_logits=stored", "distill_hours", 960 * SECOND),
         ("grpo.enabled=false", "evaluate_samples", 20 * 4 * 4),
         ('evaluate.models=["student"]', "evaluate_samples", 20 * 4),
         ("evaluate.limit=5", "evaluate_samples", 5 * 4 * 5),
@@ -114,6 +117,13 @@ def test_a_stage_that_does_not_run_costs_nothing() -> None:
     with pytest.raises(KeyError):
         off["sft_hours"]
     assert off["total_hours"] == pytest.approx((40 + 16) * SECOND)
+
+
+def test_disk_for_stored_log_probabilities_is_said_only_where_they_are_stored() -> None:
+    with pytest.raises(KeyError):
+        planned()["stored_bytes"]
+    text = render(planned("distill.teacher_logits=stored", "distill.top_k=8"))
+    assert "960 kB  48 bytes a token before compression, distill.top_k" in text
 
 
 def test_what_is_not_known_is_said_to_be_unknown() -> None:

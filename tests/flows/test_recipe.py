@@ -243,6 +243,24 @@ def test_stage_that_starts_from_a_stage_that_does_not_run(small: Path, stage: st
     assert f'{stage}.init = "sft", but sft.enabled = false' in line
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("distill.divergence=reverse", 'write distill.divergence = "forward", or distill.teacher_logits = "live"'),
+        ("distill.divergence=jsd", 'distill.divergence = "jsd" needs the teacher\'s whole distributions'),
+        ("distill.temperature=2", 'write distill.temperature = 1, or distill.teacher_logits = "live"'),
+        ("distill.top_k=0", "distill.top_k = 0: input should be greater than or equal to 1"),
+        ("distill.top_k=2000", "distill.top_k = 2000: input should be less than or equal to 1024"),
+    ],
+)
+def test_what_stored_log_probabilities_cannot_teach(small: Path, override: str, says: str) -> None:
+    stored = "distill.teacher_logits=stored"
+    assert load_recipe(small, [stored]).distill.top_k == 64
+    line = refusal(small, stored, override)
+    assert says in line
+    assert len(line.splitlines()) == 1
+
+
 def test_a_disabled_stage_may_start_from_a_disabled_stage(small: Path) -> None:
     assert not load_recipe(small, ["sft.enabled=false"]).grpo.enabled
 

@@ -15,7 +15,15 @@ from model.errors import SamplerError
 from model.records import FinishReason
 from model.sampling import client as client_module
 from model.sampling.client import CompletionsClient
-from model.sampling.request import ChatRequest, ClassifyRequest, Completion, Request, SamplingParams
+from model.sampling.request import (
+    ChatRequest,
+    ClassifyRequest,
+    Completion,
+    Request,
+    SamplingParams,
+    ScoreRequest,
+)
+from tests import fake_endpoint
 from tests.fake_endpoint import FakeEndpoint, solve
 
 PARAMS = SamplingParams(temperature=0.7, top_p=0.9, max_tokens=64, stop=("</answer>",))
@@ -328,3 +336,43 @@ def wait_until(condition: Callable[[], bool], seconds: float = 3.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+def test_a_scored_text_is_sent_in_tokens_and_nothing_is_written(endpoint: FakeEndpoint) -> None:
+    with make_client(endpoint.url) as client:
+        [done] = client.complete([ScoreRequest("a", (5, 6, 9), first=1, k=2)])
+    assert endpoint.requests[0]["prompt"] == [5, 6, 9]
+    assert endpoint.requests[0]["max_tokens"] == 1
+    assert done.top_k is not None
+    assert done.top_k.ids_TK.tolist() == [[6, 7], [9, 10]]
+    assert (done.text, done.prompt_tokens, done.completion_tokens) == ("", 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"prompt_logprobs": None}, "the endpoint answers without prompt_logprobs: only vLLM can be asked"),
+        ({"prompt_token_ids": [1, 5, 6, 9]}, "a: the endpoint has read other tokens than it was sent"),
+        ({"prompt_logprobs": [None, {"9": {"logprob": -1.0}}, None]}, "position 1 does not speak of its token 6"),
+    ],
+)
+def test_what_is_said_of_other_tokens_is_an_error_at_once(
+    endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], says: str
+) -> None:
+    def answer(*words: Any) -> dict[str, Any]:
+        made = honest(*words)
+        made["choices"][0] = Changed(made["choices"][0])
+        return made
+
+    class Changed(dict[str, Any]):
+        """A choice in which the changed fields stay as they are."""
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            super().__setitem__(name, change.get(name, value))
+
+    honest = fake_endpoint._answer
+    monkeypatch.setattr(fake_endpoint, "_answer", answer)
+    with make_client(endpoint.url) as client, pytest.raises(SamplerError, match=says) as caught:
+        client.complete([ScoreRequest("a", (5, 6, 9), first=1, k=2)])
+    assert not caught.value.retryable
+    assert len(endpoint.requests) == 1

@@ -227,10 +227,12 @@ def test_the_command_line_on_cpu_and_gpu() -> None:
     assert cpu[cpu.index("--revision") + 1] == "abc"
     assert "--tensor-parallel-size" not in cpu
     assert "--no-enable-chunked-prefill" in cpu
-    options = EngineOptions(gpus=2, enforce_eager=False, extra_args=("--swap-space", "8"))
+    assert cpu[cpu.index("--max-logprobs") + 1] == "20"
+    options = EngineOptions(gpus=2, enforce_eager=False, max_logprobs=64, extra_args=("--swap-space", "8"))
     gpu = vllm_server.server_arguments("org/model", "teacher", 8000, options)
     assert gpu[gpu.index("--tensor-parallel-size") + 1] == "2"
     assert gpu[-2:] == ["--swap-space", "8"]
+    assert gpu[gpu.index("--max-logprobs") + 1] == "64"
     assert "--enforce-eager" not in gpu
     assert "--no-enable-chunked-prefill" not in gpu
 

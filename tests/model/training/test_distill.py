@@ -1,16 +1,35 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from model.training.data import Row, collate
-from model.training.distill import DistillStage, PrefixedModel, require_same_tokens, shared_prefix
+from model.training.distill import (
+    DistillStage,
+    PrefixedModel,
+    StoredDistillStage,
+    require_same_tokens,
+    shared_prefix,
+)
 from model.training.forward import backward, completion_hidden
 from model.training.job import DistillJob, JobError, Precision
-from tests.model.training.tiny import LETTERS, PREFILL, make_model, make_tokenizer
+from model.training.runner import run_job
+from tests.model.training.tiny import (
+    LETTERS,
+    PREFILL,
+    Never,
+    by_head,
+    make_model,
+    make_tokenizer,
+    save_tiny,
+    teacher_row,
+    write_teacher_rows,
+)
 
 CPU = torch.device("cpu")
 ROWS = [Row([3, 4, 5, 6], [7, 8]), Row([3, 4, 9], [10, 11, 12, 0]), Row([3, 4, 13, 14, 15], [16])]
@@ -86,6 +105,85 @@ def test_padding_rows_of_the_vocabulary_get_no_mass(make_stage: Callable[[], Dis
     loud, quiet = (micro.kernel.part(each.detach(), everything) for each in (loud_NV, logits_NV))
     assert loud.loss.item() == quiet.loss.item()
     assert loud.gradient_CV[:, 45:].abs().max().item() == 0.0
+
+
+@pytest.fixture
+def live_stage(make_stage: Callable[[], DistillStage], tmp_path: Path) -> DistillStage:
+    """With a teacher that prefers some tokens; half precision tells uniform probabilities least well."""
+    folder = save_tiny(tmp_path / "teacher", seed=2)
+    teacher = make_model(seed=2)
+    teacher.get_output_embeddings().weight.data.mul_(20.0)
+    teacher.save_pretrained(folder)
+    return DistillStage(replace(make_stage().job, teacher=folder), make_tokenizer(), CPU)
+
+
+@pytest.fixture
+def stored_stage(live_stage: DistillStage, tmp_path: Path) -> StoredDistillStage:
+    """The stage of the same job with all that its live teacher says written down: k = V."""
+    live = live_stage
+    stored = []
+    for example, row in zip(live.examples, live.teacher_rows, strict=True):
+        log_probs_TK, ids_TK = _teacher_log_probs(live, row).sort(descending=True)
+        stored.append(teacher_row(example.sample_id, row, ids_TK, log_probs_TK))
+    job = replace(live.job, teacher=None, stored=write_teacher_rows(tmp_path, stored))
+    return StoredDistillStage(job, make_tokenizer(), CPU)
+
+
+@torch.no_grad()
+def _teacher_log_probs(live: DistillStage, row: Row) -> torch.Tensor:
+    hidden_TH = live.teacher.completion_hidden([row])
+    weight_VH = live.teacher.model.get_output_embeddings().weight[: live.vocabulary]
+    return (hidden_TH @ weight_VH.T).log_softmax(-1)
+
+
+def test_all_tokens_stored_are_the_live_teacher(live_stage: DistillStage, stored_stage: StoredDistillStage) -> None:
+    """Loss and gradients of a step, but for log-probabilities in half precision: k = V is the worst case, for what
+    the stored probabilities lack of 1 is then told from a tail of nothing."""
+    results = []
+    for stage in (live_stage, stored_stage):
+        student = make_model(seed=1)
+        place = by_head(student)
+        parts = [backward(student, micro.tokens, micro.kernel, place) for micro in stage.prepare(1).micro_batches]
+        gradient = torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
+        results.append((sum(loss for loss, _ in parts), gradient))
+    (one, one_gradient), (other, other_gradient) = results
+    assert other == pytest.approx(one, rel=2e-3)
+    assert (other_gradient - one_gradient).norm() < 2e-3 * one_gradient.norm()
+
+
+def test_unrounded_the_stored_kernel_is_the_live_one(
+    live_stage: DistillStage, stored_stage: StoredDistillStage
+) -> None:
+    live, everything = live_stage, slice(None)
+    indices, weights = live.step_rows(1)[0]
+    batch, rows = live.collate(indices, weights), [live.teacher_rows[i] for i in indices]
+    log_probs_NV = torch.cat([_teacher_log_probs(live, row) for row in rows])
+    ids_NV = torch.arange(live.vocabulary).expand_as(log_probs_NV)
+    logits_NV = make_model(seed=1)(input_ids=batch.tokens_BT).logits.detach().flatten(0, 1)[batch.positions_N]
+    hidden_NH = live.teacher.completion_hidden(rows)
+    one = live.kernel(batch, hidden_NH).part(logits_NV.clone(), everything)
+    other = stored_stage.kernel(batch, ids_NV, log_probs_NV).part(logits_NV.clone(), everything)
+    assert other.loss.item() == pytest.approx(one.loss.item(), rel=1e-5)
+    torch.testing.assert_close(other.gradient_CV, one.gradient_CV, atol=1e-7, rtol=1e-4)
+    assert other.sums["teacher_mass"].item() == pytest.approx(batch.token_count)
+
+
+def test_stored_rows_train_without_a_teacher_and_tell_their_masses(
+    stored_stage: StoredDistillStage, tmp_path: Path
+) -> None:
+    job = replace(stored_stage.job, out=tmp_path / "out", max_steps=2, threads=1)
+    run_job(job, Never())
+    lines = [json.loads(line) for line in (tmp_path / "out/metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    for line in lines:
+        assert line["teacher_mass"] == pytest.approx(1.0, abs=1e-3)
+        assert line["student_mass"] == pytest.approx(1.0, abs=1e-3)
+        assert line["divergence"] >= 0
+
+
+def test_a_row_of_another_text_stops_the_stage_at_once(stored_stage: StoredDistillStage) -> None:
+    with pytest.raises(JobError, match="stored for sample sample-0 are of another context"):
+        StoredDistillStage(replace(stored_stage.job, prefill="a:"), make_tokenizer(), CPU)
 
 
 def test_another_tokenizer_is_refused() -> None:

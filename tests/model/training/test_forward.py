@@ -15,7 +15,7 @@ from model.training.data import Row, TokenBatch, collate
 from model.training.forward import backward, completion_log_probs, load_model
 from model.training.job import Precision
 from model.training.sft import sft_kernel
-from tests.model.training.tiny import make_model
+from tests.model.training.tiny import by_head, make_model
 
 CPU = torch.device("cpu")
 ROWS = [Row([3, 4, 5], [6, 7]), Row([8], [9, 10, 11, 0]), Row([12, 13], [14])]
@@ -33,13 +33,6 @@ def test_log_probs_are_those_of_each_row_run_alone() -> None:
         log_p_TV = model(input_ids=torch.tensor([row.context + row.completion])).logits[0].log_softmax(-1)
         expected += [log_p_TV[len(row.context) - 1 + t, token].item() for t, token in enumerate(row.completion)]
     assert completion_log_probs(model, batch_of(ROWS), 1.0).tolist() == pytest.approx(expected, abs=1e-5)
-
-
-def by_head(model: torch.nn.Module) -> torch.Tensor:
-    """The place for the head's gradient; the model is float32, so it is the weight's own."""
-    weight = model.get_output_embeddings().weight  # type: ignore[operator]
-    weight.grad = torch.zeros_like(weight)
-    return weight.grad
 
 
 def gradient(model: torch.nn.Module) -> torch.Tensor:

@@ -62,12 +62,29 @@ def test_a_job_survives_being_written(raw: dict[str, Any], tmp_path: Path) -> No
         ({"normalise": "tokens"}, "normalise: 'tokens' is not a valid Normalise"),
         ({"init": "/nowhere"}, "init: there is no /nowhere"),
         ({"stage": "ppo"}, "stage is 'ppo', expected one of sft, distill, grpo"),
-        ({"stage": "distill"}, "a distill job needs the field 'teacher'"),
+        ({"stage": "distill"}, "a distill job needs either the field 'teacher' or the field 'stored'"),
     ],
 )
 def test_one_clear_line(raw: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(JobError, match=message.replace("(", r"\(")):
         read(raw | change, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"divergence": "reverse"}, "allow divergence = 'forward' and temperature = 1 only"),
+        ({"temperature": 2.0}, "allow divergence = 'forward' and temperature = 1 only"),
+        ({"stored": None}, "needs either the field 'teacher' or the field 'stored'"),
+    ],
+)
+def test_what_stored_log_probabilities_cannot_teach(
+    raw: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    stored = raw | {"stage": "distill", "stored": raw["examples"]}
+    assert read(stored, tmp_path).teacher is None
+    with pytest.raises(JobError, match=message):
+        read(stored | change, tmp_path)
 
 
 def test_a_file_that_is_no_job(tmp_path: Path) -> None:

@@ -5,10 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from model.records import EXAMPLE_SCHEMA, PROBLEM_SCHEMA, Problem, TrainingExample, to_table
+from model.records import (
+    EXAMPLE_SCHEMA,
+    PROBLEM_SCHEMA,
+    TEACHER_PLACE_SCHEMA,
+    TEACHER_ROW_SCHEMA,
+    Problem,
+    TeacherPlace,
+    TeacherRow,
+    TrainingExample,
+    context_digest,
+    to_table,
+)
+from model.training.data import Row
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 +-=?:."
 EOS = "<eos>"
@@ -54,6 +67,14 @@ def make_model(seed: int = 0, vocabulary: int = 48) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
+def by_head(model: Any) -> torch.Tensor:
+    """The place for the head's gradient: these models are float32, so it is the weight's own."""
+    weight = model.get_output_embeddings().weight
+    weight.grad = torch.zeros_like(weight)
+    gradient: torch.Tensor = weight.grad
+    return gradient
+
+
 def save_tiny(folder: Path, seed: int = 0) -> Path:
     """A model folder as training reads it."""
     make_model(seed).save_pretrained(folder)
@@ -81,6 +102,22 @@ def write_problems(path: Path, count: int = 5) -> Path:
     problems = [Problem(f"problem-{i}", "math", "tiny", f"q: {i} + 1? ", str(i + 1)) for i in range(count)]
     pq.write_table(to_table(problems, PROBLEM_SCHEMA), path)
     return path
+
+
+def teacher_row(sample: str, row: Row, ids_TK: Any, log_probs_TK: Any) -> TeacherRow:
+    """What a teacher thought of one row's completion."""
+    ids, log_probs = np.asarray(ids_TK, np.int32), np.asarray(log_probs_TK, np.float16)
+    mass = float(np.exp(log_probs.astype(np.float32)).sum(-1).mean())
+    digest = context_digest(row.context)
+    return TeacherRow(sample, digest, row.completion, ids.reshape(-1), log_probs.reshape(-1), ids.shape[-1], mass)
+
+
+def write_teacher_rows(folder: Path, rows: list[TeacherRow], rows_in_a_group: int = 2) -> Path:
+    """The rows in one file, and the list of their places, whose path is returned."""
+    pq.write_table(to_table(rows, TEACHER_ROW_SCHEMA), folder / "rows.parquet", row_group_size=rows_in_a_group)
+    places = [TeacherPlace(row.sample_id, "rows.parquet", at, "") for at, row in enumerate(rows)]
+    pq.write_table(to_table(places, TEACHER_PLACE_SCHEMA), folder / "places.parquet")
+    return folder / "places.parquet"
 
 
 class Never:

@@ -3,13 +3,13 @@
 The sentences travel into the JSON schema and from there into Prefect's form. Nothing here reads a file or
 decides anything; what spans two sections is checked in `flows/recipe.py`. Loads neither torch nor Prefect
 nor vLLM. Sources: R1 = arXiv 2501.12948; GRPO = arXiv 2402.03300; Dr. GRPO = arXiv 2503.20783; DAPO =
-arXiv 2503.14476.
+arXiv 2503.14476; GSPO = arXiv 2507.18071; CISPO = arXiv 2506.13585.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -516,20 +516,34 @@ class GRPOSection(OptimiserSection):
     """Highest learning rate (GRPO: 1e-6, R1: 3e-6)."""
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     """How the learning rate falls after the warm-up."""
-    clip_low: float = Field(default=0.2, gt=0.0, lt=1.0)
-    """ε below 1 within which a token's ratio may move the policy."""
+    objective: Literal["grpo", "gspo", "cispo"] = "grpo"
+    """What is clipped: each token's ratio, its sequence's mean ratio (GSPO), or the weight of log π alone (CISPO)."""
+    clip_low: float = Field(default=0.2, gt=0.0, le=1.0)
+    """ε below 1 within which a ratio may move the policy (GSPO: 0.0003; CISPO: 1, which is no lower bound)."""
     clip_high: float = Field(default=0.2, gt=0.0, le=100.0)
-    """ε above 1 (GRPO: as below; DAPO: 0.28)."""
+    """ε above 1 (GRPO: as below; DAPO: 0.28; GSPO: 0.0004; CISPO: the one to tune)."""
     kl_weight: float = Field(default=0.02, ge=0.0, le=10.0)
-    """β of the k3 penalty towards the frozen reference (GRPO: 0.04, R1: 0.001)."""
-    advantage: Literal["grpo", "dr_grpo"] = "grpo"
-    """(r - mean)/std of the group, or r - mean alone (Dr. GRPO)."""
+    """β of the penalty towards the frozen reference (GRPO: 0.04, R1: 0.001, DAPO: 0)."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimate of KL(policy ‖ reference) from one token (GRPO: k3); docs/math.md says what its gradient is."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where the penalty stands (GRPO: loss; PPO: k1 in the reward; k1 in the loss is noise without a penalty)."""
+    overlong_tokens: int = Field(default=0, ge=0, le=1_000_000)
+    """Last tokens of `max_tokens` over which the reward falls by 1 (DAPO: 4,096 of 20,480, rewards ±1); 0: none."""
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
+    """(r - mean)/std of the group, r - mean alone (Dr. GRPO), or r - mean of the others (RLOO, arXiv 2402.14740)."""
     updates_per_step: int = Field(default=1, ge=1, le=64)
     """Optimizer steps per round of sampling."""
     normalise: Normalise = "sequence"
     """What a loss is divided by (GRPO: each sequence's 1/|o|; Dr. GRPO: a constant; DAPO: all tokens)."""
     checkpoint_every: int = Field(default=5, ge=1)
     """Rounds between checkpoints."""
+
+    @model_validator(mode="after")
+    def _room_before_the_penalty(self) -> Self:
+        if self.overlong_tokens > self.max_tokens:
+            raise ValueError(f"overlong_tokens = {self.overlong_tokens} is more than max_tokens = {self.max_tokens}")
+        return self
 
 
 # --- evaluation, prices, planning ------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
     grpo      A_i = (r_i − mean r) / std r     (DeepSeek-R1; the std divides by G, not by G − 1)
     dr_grpo   A_i =  r_i − mean r              (Dr. GRPO, arXiv:2503.20783: no bias to easy or hard problems)
+    rloo      A_i =  r_i − mean of the others  (leave-one-out, arXiv:2402.14740: G/(G − 1) times dr_grpo's)
 
 A group of equal rewards says nothing and gets exactly 0. That case is told apart by max = min, so no epsilon is
 added to the std; peers add 1e-4 (TRL) or 1e-6 (verl), and divide by G − 1: 1.6198 and 1.6202 where this gives 1.7321.
@@ -22,6 +23,7 @@ class Advantage(StrEnum):
 
     GRPO = "grpo"
     DR_GRPO = "dr_grpo"
+    RLOO = "rloo"
 
 
 def group_advantages(rewards_PG: Tensor, kind: Advantage) -> Tensor:
@@ -33,6 +35,9 @@ def group_advantages(rewards_PG: Tensor, kind: Advantage) -> Tensor:
             advantages_PG = centred_PG / rewards_PG.std(-1, correction=0, keepdim=True)
         case Advantage.DR_GRPO:
             advantages_PG = centred_PG
+        case Advantage.RLOO:
+            others_PG = rewards_PG.sum(-1, keepdim=True) - rewards_PG
+            advantages_PG = rewards_PG - others_PG / (rewards_PG.shape[-1] - 1)
     silent_P1 = silent_groups(rewards_PG)[:, None]
     return torch.where(silent_P1, 0.0, advantages_PG).float()
 

@@ -2,7 +2,7 @@
 
 The reference of the KL term is the model that the job starts from (None without that term). On the first update of a
 step the policy is the sampler, so its own log-probabilities stand for π_old; further updates use those of the step's
-beginning.
+beginning. With one update a step every ratio is 1, and gspo is grpo.
 
 Axes: P problems of a step, G rollouts of a problem, B = P·G rollouts, N their completion tokens.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from model.advantages import group_advantages, silent_groups
-from model.losses.grpo import grpo_terms
+from model.losses.grpo import Objective, grpo_terms, sequence_ratios
 from model.losses.head import Kernel, Part
 from model.losses.log_probs import log_prob_part
 from model.losses.normalise import token_weights
@@ -86,39 +86,57 @@ class GRPOStage:
         rows = [rollouts[b].row for b in chosen]
         device = self.model.device
         batch = collate(rows, weights_B[chosen].tolist(), device)
-        lengths_B = torch.tensor([len(row.completion) for row in rows])
-        advantages_N = advantages_B[chosen].repeat_interleave(lengths_B).to(device)
-        return MicroBatch(batch, self.kernel(batch, advantages_N))
+        lengths_B = torch.tensor([len(row.completion) for row in rows], device=device)
+        advantages_N = advantages_B[chosen].to(device).repeat_interleave(lengths_B)
+        loss = PolicyLoss(self.job, self.model, self.reference, batch, lengths_B, advantages_N)
+        return MicroBatch(batch, Kernel(loss.part))
 
-    def kernel(self, batch: TokenBatch, advantages_N: Tensor) -> Kernel:
-        """The clipped objective at some of a batch's completion tokens."""
-        job = self.job
-        several = job.updates_per_step > 1
-        old_N = completion_log_probs(self.model, batch, job.temperature) if several else None
-        reference_N = completion_log_probs(self.reference, batch, job.temperature) if job.kl_weight else None
 
-        def loss(log_probs_N: Tensor, rows: slice) -> tuple[Tensor, Mapping[str, Tensor]]:
-            itself_N = log_probs_N.detach()
-            terms = grpo_terms(
-                log_probs_N,
-                itself_N if old_N is None else old_N[rows],
-                itself_N if reference_N is None else reference_N[rows],
-                advantages_N[rows],
-                clip_low=job.clip_low,
-                clip_high=job.clip_high,
-                kl_weight=job.kl_weight,
-            )
-            metrics = {
-                "kl": terms.kl_N.sum(),
-                "clip_share": terms.clipped_N.sum(),
-                "entropy": -itself_N.sum(),
-            }
-            return (batch.weights_N[rows] * terms.loss_N).sum(), metrics
+class PolicyLoss:
+    """The objective on one micro-batch, some of its completion tokens at a time."""
 
-        def part(logits_CV: Tensor, rows: slice) -> Part:
-            return log_prob_part(logits_CV, batch.targets_N[rows], partial(loss, rows=rows), job.temperature)
+    def __init__(
+        self, job: GRPOJob, policy: Model, reference: Model, batch: TokenBatch, lengths_B: Tensor, advantages_N: Tensor
+    ) -> None:
+        self.job, self.policy, self.batch = job, policy, batch
+        self.lengths_B, self.advantages_N = lengths_B, advantages_N
+        self.old_N = self._scored_by(policy) if job.updates_per_step > 1 else None
+        self.reference_N = self._scored_by(reference) if job.kl_weight else None
+        self.sequence_ratios_N = torch.ones_like(advantages_N)
 
-        return Kernel(part)
+    def part(self, logits_CV: Tensor, rows: slice) -> Part:
+        """The loss of a chunk and its gradient; overwrites the logits."""
+        if rows.start == 0:  # a pass begins, and the policy may have moved since the last one
+            self._measure_sequences()
+        loss = partial(self.loss, rows=rows)
+        return log_prob_part(logits_CV, self.batch.targets_N[rows], loss, self.job.temperature)
+
+    def loss(self, log_probs_N: Tensor, rows: slice) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """A chunk's loss and sums of its metrics."""
+        job, itself_N = self.job, log_probs_N.detach()
+        terms = grpo_terms(
+            log_probs_N,
+            itself_N if self.old_N is None else self.old_N[rows],
+            itself_N if self.reference_N is None else self.reference_N[rows],
+            self.advantages_N[rows],
+            clip_low=job.clip_low,
+            clip_high=job.clip_high,
+            kl_weight=job.kl_weight,
+            objective=job.objective,
+            sequence_ratios_N=self.sequence_ratios_N[rows],
+            kl_estimator=job.kl_estimator,
+            kl_in=job.kl_in,
+        )
+        metrics = {"kl": terms.kl_N.sum(), "clip_share": terms.clipped_N.sum(), "entropy": -itself_N.sum()}
+        return (self.batch.weights_N[rows] * terms.loss_N).sum(), metrics
+
+    def _measure_sequences(self) -> None:
+        """gspo: a pass over whole sequences, before tokens are taken chunk by chunk."""
+        if self.job.objective is Objective.GSPO and self.old_N is not None:
+            self.sequence_ratios_N = sequence_ratios(self._scored_by(self.policy) - self.old_N, self.lengths_B)
+
+    def _scored_by(self, model: Model) -> Tensor:
+        return completion_log_probs(model, self.batch, self.job.temperature)
 
 
 def read_problems(job: GRPOJob) -> list[Problem]:

@@ -18,7 +18,9 @@ from typing import Any, ClassVar
 
 from model.advantages import Advantage
 from model.errors import TrainingError
+from model.losses.grpo import Objective
 from model.losses.kl import Divergence
+from model.losses.kl_estimators import KLEstimator, KLPlace
 from model.losses.normalise import Normalise
 
 
@@ -113,10 +115,14 @@ class GRPOJob(Job):
     temperature: float = 1.0
     stop: tuple[str, ...] = ()  # texts that end a rollout, kept in it
     advantage: Advantage = Advantage.GRPO
+    objective: Objective = Objective.GRPO
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_weight: float = 0.02
+    kl_estimator: KLEstimator = KLEstimator.K3
+    kl_in: KLPlace = KLPlace.LOSS
     format_weight: float = 0.2  # λ of the reward
+    overlong_tokens: int = 0  # last tokens of max_tokens in which the reward falls by up to 1
     checks: tuple[str, ...] = ("format", "math")
     check_settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of model.rewards.settings.CheckSettings
     check_timeout_seconds: float = 5.0

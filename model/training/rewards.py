@@ -1,6 +1,7 @@
 """The verifiers of `model/rewards` as GRPO's reward: the same functions that chose the training data.
 
-A rollout whose accuracy could not be judged (a time-out, a gold answer that does not parse) is `nan`, not 0.
+r = accuracy + λ·format + overlong. A rollout whose accuracy could not be judged (a time-out, a gold answer that does
+not parse) is `nan`, not 0.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from model.training.rollouts import Rollout
 
 @contextmanager
 def verifier_reward(job: GRPOJob) -> Iterator[Reward]:
-    """r = accuracy + λ·format by the job's checks, carried out in a worker process with a hard time limit."""
+    """The reward by the job's checks, carried out in a worker process with a hard time limit."""
     settings = CheckSettings.of(job.check_settings)
     pool = VerifierPool(job.checks, settings, workers=1, timeout_seconds=job.check_timeout_seconds)
 
     def score(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[float]:
         items = [as_scored(rollout, problem, job) for rollout, problem in zip(rollouts, problems, strict=True)]
-        return [reward(judgements, job.format_weight, unscored=math.nan) for judgements in pool.judge(items)]
+        return [
+            reward(judgements, job.format_weight, unscored=math.nan)
+            + overlong_penalty(len(rollout.row.completion), job.max_tokens, job.overlong_tokens)
+            for judgements, rollout in zip(pool.judge(items), rollouts, strict=True)
+        ]
 
     with pool:
         yield score
@@ -42,3 +47,16 @@ def as_scored(rollout: Rollout, problem: Problem, job: GRPOJob) -> Scored:
         completion_tokens=len(rollout.row.completion),
         max_tokens=job.max_tokens,
     )
+
+
+def overlong_penalty(length: int, limit: int, margin: int) -> float:
+    """0 up to L − c tokens, from there on a line to −1 at L (DAPO, arXiv:2503.14476, equation 13).
+
+    Args:
+        length: tokens of the completion, |o|.
+        limit: L, the longest completion that the sampler allows.
+        margin: c, the stretch before L in which the penalty grows; 0: no penalty at any length.
+    """
+    if not margin or length <= limit - margin:
+        return 0.0
+    return max((limit - margin - length) / margin, -1.0)

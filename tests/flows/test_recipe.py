@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from pydantic import ValidationError
@@ -217,6 +217,8 @@ def test_empty_file_says_what_is_missing(tmp_path: Path) -> None:
         ("accept.keep=shortest", 'accept.keep = "shortest" chooses nothing without accept.max_per_problem'),
         ("accept.pass_rate=[0.9, 0.1]", "accept.pass_rate runs from low to high, not from 0.9 to 0.1"),
         ("accept.pass_rate=[0.9]", "accept.pass_rate: list should have at least 2 items"),
+        ("grpo.overlong_tokens=2048", "overlong_tokens = 2048 is more than max_tokens = 1024"),
+        ("grpo.objective=ppo", "grpo.objective = 'ppo': input should be 'grpo', 'gspo' or 'cispo'"),
         ("evaluate.k=[8]", "evaluate.k asks for pass@8, but evaluate.replicas = 4"),
         ("generate.max_tokens=4096", "generate.max_tokens = 4096 leaves no room for a prompt"),
     ],
@@ -343,6 +345,14 @@ def test_check_and_set_names_are_those_of_the_code() -> None:
     assert set(CHECK_NAMES) == set(CHECKS)
     names = Recipe.model_json_schema()["$defs"]["BuiltinProblems"]["properties"]["name"]["enum"]
     assert set(names) == set(BUILTIN_SETS)
+
+
+def test_choices_of_the_grpo_section_are_those_of_the_code() -> None:
+    from model.training.job import GRPOJob
+
+    section, hints = Recipe.model_json_schema()["$defs"]["GRPOSection"]["properties"], get_type_hints(GRPOJob)
+    for name in ("objective", "advantage", "kl_estimator", "kl_in", "normalise", "schedule"):
+        assert section[name]["enum"] == [choice.value for choice in hints[name]], name
 
 
 def test_template_arguments() -> None:

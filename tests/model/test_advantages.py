@@ -26,6 +26,18 @@ def test_dr_grpo_only_centres() -> None:
     ]
 
 
+def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:
+    rewards_PG = torch.tensor([[1.0, 0.0, 0.0, 0.0], [4.0, 2.0, 0.0, 0.0]])
+    assert group_advantages(rewards_PG, Advantage.RLOO).tolist() == [
+        [1.0, pytest.approx(-1 / 3), pytest.approx(-1 / 3), pytest.approx(-1 / 3)],
+        [pytest.approx(4 - 2 / 3), pytest.approx(2 - 4 / 3), -2.0, -2.0],
+    ]
+
+
+def test_a_group_of_one_has_no_others_and_no_advantage() -> None:
+    assert group_advantages(torch.tensor([[1.0]]), Advantage.RLOO).tolist() == [[0.0]]
+
+
 @pytest.mark.parametrize("kind", list(Advantage))
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 1.2])
 def test_a_silent_group_is_exactly_zero(kind: Advantage, reward: float) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from model.losses.kl_estimators import k1, k2, k3
+from model.losses.kl_estimators import KLEstimator, estimate, k1, k2, k3
 
 
 def log_ratio(mu: float, samples: int = 1_000_000) -> torch.Tensor:
@@ -38,3 +38,8 @@ def test_values_by_hand() -> None:
 
 def test_k3_keeps_its_digits_near_zero() -> None:
     assert k3(torch.tensor([1e-3])).item() == pytest.approx(5.0017e-7, rel=1e-3)
+
+
+def test_an_estimator_by_its_name() -> None:
+    d = torch.tensor([math.log(2.0)])
+    assert [estimate(KLEstimator(name), d) for name in ("k1", "k2", "k3")] == [k1(d), k2(d), k3(d)]

@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 import torch
 
+from model.advantages import Advantage
+from model.losses import head
+from model.losses.grpo import Objective
+from model.losses.kl_estimators import KLEstimator, KLPlace
+from model.losses.log_probs import token_log_probs
 from model.records import FinishReason, Problem
 from model.training.data import Row
-from model.training.forward import backward, completion_log_probs
+from model.training.forward import Model, backward, completion_hidden, completion_log_probs
 from model.training.grpo import GRPOStage, fill_unjudged, rollout_metrics
 from model.training.job import GRPOJob, JobError, Precision
 from model.training.loop import run_step
 from model.training.optimizer import MasterAdamW
-from model.training.rewards import as_scored, verifier_reward
+from model.training.rewards import as_scored, overlong_penalty, verifier_reward
 from model.training.rollouts import LocalRollouts, Rollout
-from tests.model.training.tiny import PREFILL, make_model, make_tokenizer
+from tests.model.training.tiny import PREFILL, by_head, make_model, make_tokenizer
 
 
 def make_job(folder: Path, problems: Path, **settings: Any) -> GRPOJob:
@@ -79,6 +84,61 @@ def test_a_second_update_sees_the_ratio_move(tiny_folder: Path, problems_file: P
     assert line["loss"] < -1e-4
 
 
+TRAINED_BY = [
+    {"objective": Objective.GSPO},
+    {"objective": Objective.CISPO, "clip_low": 1.0},
+    {"kl_estimator": KLEstimator.K1, "kl_in": KLPlace.REWARD},
+    {"advantage": Advantage.RLOO},
+]
+
+
+@pytest.mark.parametrize("settings", TRAINED_BY, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_every_member_of_the_family_raises_the_reward(
+    settings: dict[str, Any], tiny_folder: Path, problems_file: Path
+) -> None:
+    job = make_job(
+        tiny_folder, problems_file, steps=10, updates_per_step=2, learning_rate=1e-2, warmup_share=0.0, **settings
+    )
+    stage = make_stage(job)
+    optimizer = MasterAdamW(stage.model, 0.0)
+    rewards = [run_step(job, stage, stage.model, optimizer, step)["reward"] for step in range(1, 11)]
+    assert sum(rewards[-3:]) > 1.5 * sum(rewards[:3])
+
+
+def test_gspo_of_a_moved_policy_is_that_of_whole_sequences(
+    tiny_folder: Path, problems_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equation 5 of arXiv:2507.18071 under autograd, after the weights have changed, against chunks of two tokens."""
+    monkeypatch.setitem(head.ROWS, "cpu", 2)
+    settings = {"objective": Objective.GSPO, "updates_per_step": 2, "kl_weight": 0.0, "clip_low": 0.01}
+    stage, lengths = make_stage(make_job(tiny_folder, problems_file, clip_high=0.01, **settings)), [3, 2, 1]
+    rollouts = [Rollout(Row([3, 4], list(range(5, 5 + length))), "", FinishReason.STOP) for length in lengths]
+    advantages_B = torch.tensor([1.0, -1.0, 0.5])
+    (micro,) = stage.micro_batches(rollouts, advantages_B)
+    old_N = completion_log_probs(stage.model, micro.tokens, 1.0)
+    move(stage.model)
+    loss, metrics = backward(stage.model, micro.tokens, micro.kernel, by_head(stage.model))
+
+    whole = make_model()
+    move(whole)
+    hidden_NH = completion_hidden(whole, micro.tokens)
+    now_N = token_log_probs(whole.get_output_embeddings()(hidden_NH), micro.tokens.targets_N)
+    s_B = torch.stack([part.mean().exp() for part in (now_N - old_N).split(lengths)])
+    expected = -torch.minimum(s_B * advantages_B, s_B.clamp(0.99, 1.01) * advantages_B).mean()
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    assert 0 < metrics["clip_share"] < 6
+    for found, exact in zip(stage.model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, exact.grad, atol=1e-6, rtol=1e-4)
+
+
+def move(model: Model) -> None:
+    """What an update might do to the weights."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.2)
+
+
 def test_training_raises_the_reward(tiny_folder: Path, problems_file: Path) -> None:
     job = make_job(tiny_folder, problems_file, steps=15, group_size=8, learning_rate=1e-2, warmup_share=0.0)
     stage = make_stage(job)
@@ -133,6 +193,21 @@ def test_the_verifiers_reward_accuracy_and_format(tiny_folder: Path, problems_fi
     assert right == pytest.approx(1.2)
     assert wrong == pytest.approx(0.2)
     assert silent < wrong
+
+
+@pytest.mark.parametrize(("length", "penalty"), [(1, 0.0), (6, 0.0), (7, -0.25), (8, -0.5), (10, -1.0), (11, -1.0)])
+def test_the_penalty_grows_over_the_last_four_of_ten_tokens(length: int, penalty: float) -> None:
+    assert overlong_penalty(length, limit=10, margin=4) == penalty
+    assert overlong_penalty(length, limit=10, margin=0) == 0.0
+
+
+def test_an_overlong_rollout_is_paid_less(tiny_folder: Path, problems_file: Path) -> None:
+    job = make_job(tiny_folder, problems_file, prefill="<think>\n", format_weight=0.2, overlong_tokens=4)
+    three = Problem("p", "math", "tiny", "1 + 2?", "3")
+    text = "so 3\n</think>\n<answer>3</answer>"
+    rollouts = [Rollout(Row([1], [2] * length), text, FinishReason.STOP) for length in (4, 6)]
+    with verifier_reward(job) as reward:
+        assert reward(rollouts, [three] * 2) == pytest.approx([1.2, 0.7])
 
 
 def test_a_file_without_problems_is_named(tiny_folder: Path, tmp_path: Path) -> None:

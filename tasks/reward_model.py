@@ -10,6 +10,7 @@ Not promised: that a server at `urls` serves the model that the recipe names (it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,6 +34,7 @@ from model.rewards.settings import RewardModelSettings
 from model.rewards.texts.conversations import Rendering
 from model.rewards.workers.scorer_process import ScorerProcess
 from model.rewards.workers.worker import Timed
+from model.sampling.client import is_too_long
 from model.sampling.request import ClassifyRequest, Completion, SamplingParams
 from tasks.earlier_verdicts import earlier_verdicts
 from tasks.engine import Engine, EngineSpec
@@ -56,7 +58,7 @@ def reward_model_check(
         spec = EngineSpec(name, "", settings.urls, settings.api_key_env)
         params = SamplingParams(0.0)  # of no meaning to a classifier
         engine = Engine(spec, params, concurrency=concurrency, timeout_seconds=timeout_seconds, log_path=log_path)
-        served = ServedScorer(Rendering(target, settings.revision), engine, settings.max_length)
+        served = ServedScorer(target, settings.revision, engine, settings.max_length)
         return RewardModelCheck(settings, served, revision)
     return RewardModelCheck(settings, ScorerProcess(_own_spec(settings, target), log_path=log_path), revision)
 
@@ -73,15 +75,22 @@ def _own_spec(settings: RewardModelSettings, target: str) -> ScorerSpec:
 
 
 class ServedScorer:
-    """A reward model in vLLM, which is sent the text that a process of ours would score, and batches by itself."""
+    """A reward model in vLLM, which is sent the text that a process of ours would score, and batches by itself.
 
-    def __init__(self, rendering: Rendering, engine: Engine, max_length: int) -> None:
-        self._rendering, self._engine, self._max_length = rendering, engine, max_length
+    Its tokenizer is loaded for the first conversation: where all scores are known, none is.
+    """
+
+    def __init__(self, model: str, revision: str, engine: Engine, max_length: int) -> None:
+        self._model, self._revision, self._engine, self._max_length = model, revision, engine, max_length
+
+    @cached_property
+    def _rendering(self) -> Rendering:
+        return Rendering(self._model, self._revision)
 
     def score(self, conversations: Sequence[Conversation]) -> list[Scoring]:
         """The conversations' scorings, in their order.
 
-        Raises ModelFolderError for what is no reward model, SamplerError when the servers fail.
+        Raises ModelFolderError for what is no reward model or has no chat template, SamplerError when the servers fail.
         """
         found: dict[int, Scoring] = {}
         requests = []
@@ -96,7 +105,7 @@ class ServedScorer:
     def _scoring(self, done: Completion) -> Scoring:
         milliseconds = 1000.0 * done.seconds
         if done.finish_reason is FinishReason.REFUSED:
-            reason = TOO_LONG if "length" in str(done.error) else "refused"
+            reason = TOO_LONG if is_too_long(done) else "refused"
             return Scoring(None, reason, 0, milliseconds)
         if not 0 < len(done.logits) <= MOST_LOGITS:
             classes = f"{self._engine.spec.model} has {len(done.logits)} classes"

@@ -129,12 +129,10 @@ def wrong_programs(source: str, most: int, entry: str | None = None) -> list[Cor
     `entry`: the only function that the tests call, where that is so.
     """
     try:
-        found = mutants(source, entry)
+        found = mutants(source, entry, most)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # what `ast` says of texts that are no programs
         found = []
-    step = max(1.0, len(found) / max(most, 1))
-    chosen = [found[int(place * step)] for place in range(min(most, len(found)))]
-    return [Corruption("empty", ""), *(Corruption(f"mutant:{m.name.partition(':')[0]}", m.source) for m in chosen)]
+    return [Corruption("empty", ""), *(Corruption(f"mutant:{mutant.kind}", mutant.source) for mutant in found)]
 
 
 def changed_line(source: str, mutant: str) -> str:

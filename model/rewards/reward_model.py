@@ -19,7 +19,7 @@ from model.records import content_hash
 from model.rewards.check import Judgement, errored, failed, passed, unscorable
 from model.rewards.settings import RewardModelSettings
 
-NUMBER = 1  # of the rules in this file and in scorer.py
+NUMBER = 1  # of the rules in this file, in texts/conversations.py and in workers/scorer.py
 
 Conversation = tuple[str, str]  # prompt, completion
 TOO_LONG, NOT_FINITE, OUT_OF_MEMORY = "too_long", "not_finite", "out_of_memory"

@@ -20,6 +20,7 @@ import ipaddress
 import json
 import queue
 import random
+import re
 import socket
 import threading
 import time
@@ -60,6 +61,15 @@ T = TypeVar("T")
 
 CLASSIFY = "classify"
 REFUSED_CODES = {400, 413, 422}
+# vLLM 0.32 (renderers/params.py, v1/engine/input_processor.py), OpenAI and SGLang: "maximum context length is 4096
+# tokens", "maximum model length of 4096", "exceeds the max_model_len 4096", "model's context length (4096 tokens)";
+# llama.cpp: "exceeds the available context size (4096 tokens)"; TGI: "`inputs` must have less than 1024 tokens",
+# "`inputs` tokens + `max_new_tokens` must be <= 4096".
+_OVER_CONTEXT = re.compile(
+    r"(?:(?:context|model) length|context size|max_model_len)(?: is| of)? \(?\d|exceeds the available context size"
+    r"|`inputs` (?:must have less than|tokens \+ `max_new_tokens` must be)",
+    re.IGNORECASE,
+)
 USER_CODES = {401: "the API key is missing or wrong", 403: "the API key may not use this model"}
 
 
@@ -296,11 +306,19 @@ class CompletionsClient:
         """An endpoint that takes none of our requests (an unknown field) must not eat a whole dataset."""
         if completion.finish_reason is not FinishReason.REFUSED:
             self._refusals_in_a_row = 0
-        elif "length" not in str(completion.error):
+        elif not is_too_long(completion):
             self._refusals_in_a_row += 1
         if self._refusals_in_a_row >= REFUSALS_THAT_STOP:
             message = f"{', '.join(self.urls)} refused {self._refusals_in_a_row} requests in a row"
             raise SamplerError(f"{message}: {completion.error}", retryable=False)
+
+
+def is_too_long(completion: Completion) -> bool:
+    """Whether the endpoint refused this request because its text does not fit into the model's context.
+
+    The word "length" does not say so: a refusal of another kind may quote a prompt that has it.
+    """
+    return completion.finish_reason is FinishReason.REFUSED and bool(_OVER_CONTEXT.search(completion.error or ""))
 
 
 def _conversation(request: ChatRequest) -> dict[str, Any]:

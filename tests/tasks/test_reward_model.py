@@ -13,13 +13,16 @@ from model.errors import CheckError, ModelFolderError, SamplerError
 from model.records import VERDICT_SCHEMA, Status, Verdict, to_table
 from model.rewards.check import Judgement, Scored
 from model.rewards.settings import RewardModelSettings
+from model.rewards.texts.conversations import Rendering
 from model.sampling import client as client_module
 from model.sampling.vllm_server import EngineOptions, VLLMServer
+from tasks import reward_model as reward_model_module
 from tasks.inputs import scored_rows
 from tasks.reward_model import RewardModelCheck, reward_model_check
 from tasks.shard_checks import ShardWork
 from tasks.store import Dataset, sample_path, verdict_path
 from tasks.work import verdict_extra
+from tests import fake_endpoint
 from tests.fake_endpoint import FakeEndpoint
 from tests.small_reward_model import pairs
 from tests.tasks.small_dataset import generate, make_dataset, plan
@@ -136,6 +139,38 @@ def test_what_a_server_cannot_take_is_unscorable(
     with served_by(endpoint, reward_model, tmp_path / "log", max_length=40) as check:
         timed = check.judge_shard(replace(work, items=items))
     assert {(judgement.verdict, judgement.reason) for judgement, _ in timed} == {(Status.UNSCORABLE, "too_long")}
+
+
+def test_a_refusal_that_only_quotes_the_word_length_is_not_too_long(
+    endpoint: FakeEndpoint, work: ShardWork, reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quoting(code: int, _: str) -> tuple[int, bytes]:
+        return code, b'{"error": {"message": "no pooling of: What is the length of the rope?"}}'
+
+    monkeypatch.setattr(fake_endpoint, "_error", quoting)
+    endpoint.faults.mode, endpoint.faults.fail_first = "400", -1
+    with served_by(endpoint, reward_model, tmp_path / "log") as check:
+        timed = check.judge_shard(work)
+    assert {judgement.reason for judgement, _ in timed} == {"refused", "unfinished"}
+
+
+def test_the_tokenizer_is_loaded_for_the_first_score(
+    endpoint: FakeEndpoint, work: ShardWork, reward_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(model: str, revision: str) -> Rendering:
+        loaded.append(model)
+        return Rendering(model, revision)
+
+    monkeypatch.setattr(reward_model_module, "Rendering", load)
+    endpoint.logits = lambda _: [1.0]
+    with served_by(endpoint, reward_model, tmp_path / "log") as check:
+        assert check.judge_shard(replace(work, items=work.items[-1:]))[0][0].reason == "unfinished"
+        assert loaded == []
+        for _ in range(2):
+            check.judge_shard(work)
+    assert loaded == [str(reward_model)]
 
 
 def test_servers_in_trouble_and_servers_of_other_models(

@@ -68,14 +68,16 @@ def _rewrite(scope: _Scope) -> None:
         for field in ("body", "orelse", "finalbody"):
             if isinstance(getattr(node, field, None), list):
                 setattr(node, field, _shortened(getattr(node, field), None))
-    for node in reversed(list(_inside(scope))):  # loops within loops first
+    inside = list(_inside(scope))
+    used = _used(scope) if any(isinstance(node, ast.For) for node in inside) else set()  # no rule below changes it
+    for node in reversed(inside):  # loops within loops first
         if isinstance(node, ast.If):
             _widen(node.test)
             _settle_extreme(node)
         elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Slice):
             _clip(node.slice, f"len({node.value.id})" if isinstance(node.value, ast.Name) else "")
         elif isinstance(node, ast.For):
-            _settle_turns(node, scope)
+            _settle_turns(node, used)
     if isinstance(scope, _FUNCTIONS):
         _level(scope)
 
@@ -109,7 +111,10 @@ class _Folded(ast.NodeTransformer):
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         match self.generic_visit(node):
             case ast.Compare(left=left, ops=[op], comparators=[ast.Constant(value=int(least))]) if _is_length(left):
-                if least < 0 or (least == 0 and isinstance(op, ast.GtE | ast.Lt)):
+                # Not by `is`: one number may be two objects.
+                if (least < 0 and isinstance(op, (*_UPWARD, ast.Eq, ast.NotEq))) or (
+                    least == 0 and isinstance(op, ast.GtE | ast.Lt)
+                ):
                     return ast.Constant(isinstance(op, ast.GtE | ast.Gt | ast.NotEq))
         return node
 
@@ -202,10 +207,10 @@ def _sum(base: ast.expr, more: int) -> ast.expr:
     return ast.BinOp(base, ast.Add(), ast.Constant(more)) if more else base
 
 
-def _settle_turns(loop: ast.For, scope: _Scope) -> None:
+def _settle_turns(loop: ast.For, used: set[str]) -> None:
     """Where turns at the range's start or end do nothing, the range with them, or without them: always the same one."""
     match loop:
-        case ast.For(target=ast.Name(id=turn), body=[only]) if (ends := _ends(loop.iter)) and not _occurs(turn, scope):
+        case ast.For(target=ast.Name(id=turn), body=[only]) if turn not in used and (ends := _ends(loop.iter)):
             start, (stop, more) = _settled_start(turn, ends[0], only), _summed(ends[1])
             more = _settled_stop(turn, start, stop, more, only)
             loop.iter = ast.Call(ast.Name("range", ast.Load()), [start, _sum(stop, more)], [])
@@ -339,15 +344,24 @@ def _may_change_content(node: ast.AST) -> bool:
     return isinstance(node, ast.Call | ast.AugAssign | ast.Yield | ast.YieldFrom | ast.Await)
 
 
-def _occurs(name: str, node: ast.AST) -> bool:
-    """Whether a name is used other than in loops and comprehensions of which it is the variable."""
+def _used(node: ast.AST, turns: frozenset[str] = frozenset()) -> set[str]:
+    """The names used other than in loops and comprehensions of which they are the variable. `turns`: those around."""
+    found = {name for name in _named(node) if name not in turns}
+    outside, within, new = _turning(node)
+    return found.union(*(_used(part, turns) for part in outside), *(_used(part, turns | new) for part in within))
+
+
+def _turning(node: ast.AST) -> tuple[Iterable[ast.AST], Iterable[ast.AST], set[str]]:
+    """A node's parts outside and within its turns, and the variables of these."""
     match node:
-        case ast.For(target=ast.Name(id=turn)) if turn == name:
-            return any(_occurs(name, part) for part in (node.iter, *node.orelse))
+        case ast.For(target=ast.Name(id=turn)):
+            return [node.iter, *node.orelse], node.body, {turn}
         case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
-            if any(name in _named(part) for each in node.generators for part in ast.walk(each.target)):
-                return _occurs(name, node.generators[0].iter)
-    return name in _named(node) or any(_occurs(name, part) for part in ast.iter_child_nodes(node))
+            first, *others = node.generators
+            made = [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
+            targets = {name for each in node.generators for part in ast.walk(each.target) for name in _named(part)}
+            return [first.iter], [*made, first.target, *first.ifs, *others], targets
+    return ast.iter_child_nodes(node), [], set()
 
 
 def _named(node: ast.AST) -> list[str]:

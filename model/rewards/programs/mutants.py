@@ -49,8 +49,12 @@ class Mutant:
 _Change = tuple[str, str, str, Any]
 
 
-def mutants(source: str, entry: str | None = None) -> list[Mutant]:
-    """All mutants of a program, of which only `entry` is called, if that is said. SyntaxError when it is none."""
+def mutants(source: str, entry: str | None = None, most: int | None = None) -> list[Mutant]:
+    """The mutants of a program: all, or `most` of them (fewer where there are fewer), spread over it.
+
+    Only `entry` is called, if that is said. No more changes are looked into than `most` takes. SyntaxError when it is
+    no program.
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         _drop_what_does_nothing(node)
@@ -59,17 +63,25 @@ def mutants(source: str, entry: str | None = None) -> list[Mutant]:
     # What the rules look at: one function, class or assignment of the module, or where that is not enough, all of it.
     parts = {node: item for item in tree.body if isinstance(item, _ALONE) for node in ast.walk(item)}
     seen = {(part, said_by(part)) for part in (tree, *tree.body)}
-    found = []
-    for node in [node for node in ast.walk(tree) if node not in idle]:
+    changes = [(node, change) for node in ast.walk(tree) if node not in idle for change in _changes(node)]
+    found: dict[int, Mutant] = {}
+    for place in range(len(changes)) if most is None else _spread(len(changes)):
+        if len(found) == most:
+            break
+        node, (kind, said, field, value) = changes[place]
         part = parts.get(node, tree)
-        for kind, said, field, value in _changes(node):
-            with _changed(node, field, value):
-                what = part, said_by(part)
-                if what not in seen:
-                    seen.add(what)
-                    name = f"{kind}:{getattr(node, 'lineno', 0)}: {said}"
-                    found.append(Mutant(name, ast.unparse(tree)))
-    return found
+        with _changed(node, field, value):
+            what = part, said_by(part)
+            if what not in seen:
+                seen.add(what)
+                found[place] = Mutant(f"{kind}:{getattr(node, 'lineno', 0)}: {said}", ast.unparse(tree))
+    return [found[place] for place in sorted(found)]
+
+
+def _spread(count: int) -> list[int]:
+    """The places in an order of which any beginning is spread over all: halves, quarters, … (by bits backwards)."""
+    bits = count.bit_length()
+    return sorted(range(count), key=lambda place: f"{place:0{bits}b}"[::-1])
 
 
 def _drop_what_does_nothing(node: ast.AST) -> None:

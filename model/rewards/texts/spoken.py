@@ -4,7 +4,7 @@ The characters decide the script; most scripts have one language here, and kana 
 Chinese. Languages that share a script (`LANGUAGES`) are told apart by py3langid, a naive Bayes model over byte
 n-grams that ships its weights: its score of a text is, but for n-grams across spaces, the sum of the scores of
 its words. So each distinct word is scored once per process and a piece is a sum of rows of a table, which costs a
-fifth of scoring the piece whole and, on short pieces of maths, errs little more (benchmarks/text_checks.json).
+quarter of scoring the piece whole and, on short pieces of maths, errs little more (benchmarks/text_checks.json).
 A piece is a stretch of one script within a paragraph, cut at sentence ends where MIN_LETTERS have come together.
 Not told: borrowed words, dialects, languages and scripts outside `LANGUAGES` (the scripts of the second half of
 Asia and of Africa are seen as `other`). Time grows with the text and with its distinct words.

@@ -1,8 +1,10 @@
 """The samples of many problems compared in several processes: the work of `duplicate`, nearly all of it Python's.
 
-`Comparers` shares the problems out. A process (`python -m model.rewards.workers.comparing`) is given its share at once,
-as a pickle on its standard input, answers with another, and ends; what is too little for two is done where it is.
-A process ignores Ctrl-C, its parent's business, and outlives it by the seconds that are left of its share at most.
+`Comparers` shares the problems out. A process (`python -m model.rewards.workers.comparing`) reads its share from a
+temporary file, a pickle per problem, answers in another, and ends; what is too little for two is done where it is.
+Memory holds the texts once, and one problem's once more in every process; TMPDIR holds them meanwhile.
+A process ignores Ctrl-C: its parent kills it then, and whenever a call ends with an exception. A parent that is itself
+killed it outlives by the seconds that are left of its share at most.
 """
 
 from __future__ import annotations
@@ -12,12 +14,14 @@ import pickle
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import model
 from model.errors import StillhouseError
@@ -26,6 +30,8 @@ from model.rewards.duplicate import Earlier, judge_samples
 from model.rewards.settings import DuplicateSettings
 from model.rewards.workers.worker import Timed
 
+COMMAND = [sys.executable, "-P", "-m", "model.rewards.workers.comparing"]
+POLL_SECONDS = 0.05  # between two looks at the processes
 _CHARACTERS = 10_000_000  # for each process, at least: a second's work, to a start of a third of one
 
 
@@ -56,26 +62,81 @@ class Comparers:
         if processes < 2:
             return judge_groups(groups, self.settings)
         judged: list[list[Timed]] = [[]] * len(groups)
-        with ThreadPoolExecutor(processes) as threads:
-            shares = threads.map(self._in_a_process, [groups[first::processes] for first in range(processes)])
-            for first, share in enumerate(shares):
-                judged[first::processes] = share
+        for first, share in self._apart([groups[first::processes] for first in range(processes)]).items():
+            judged[first::processes] = share
         return judged
 
-    def _in_a_process(self, groups: Sequence[Group]) -> list[list[Timed]]:
-        with self._room:
-            done = subprocess.run(
-                [sys.executable, "-P", "-m", "model.rewards.workers.comparing"],
-                input=pickle.dumps((groups, self.settings)),
-                capture_output=True,
-                env=_environment(),
-                check=False,
-            )
-        if done.returncode:
-            last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-            raise StillhouseError(f"a process that compares samples ended with status {done.returncode}: {last}")
-        judged: list[list[Timed]] = pickle.loads(done.stdout)
+    def _apart(self, shares: Sequence[Sequence[Group]]) -> dict[int, list[list[Timed]]]:
+        """The judgements by the share's place. No process is left running, however this ends."""
+        waiting, running, judged = list(enumerate(shares)), dict[int, _Process](), dict[int, list[list[Timed]]]()
+        try:
+            while waiting or running:
+                while waiting and self._room.acquire(blocking=False):
+                    place, groups = waiting.pop()
+                    running[place] = _Process()
+                    running[place].start(groups, self.settings)
+                # Short waits let an exception set from another thread (Prefect's cancellation) get through.
+                time.sleep(POLL_SECONDS)
+                for place in [place for place, process in running.items() if process.has_ended()]:
+                    judged[place] = running[place].judgements()
+                    self._end(running.pop(place))
+        finally:
+            for process in running.values():
+                self._end(process)
         return judged
+
+    def _end(self, process: _Process) -> None:
+        process.end()
+        self._room.release()
+
+
+class _Process:
+    """A process with its share of the problems."""
+
+    def __init__(self) -> None:
+        self._files = ExitStack()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, groups: Sequence[Group], settings: DuplicateSettings) -> None:
+        with ExitStack() as files:
+            given = files.enter_context(tempfile.TemporaryFile())
+            self._said = files.enter_context(tempfile.TemporaryFile())
+            self._complaints = files.enter_context(tempfile.TemporaryFile())
+            for part in (settings, *groups):
+                pickle.dump(part, given)
+            given.seek(0)
+            self._process = subprocess.Popen(
+                COMMAND, stdin=given, stdout=self._said, stderr=self._complaints, env=_environment()
+            )
+            self._files = files.pop_all()
+
+    def has_ended(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
+    def judgements(self) -> list[list[Timed]]:
+        """What a process that has ended said. StillhouseError when it died of something else."""
+        assert self._process is not None, "it has ended"
+        status = self._process.returncode
+        if status < 0:
+            remedy = "probably for memory: lower verify.workers"
+            raise StillhouseError(f"a process that compares samples was killed (signal {-status}), {remedy}")
+        if status:
+            last = _read(self._complaints).decode(errors="replace").strip().rpartition("\n")[2]
+            raise StillhouseError(f"a process that compares samples ended with status {status}: {last}")
+        judged: list[list[Timed]] = pickle.loads(_read(self._said))
+        return judged
+
+    def end(self) -> None:
+        """Whatever it is doing."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        self._files.close()
+
+
+def _read(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def judge_groups(groups: Sequence[Group], settings: DuplicateSettings) -> list[list[Timed]]:
@@ -92,7 +153,18 @@ def judge_groups(groups: Sequence[Group], settings: DuplicateSettings) -> list[l
 def main() -> None:
     """Judges one share."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stdout.buffer.write(pickle.dumps(judge_groups(*pickle.load(sys.stdin.buffer))))
+    settings = pickle.load(sys.stdin.buffer)
+    judged = [judge_groups([group], settings)[0] for group in _parts(sys.stdin.buffer)]
+    sys.stdout.buffer.write(pickle.dumps(judged))
+
+
+def _parts(file: IO[bytes]) -> Iterator[Group]:
+    """What was written one pickle after the other."""
+    while True:
+        try:
+            yield pickle.load(file)
+        except EOFError:
+            return
 
 
 def _environment() -> dict[str, str]:

@@ -20,6 +20,7 @@ from model.rewards.corruption import (
     value,
     wrong_programs,
 )
+from model.rewards.programs.mutants import mutants
 
 
 def made(gold: str, other: str | None = None) -> dict[str, str]:
@@ -192,6 +193,7 @@ def test_wrong_programs_are_mutants_spread_over_the_source() -> None:
     wrong = wrong_programs(PROGRAM, most=3)
     assert [w.case.partition(":")[0] for w in wrong] == ["empty", "mutant", "mutant", "mutant"]
     assert len({w.answer for w in wrong}) == 4
+    assert [w.answer for w in wrong[1:]] == [m.source for m in mutants(PROGRAM, most=3)]
     assert wrong_programs(PROGRAM, most=0) == [Corruption("empty", "")]
     assert len(wrong_programs(PROGRAM, most=1000)) > 4
     assert wrong_programs("this is no program", most=3) == [Corruption("empty", "")]

@@ -14,7 +14,7 @@ import pytest
 from model.errors import SamplerError
 from model.records import FinishReason
 from model.sampling import client as client_module
-from model.sampling.client import CompletionsClient
+from model.sampling.client import CompletionsClient, is_too_long
 from model.sampling.request import (
     ChatRequest,
     ClassifyRequest,
@@ -240,6 +240,41 @@ def test_an_endpoint_that_refuses_everything_is_an_error(endpoint: FakeEndpoint)
     ):
         client.complete([question(number) for number in range(100)])
     assert not failure.value.retryable
+
+
+def test_refusals_that_only_quote_the_word_length_are_counted(
+    endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quoting(code: int, _: str) -> tuple[int, bytes]:
+        return code, b'{"error": {"message": "unknown field in: What is the length of the rope?"}}'
+
+    monkeypatch.setattr(fake_endpoint, "_error", quoting)
+    endpoint.faults.mode, endpoint.faults.fail_first = "400", -1
+    with make_client(endpoint.url) as client, pytest.raises(SamplerError, match="32 requests in a row"):
+        client.complete([question(number) for number in range(100)])
+
+
+@pytest.mark.parametrize(("message", "expected"), [
+    ("This model's maximum context length is 512 tokens. However, your prompt contains at least 513 input", True),
+    ("The decoder prompt (length 9) is longer than the maximum model length of 8. Make sure", True),
+    ("The decoder prompt (length 8) plus the number of requested output tokens (at least 1) is longer than the "
+     "maximum model length of 8.", True),
+    ("Input length (9) exceeds model's maximum context length (8).", True),
+    ("The engine prompt length 9 exceeds the max_model_len 8. Please reduce prompt.", True),
+    ("The input (61709 tokens) is longer than the model's context length (40960 tokens).", True),
+    ("request (9000 tokens) exceeds the available context size (4096 tokens), try increasing it", True),
+    ("the request exceeds the available context size. try increasing the context size", True),
+    ("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 `inputs` tokens", True),
+    ("Input validation error: `inputs` must have less than 1024 tokens. Given: 5000", True),
+    ("max_tokens=99 cannot be greater than max_model_len=64. Please request fewer output tokens.", False),
+    ("The decoder prompt cannot be empty", False),
+    ("unknown field in: What is the length of the rope? Its maximum length?", False),
+    ("", False),
+])  # fmt: skip
+def test_what_does_not_fit_is_told_from_other_refusals(message: str, expected: bool) -> None:
+    """In the words of vLLM 0.32, SGLang, llama.cpp and TGI."""
+    assert is_too_long(Completion("key", "", FinishReason.REFUSED, 0, 0, 0.1, message)) is expected
+    assert not is_too_long(Completion("key", message, FinishReason.STOP, 0, 0, 0.1))
 
 
 @pytest.mark.parametrize(("mode", "remedy"), [("401", "API key"), ("403", "API key"), ("404", "no model 'fake'")])

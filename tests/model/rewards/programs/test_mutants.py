@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -45,6 +46,23 @@ def test_by_hand(source: str, kind: str, expected: set[str]) -> None:
 
 def test_annotations_and_docstrings_are_left_alone() -> None:
     assert mutants('def f(a: "x[1:2]" = None) -> (1 + 1):\n    "1 + 1"\n    pass') == []
+
+
+def test_a_few_are_spread_over_the_program_and_no_more_are_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "\n".join(f"f({number} < n)" for number in range(0, 200, 2))
+    found = mutants(source)
+    calls: list[ast.AST] = []
+    monkeypatch.setattr(module, "meaning", lambda part: calls.append(part) or ast.unparse(part))
+    for most in (1, 8, 20):
+        calls.clear()
+        some = mutants(source, most=most)
+        assert len(some) == most
+        assert [mutant for mutant in found if mutant in some] == some, "in the same order"
+        places = [0, *(found.index(mutant) for mutant in some), len(found)]
+        assert max(after - before for before, after in pairwise(places)) <= 2 * len(found) / most
+        assert len(calls) <= 101 + most  # what the program's parts mean, and the mutants'
+    assert mutants(source, most=0) == []
+    assert mutants(source, most=10_000) == found
 
 
 def test_names_say_kind_and_line() -> None:
@@ -130,6 +148,7 @@ def test_what_means_the_same_is_not_made(
     (PAIRS.replace("c = c + l[i] * l[j]", "l.pop()"), *TURNS),
     (PAIRS.replace("i + 1", "i"), *TURNS),
     (PAIRS.replace("        for", "        print(i)\n        for"), *TURNS),
+    ("def f(s):\n    return len(s) is not -1", "is not", "is"),
     (FLAG.replace("found == 0", "found == 2"), "found = 1", "found = 2"),
     (FLAG.replace("found == 0", "found > 1"), "found = 1", "found = 2"),
     (COUNTER.replace("x -= 1", "c -= 1"), "c += 1", "c += 2"),
@@ -137,6 +156,23 @@ def test_what_means_the_same_is_not_made(
 ])  # fmt: skip
 def test_what_may_mean_something_else_is_made(source: str, before: str, after: str) -> None:
     assert as_written(source.replace(before, after, 1)) in texts(source)
+
+
+@pytest.mark.parametrize("place", [
+    "print(i)", "g = lambda i: 1", "[i for j in range(3)]", "[j for j in range(i)]", "[k for i in range(i) for k in i]",
+    "for i in range(i):\n        pass", "for j in []:\n        pass\n    else:\n        i", "def i():\n        pass",
+])  # fmt: skip
+def test_a_loop_whose_variable_is_used_elsewhere_keeps_its_turns(place: str) -> None:
+    source = PAIRS.replace("return c", place)
+    assert as_written(source.replace(*TURNS, 1)) in texts(source)
+
+
+@pytest.mark.parametrize(
+    "place", ["[i for i in range(3)]", "{i: j for i in [1] for j in i}", "for i in []:\n        i"]
+)
+def test_another_loop_over_the_same_variable_is_no_use_of_it(place: str) -> None:
+    source = PAIRS.replace("return c", place)
+    assert as_written(source.replace(*TURNS, 1)) not in texts(source)
 
 
 @pytest.mark.parametrize("mention", ["helper(x)", "other(x)", "vars()[x]", "'helper'", "x.helper"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import subprocess
+import sys
+import threading
+import time
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -45,17 +49,61 @@ def test_little_work_and_one_worker_need_no_process(
     workers: int, characters: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comparing, "_CHARACTERS", characters)
-    monkeypatch.delattr(subprocess, "run")
+    monkeypatch.delattr(subprocess, "Popen")
     assert len(Comparers(SETTINGS, workers).judge(GROUPS)) == len(GROUPS)
     assert Comparers(SETTINGS, workers).judge([]) == []
 
 
-def test_a_process_that_dies_says_nothing_of_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.CompletedProcess(command, -9, b"", b"Traceback\nMemoryError\n")
-
+def test_two_calls_that_both_want_all_processes_both_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "_CHARACTERS", 1)
-    monkeypatch.setattr(subprocess, "run", killed)
-    with pytest.raises(StillhouseError, match="status -9: MemoryError") as caught:
+    comparers = Comparers(SETTINGS, 2)
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(comparers.judge, [GROUPS] * 3))
+    assert len({str(judgements(one)) for one in found}) == 1
+
+
+DEATHS = [
+    ("import os; os.kill(os.getpid(), 9)", r"was killed \(signal 9\), probably for memory: lower verify\.workers"),
+    ("raise MemoryError", "ended with status 1: MemoryError"),
+]
+
+
+@pytest.mark.parametrize(("program", "said"), DEATHS)
+def test_a_process_that_dies_says_nothing_of_the_samples(
+    program: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = watched(monkeypatch, program)
+    with pytest.raises(StillhouseError, match=said) as caught:
         Comparers(SETTINGS, 2).judge(GROUPS)
     assert caught.value.retryable
+    assert all(process.returncode is not None for process in started)
+
+
+def test_ctrl_c_ends_the_processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As does any exception that another thread sets; and there is room for other processes afterwards."""
+    comparers = Comparers(SETTINGS, 2)
+    with monkeypatch.context() as slow:
+        started = watched(slow, "import time; time.sleep(60)")
+        threading.Timer(0.5, _thread.interrupt_main).start()
+        start = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            comparers.judge(GROUPS)
+        assert time.monotonic() - start < 5
+        assert [process.returncode for process in started] == [-9, -9]
+    monkeypatch.setattr(comparing, "_CHARACTERS", 1)
+    assert judgements(comparers.judge(GROUPS)) == judgements(judge_groups(GROUPS, SETTINGS))
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, program: str) -> list[subprocess.Popen[bytes]]:
+    """The processes that will be started, each with this program."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Watched(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: object, **more: object) -> None:
+            super().__init__(*arguments, **more)  # type: ignore[call-overload]
+            started.append(self)
+
+    monkeypatch.setattr(comparing, "_CHARACTERS", 1)
+    monkeypatch.setattr(comparing, "COMMAND", [sys.executable, "-c", program])
+    monkeypatch.setattr(subprocess, "Popen", Watched)
+    return started

@@ -102,7 +102,10 @@ def _run(recipe: Recipe, work: Callable[[], None]) -> None:
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     with _stoppable(), _log_to(dataset.file("logs/run.log"), console), shown(console):
+        from flows.temporary_server import start_temporary_server
+
         try:
+            start_temporary_server()
             work()
         except KeyboardInterrupt:
             command = shlex.join([program("stillhouse"), *sys.argv[1:]])
@@ -128,16 +131,19 @@ def _check_accept_rule(recipe: Recipe, dataset: Dataset) -> None:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does, so that engine and trainer are stopped in order."""
+    """Ctrl-C and SIGTERM alike end the run by KeyboardInterrupt, so that engine and trainer are stopped in order."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+        # Not through the console: a progress bar of another thread may hold its lock.
+        os.write(sys.stderr.fileno(), b"\nStopping: what is finished is kept ...\n")
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from model.sampling import reaper
 from tasks.catalog import connect
 from tests.fake_endpoint import FakeEndpoint
 
@@ -97,6 +98,39 @@ def test_an_interrupted_run_ends_soon_and_says_how_to_go_on(
 
     endpoint.faults.seconds = 0.0
     assert stillhouse("run", recipe).returncode == 0
+
+
+def test_ctrl_c_in_a_terminal_spares_the_temporary_server(
+    write_recipe: Callable[..., Path], endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    endpoint.faults.seconds = 300.0
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", str(write_recipe(endpoint.url))],
+        env=os.environ | {"PREFECT_HOME": str(tmp_path / "home")},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not endpoint.in_flight:
+        assert run.poll() is None
+        time.sleep(0.1)
+    server = [pid for pid in reaper.descendants(run.pid) if "uvicorn" in _command_line(pid)]
+    os.killpg(run.pid, signal.SIGINT)  # as the terminal does
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130, errors
+    assert "Stopping" in errors
+    assert "go on with: " in errors
+    assert "Traceback" not in errors
+    assert server
+    assert not [pid for pid in server if "uvicorn" in _command_line(pid)]
+
+
+def _command_line(pid: int) -> str:
+    """The words of a process, or nothing where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(encoding="utf-8").replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def _contents(dataset: Path) -> dict[str, list[object]]:

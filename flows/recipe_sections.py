@@ -443,7 +443,7 @@ class OptimiserSection(Section):
     grad_clip: float = Field(default=1.0, gt=0.0, le=1000.0)
     """Largest norm of the gradient."""
     tokens_per_micro_batch: Tokens = 16_384
-    """Padded tokens that run through the model at once: bounds memory, leaves the loss as it is."""
+    """Tokens that run through the model at once, packed: bounds memory, leaves the loss as it is."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Optimizer steps between checkpoints; a retry resumes from the last one."""
     threads: int = Field(default=0, ge=0, le=1024)

@@ -3,13 +3,15 @@
 The prompt (with the prefill) and what the model has to write are tokenised apart, as the sampler met them: context
 tokens are given, completion tokens and one end-of-turn token are learned. What is learned is known from lengths,
 never from pad ids, because many models pad with their end-of-turn token. Which examples make up step s depends on
-(seed, s) alone: the step number is the whole cursor. Nothing is truncated; documents are not packed into one row.
+(seed, s) alone: the step number is the whole cursor. Nothing is truncated. The rows of a micro-batch are packed one
+after another, without padding (`model/training/documents.py`).
 
-Axes: B rows, T positions, N completion tokens of all rows, one after another.
+Axes: B rows, T tokens of all rows, N completion tokens of all rows, one after another.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from model.records import TrainingExample, from_table
+from model.training.documents import Documents
 from model.training.job import JobError
 
 Tokenizer = Any  # transformers' tokenizers share no useful static type
@@ -41,10 +44,11 @@ class Row:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Rows padded on the right. Causal attention never looks right, so no attention mask is needed."""
+    """Rows one after another, each without its last token, which predicts nothing."""
 
-    tokens_BT: Tensor  # int64; without each row's last token, which predicts nothing
-    positions_N: Tensor  # int64; where in the flattened [B·T] each completion token is predicted
+    tokens_T: Tensor  # int64
+    documents: Documents  # the rows
+    positions_N: Tensor  # int64; where in tokens_T each completion token is predicted
     targets_N: Tensor  # int64; the completion tokens
     weights_N: Tensor  # float32; each token's weight in the loss
 
@@ -94,29 +98,35 @@ def epoch_batches(lengths: Sequence[int], tokens_per_batch: int, seed: int, epoc
 
 
 def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[list[int]]:
-    """Row indices grouped by similar length, so that rows × longest row stays within the budget where it can."""
-    groups: list[list[int]] = []
+    """Row indices packed into the budget: each row, the longest first, goes where it leaves the least room (best fit).
+
+    A row longer than the budget is alone. Equal lengths give equal packs.
+    """
+    packs: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (tokens left, pack), ascending
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[groups[-1][0]] if groups else 0
-        if groups and (len(groups[-1]) + 1) * longest <= tokens_per_micro_batch:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+        at = bisect_left(rooms, (lengths[index], 0))
+        if at == len(rooms):
+            packs.append([])
+            rooms.append((max(tokens_per_micro_batch, lengths[index]), len(packs) - 1))
+        left, pack = rooms.pop(at)
+        packs[pack].append(index)
+        insort(rooms, (left - lengths[index], pack))
+    return packs
 
 
 def collate(rows: Sequence[Row], weights_B: Sequence[float], device: torch.device) -> TokenBatch:
     """One batch of the given rows; `weights_B` is the weight of one token of each row."""
-    width = max(row.length for row in rows) - 1
-    tokens_BT = torch.zeros(len(rows), width, dtype=torch.int64)  # padding is never seen: any id will do
+    tokens: list[int] = []
     positions: list[int] = []
-    for b, row in enumerate(rows):
-        tokens_BT[b, : row.length - 1] = torch.tensor((row.context + row.completion)[:-1])
-        first = b * width + len(row.context) - 1
+    for row in rows:
+        first = len(tokens) + len(row.context) - 1
         positions.extend(range(first, first + len(row.completion)))
+        tokens += (row.context + row.completion)[:-1]
     completion_lengths_B = torch.tensor([len(row.completion) for row in rows])
     return TokenBatch(
-        tokens_BT=tokens_BT.to(device),
+        tokens_T=torch.tensor(tokens, device=device),
+        documents=Documents(tuple(row.length - 1 for row in rows), device),
         positions_N=torch.tensor(positions, device=device),
         targets_N=torch.tensor([token for row in rows for token in row.completion], device=device),
         weights_N=torch.tensor(weights_B).repeat_interleave(completion_lengths_B).to(device),

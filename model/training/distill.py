@@ -18,7 +18,8 @@ from model.losses.head import Kernel, Part, project
 from model.losses.kl import divergence_part
 from model.losses.top_k import top_k_part
 from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize
-from model.training.forward import Model, load_model
+from model.training.documents import Documents
+from model.training.forward import Model, completion_hidden, load_model
 from model.training.job import DistillJob, JobError
 from model.training.loop import MicroBatch, StepWork
 from model.training.sft import ExampleStage
@@ -126,8 +127,11 @@ class PrefixedModel:
 
     @torch.no_grad()
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
+        documents = Documents((len(self.prefix),), self.device)
         tokens_1T = torch.tensor([self.prefix], device=self.device)
-        cache = self.model.base_model(input_ids=tokens_1T, use_cache=True).past_key_values
+        cache = self.model.base_model(
+            input_ids=tokens_1T, use_cache=True, **documents.forward_arguments()
+        ).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     @torch.no_grad()
@@ -135,20 +139,21 @@ class PrefixedModel:
         """The last hidden state where completion tokens are predicted, [N, H]; equal to running the rows whole."""
         rests = [Row(row.context[len(self.prefix) :], row.completion) for row in rows]
         batch = collate(rests, [0.0] * len(rows), self.device)
-        cache = self._cache(len(rows))
-        hidden_BTH: Tensor = self.model.base_model(
-            input_ids=batch.tokens_BT, past_key_values=cache, use_cache=cache is not None
-        ).last_hidden_state
-        return hidden_BTH.flatten(0, 1)[batch.positions_N]
-
-    def _cache(self, rows: int) -> Any:
         if not self.layers:
-            return None
+            return completion_hidden(self.model, batch)
+        documents = replace(batch.documents, prefix=len(self.prefix))
+        hidden_1TH: Tensor = self.model.base_model(
+            input_ids=batch.tokens_T[None], past_key_values=self._cache(), **documents.forward_arguments()
+        ).last_hidden_state
+        return hidden_1TH[0, batch.positions_N]
+
+    def _cache(self) -> Any:
+        """The prefix's keys and values, for one pass: the pass adds its own."""
         from transformers import DynamicCache
 
         cache = DynamicCache()
         for index, (keys, values) in enumerate(self.layers):
-            cache.update(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1), index)
+            cache.update(keys, values, index)
         return cache
 
 

@@ -62,7 +62,7 @@ class Job:
     weight_decay: float = 0.0  # on matrices only
     grad_clip: float = 1.0  # largest global gradient norm
     normalise: Normalise = Normalise.SEQUENCE
-    tokens_per_micro_batch: int = 1024  # padded tokens run at once; bounds memory, does not change the loss
+    tokens_per_micro_batch: int = 1024  # tokens run at once; bounds memory, does not change the loss
     checkpoint_every: int = 50  # steps
     threads: int = 0  # 0: torch's choice
     dtype: Precision = Precision.BFLOAT16

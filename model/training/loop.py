@@ -99,7 +99,7 @@ def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: Stop
 
 
 def run_step(job: Job, stage: Stage, model: Model, optimizer: MasterAdamW, step: int) -> dict[str, float]:
-    """One step: its line of metrics. Loss in nats, times in seconds; `tokens` are positions run, padding included."""
+    """One step: its line of metrics. Loss in nats, times in seconds; `tokens` are those of all rows."""
     started = time.perf_counter()
     torch.manual_seed(job.seed * 1_000_003 + step)
     rate = learning_rate(job, step, stage.total_steps)
@@ -111,7 +111,7 @@ def run_step(job: Job, stage: Stage, model: Model, optimizer: MasterAdamW, step:
         line["grad_norm"] = optimizer.step(rate, job.grad_clip)
         require_number(line)
     seconds = time.perf_counter() - started
-    tokens = sum(micro.tokens.tokens_BT.numel() for micro in work.micro_batches)
+    tokens = sum(len(micro.tokens.tokens_T) for micro in work.micro_batches)
     line |= {"tokens": tokens, "seconds": seconds, "prepare_seconds": prepared - started}
     line["tokens_per_second"] = tokens * work.updates / seconds
     return line

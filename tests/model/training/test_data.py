@@ -6,6 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.records import EXAMPLE_SCHEMA
 from model.training.data import Row, collate, completion_row, epoch_batches, micro_batches, read_examples
@@ -30,7 +32,9 @@ def test_a_completion_without_the_prefill_is_refused_by_name() -> None:
 
 def test_collate_by_hand() -> None:
     batch = collate([Row([5, 6], [7, 8]), Row([9], [4])], [0.5, 0.25], CPU)
-    assert batch.tokens_BT.tolist() == [[5, 6, 7], [9, 0, 0]]
+    assert batch.tokens_T.tolist() == [5, 6, 7, 9]
+    assert batch.documents.lengths == (3, 1)
+    assert batch.documents.positions_T.tolist() == [0, 1, 2, 0]
     assert batch.positions_N.tolist() == [1, 2, 3]  # 6 predicts 7, 7 predicts 8, 9 predicts 4
     assert batch.targets_N.tolist() == [7, 8, 4]
     assert batch.weights_N.tolist() == [0.5, 0.5, 0.25]
@@ -51,9 +55,22 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert epoch_batches(lengths, 50, 1, 0) != epoch_batches(lengths, 50, 2, 0)
 
 
-def test_micro_batches_group_by_length_within_the_padded_budget() -> None:
-    assert micro_batches([2, 10, 3, 9, 2], 20) == [[1, 3], [2, 0, 4]]
+def test_micro_batches_are_the_best_fit_by_hand() -> None:
+    assert micro_batches([2, 10, 3, 9, 2], 20) == [[1, 3], [2, 0, 4]]  # 10 + 9 leave 1: nothing fits
+    assert micro_batches([6, 5, 4, 3], 10) == [[0, 2], [1, 3]]  # 4 goes where it leaves 0, not beside 5
     assert micro_batches([50], 20) == [[0]]  # a row longer than the budget runs alone
+    assert micro_batches([50, 1], 20) == [[0], [1]]
+    assert micro_batches([], 20) == []
+
+
+@given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 50))
+def test_micro_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    packs = micro_batches(lengths, budget)
+    assert sorted(i for pack in packs for i in pack) == list(range(len(lengths)))
+    assert all(len(pack) == 1 or sum(lengths[i] for i in pack) <= budget for pack in packs)
+    # Of two packs that fit into one, best fit would have made one.
+    sums = sorted(sum(lengths[i] for i in pack) for pack in packs)
+    assert len(sums) < 2 or sums[0] + sums[1] > budget
 
 
 def test_files_that_hold_no_examples_are_named(tmp_path: Path) -> None:

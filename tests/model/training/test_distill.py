@@ -25,6 +25,7 @@ from tests.model.training.tiny import (
     Never,
     by_head,
     make_model,
+    plain_logits,
     make_tokenizer,
     save_tiny,
     teacher_row,
@@ -98,7 +99,7 @@ def test_padding_rows_of_the_vocabulary_get_no_mass(make_stage: Callable[[], Dis
     stage, student = make_stage(), make_model()
     assert stage.vocabulary == 45
     micro = stage.prepare(1).micro_batches[0]
-    logits_NV = student(input_ids=micro.tokens.tokens_BT).logits.flatten(0, 1)[micro.tokens.positions_N]
+    logits_NV = plain_logits(student, micro.tokens)
     loud_NV = logits_NV.clone()
     loud_NV[:, 45:] = 50.0
     everything = slice(None)
@@ -159,7 +160,7 @@ def test_unrounded_the_stored_kernel_is_the_live_one(
     batch, rows = live.collate(indices, weights), [live.teacher_rows[i] for i in indices]
     log_probs_NV = torch.cat([_teacher_log_probs(live, row) for row in rows])
     ids_NV = torch.arange(live.vocabulary).expand_as(log_probs_NV)
-    logits_NV = make_model(seed=1)(input_ids=batch.tokens_BT).logits.detach().flatten(0, 1)[batch.positions_N]
+    logits_NV = plain_logits(make_model(seed=1), batch).detach()
     hidden_NH = live.teacher.completion_hidden(rows)
     one = live.kernel(batch, hidden_NH).part(logits_NV.clone(), everything)
     other = stored_stage.kernel(batch, ids_NV, log_probs_NV).part(logits_NV.clone(), everything)

@@ -15,7 +15,7 @@ from model.training.data import Row, TokenBatch, collate
 from model.training.forward import backward, completion_log_probs, load_model
 from model.training.job import Precision
 from model.training.sft import sft_kernel
-from tests.model.training.tiny import by_head, make_model
+from tests.model.training.tiny import by_head, make_model, plain_logits
 
 CPU = torch.device("cpu")
 ROWS = [Row([3, 4, 5], [6, 7]), Row([8], [9, 10, 11, 0]), Row([12, 13], [14])]
@@ -56,8 +56,7 @@ def test_head_chunks_give_the_plain_gradient(monkeypatch: pytest.MonkeyPatch) ->
     chunked, plain = make_model(), make_model()
     batch = batch_of(ROWS)
     loss, _ = backward(chunked, batch, sft_kernel(batch), by_head(chunked))
-    logits_NV = plain(input_ids=batch.tokens_BT).logits.flatten(0, 1)[batch.positions_N]
-    expected = sft_loss(logits_NV, batch.targets_N, batch.weights_N)
+    expected = sft_loss(plain_logits(plain, batch), batch.targets_N, batch.weights_N)
     expected.backward()  # type: ignore[no-untyped-call]
     assert loss == pytest.approx(expected.item(), abs=1e-6)
     torch.testing.assert_close(gradient(chunked), gradient(plain), atol=1e-6, rtol=1e-4)

@@ -73,7 +73,7 @@ def test_rollouts_without_advantage_are_left_out_but_counted(tiny_folder: Path, 
     stage = make_stage(make_job(tiny_folder, problems_file, kl_weight=0.0))
     rollouts = [Rollout(Row([3], [4, 5]), "cd", FinishReason.STOP)] * 4
     micros = stage.micro_batches(rollouts, torch.tensor([1.0, -1.0, 0.0, 0.0]))
-    assert sum(len(micro.tokens.tokens_BT) for micro in micros) == 2
+    assert sum(len(micro.tokens.documents.lengths) for micro in micros) == 2
     assert micros[0].tokens.weights_N.tolist() == [1 / 8] * 4  # 1 / (4 rollouts · 2 tokens)
 
 

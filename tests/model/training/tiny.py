@@ -21,7 +21,8 @@ from model.records import (
     context_digest,
     to_table,
 )
-from model.training.data import Row
+from model.training.data import Row, TokenBatch
+from model.training.documents import attend_by_document
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 +-=?:."
 EOS = "<eos>"
@@ -64,7 +65,16 @@ def make_model(seed: int = 0, vocabulary: int = 48) -> Any:
         pad_token_id=0,
     )
     torch.manual_seed(seed)
-    return LlamaForCausalLM(config).eval()
+    model = LlamaForCausalLM(config).eval()
+    attend_by_document(model)
+    return model
+
+
+def plain_logits(model: Any, batch: TokenBatch) -> torch.Tensor:
+    """The logits of a batch's completion tokens, every row run whole and alone, [N, V]."""
+    rows = batch.tokens_T.split(batch.documents.lengths)
+    logits_TV = torch.cat([model(input_ids=row[None]).logits[0] for row in rows])
+    return logits_TV[batch.positions_N]
 
 
 def by_head(model: Any) -> torch.Tensor:

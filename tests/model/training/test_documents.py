@@ -1,0 +1,149 @@
+"""Packed documents are what they are alone: in value, in gradient, and whatever their neighbours say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model.errors import TrainingError
+from model.training import documents as documents_module
+from model.training.documents import PACKED, Documents, attend_by_document
+
+CPU = torch.device("cpu")
+LENGTHS = (5, 300, 17, 1, 40, 41, 39)
+SHAPE = {
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1024,
+}
+FAMILIES = ["Llama", "Qwen2", "Qwen3"]
+
+
+def make(family: str, attention: str = "sdpa") -> Any:
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**SHAPE)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    if attention == PACKED:
+        attend_by_document(model)
+    return model
+
+
+def texts(lengths: tuple[int, ...] = LENGTHS, seed: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 100, (length,), generator=generator) for length in lengths]
+
+
+def alone(model: Any, rows: list[Tensor]) -> Tensor:
+    """The last hidden states of every document run by itself, one after another, [T, H]."""
+    return torch.cat([model.base_model(input_ids=row[None], use_cache=False).last_hidden_state[0] for row in rows])
+
+
+def packed(model: Any, rows: list[Tensor], **arguments: Any) -> Tensor:
+    documents = Documents(tuple(map(len, rows)), CPU)
+    hidden: Tensor = model.base_model(
+        input_ids=torch.cat(rows)[None], **({"use_cache": False} | documents.forward_arguments() | arguments)
+    ).last_hidden_state[0]
+    return hidden
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_is_unpacked_in_value_and_gradient(family: str) -> None:
+    plain, ours = make(family), make(family, PACKED)
+    weights = torch.randn(sum(LENGTHS), 64, generator=torch.Generator().manual_seed(3))
+    expected, found = alone(plain, texts()), packed(ours, texts())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    (expected * weights).sum().backward()  # type: ignore[no-untyped-call]
+    (found * weights).sum().backward()  # type: ignore[no-untyped-call]
+    for (name, one), two in zip(plain.named_parameters(), ours.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(two.grad, one.grad, atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_no_document_feels_another_bit_for_bit(family: str, use_cache: bool) -> None:
+    model, rows = make(family, PACKED), texts()
+    changed = [texts(seed=2)[0], *rows[1:]]
+    before, after = packed(model, rows, use_cache=use_cache), packed(model, changed, use_cache=use_cache)
+    assert not torch.equal(before[: LENGTHS[0]], after[: LENGTHS[0]])
+    assert torch.equal(before[LENGTHS[0] :], after[LENGTHS[0] :])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_plain_mask_of_ones_would_leak_and_ours_does_not(family: str) -> None:
+    """What transformers does by itself with positions that start again and a mask: documents see one another."""
+    rows, ones = texts(), torch.ones(1, sum(LENGTHS), dtype=torch.int64)
+    expected = alone(make(family), rows)
+    leaking = packed(make(family), rows, attention_mask=ones, documents=None)
+    assert (leaking - expected).abs().max() > 0.05
+    torch.testing.assert_close(packed(make(family, PACKED), rows, attention_mask=ones), expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_without_our_attention_is_found_out() -> None:
+    assert packed(make("Llama"), texts()).isnan().any()
+
+
+def test_calls_without_documents_are_masked_as_ever() -> None:
+    """Generation pads on the left and brings its own mask."""
+    tokens = torch.stack([torch.cat([torch.zeros(3, dtype=torch.int64), texts((7,))[0]]), texts((10,))[0]])
+    mask = torch.tensor([[0] * 3 + [1] * 7, [1] * 10])
+    arguments = {"input_ids": tokens, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)}
+    expected = make("Llama").base_model(**arguments).last_hidden_state[mask.bool()]
+    torch.testing.assert_close(
+        make("Llama", PACKED).base_model(**arguments).last_hidden_state[mask.bool()], expected, atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("long", [2, 1000])
+def test_short_and_long_documents_take_either_way(long: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_module, "_LONG", long)
+    torch.testing.assert_close(packed(make("Qwen3", PACKED), texts()), alone(make("Qwen3"), texts()), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("long", [2, 1000])
+def test_a_prefix_that_all_documents_see(long: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_module, "_LONG", long)
+    prefix, rows = texts((9,), seed=5)[0], texts()
+    expected = torch.cat([alone(make("Llama"), [torch.cat([prefix, row])])[9:] for row in rows])
+    model = make("Llama", PACKED)
+    cache = model.base_model(
+        input_ids=prefix[None], use_cache=True, **Documents((9,), CPU).forward_arguments()
+    ).past_key_values
+    documents = Documents(LENGTHS, CPU, prefix=9)
+    found = model.base_model(
+        input_ids=torch.cat(rows)[None], past_key_values=cache, **documents.forward_arguments()
+    ).last_hidden_state[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12))
+def test_every_token_is_put_back_where_it_was(lengths: list[int]) -> None:
+    documents = Documents(tuple(lengths), CPU)
+    places = torch.cat([group.flatten() for group in documents.groups])
+    assert torch.equal(places[documents.order_T], torch.arange(documents.total))
+    for group in documents.groups:
+        whole = sum(len(set(row)) for row in group.tolist())
+        assert group.numel() <= documents_module._WASTE * whole
+
+
+def test_a_sliding_window_is_refused_where_it_would_matter() -> None:
+    import transformers
+
+    config = transformers.MistralConfig(**SHAPE, sliding_window=64)
+    model = transformers.MistralForCausalLM(config).eval()
+    expected = alone(model, texts((40, 30)))
+    attend_by_document(model)
+    torch.testing.assert_close(packed(model, texts((40, 30))), expected, atol=1e-5, rtol=0)
+    with pytest.raises(TrainingError, match="sliding window of 64"):
+        packed(model, texts((70,)))

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Documents:
         return sum(self.lengths)
 
     @cached_property
-    def positions_T(self) -> Tensor:
+    def positions(self) -> Tensor:
         """Each token's position in its document, after the prefix."""
         ranges = [torch.arange(self.prefix, self.prefix + length) for length in self.lengths]
         return torch.cat(ranges).to(self.device)
@@ -67,7 +68,7 @@ class Documents:
         return [self._places(group, starts) for group in groups]
 
     @cached_property
-    def order_T(self) -> Tensor:
+    def order(self) -> Tensor:
         """Where each token of the row lies in all groups' places, one group after another."""
         order_T = torch.empty(self.total, dtype=torch.int64)
         begin = 0
@@ -91,7 +92,7 @@ class Documents:
         would be found out.
         """
         no_mask = torch.full((1, 1, 1, 1), torch.nan, device=self.device)
-        return {"position_ids": self.positions_T[None], "attention_mask": no_mask, "documents": self}
+        return {"position_ids": self.positions[None], "attention_mask": no_mask, "documents": self}
 
 
 def packed_attention(
@@ -117,7 +118,7 @@ def packed_attention(
     if query_1QTE.is_cuda and query_1QTE.dtype in (torch.bfloat16, torch.float16):
         return _flash(query_1QTE, key_1KTE, value_1KTE, scaling, documents)[None], None
     parts = [_side_by_side(query_1QTE, key_1KTE, value_1KTE, scaling, documents, g) for g in documents.groups]
-    return torch.cat(parts)[documents.order_T][None], None
+    return torch.cat(parts)[documents.order][None], None
 
 
 def _flash(query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: float, documents: Documents) -> Tensor:
@@ -147,7 +148,7 @@ def _with_prefix(documents: Documents) -> tuple[Tensor | slice, Tensor]:
         return slice(None), documents.bounds
     bounds = documents.bounds.tolist()
     prefix, own = torch.arange(documents.prefix), torch.arange(documents.prefix, documents.prefix + documents.total)
-    keys = torch.cat([torch.cat([prefix, own[a:b]]) for a, b in zip(bounds, bounds[1:], strict=False)])
+    keys = torch.cat([torch.cat([prefix, own[a:b]]) for a, b in pairwise(bounds)])
     steps = torch.arange(len(bounds), device=documents.device, dtype=torch.int32)
     return keys.to(documents.device), documents.bounds + documents.prefix * steps
 

@@ -34,7 +34,7 @@ def test_collate_by_hand() -> None:
     batch = collate([Row([5, 6], [7, 8]), Row([9], [4])], [0.5, 0.25], CPU)
     assert batch.tokens_T.tolist() == [5, 6, 7, 9]
     assert batch.documents.lengths == (3, 1)
-    assert batch.documents.positions_T.tolist() == [0, 1, 2, 0]
+    assert batch.documents.positions.tolist() == [0, 1, 2, 0]
     assert batch.positions_N.tolist() == [1, 2, 3]  # 6 predicts 7, 7 predicts 8, 9 predicts 4
     assert batch.targets_N.tolist() == [7, 8, 4]
     assert batch.weights_N.tolist() == [0.5, 0.5, 0.25]

@@ -131,7 +131,7 @@ def test_a_prefix_that_all_documents_see(long: int, monkeypatch: pytest.MonkeyPa
 def test_every_token_is_put_back_where_it_was(lengths: list[int]) -> None:
     documents = Documents(tuple(lengths), CPU)
     places = torch.cat([group.flatten() for group in documents.groups])
-    assert torch.equal(places[documents.order_T], torch.arange(documents.total))
+    assert torch.equal(places[documents.order], torch.arange(documents.total))
     for group in documents.groups:
         whole = sum(len(set(row)) for row in group.tolist())
         assert group.numel() <= documents_module._WASTE * whole

@@ -112,7 +112,8 @@ def packed_attention(
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         others |= {"scaling": scaling, "sliding_window": sliding_window}
-        return sdpa_attention_forward(module, query_1QTE, key_1KTE, value_1KTE, attention_mask, **others)
+        out_BTQE, _ = sdpa_attention_forward(module, query_1QTE, key_1KTE, value_1KTE, attention_mask, **others)
+        return out_BTQE, None
     if sliding_window is not None and documents.prefix + max(documents.lengths) > sliding_window:
         raise TrainingError(f"documents longer than the model's sliding window of {sliding_window} tokens")
     if query_1QTE.is_cuda and query_1QTE.dtype in (torch.bfloat16, torch.float16):
@@ -127,7 +128,7 @@ def _flash(query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: fl
 
     keys, key_bounds = _with_prefix(documents)
     longest = max(documents.lengths)
-    out_TQE: Tensor = varlen_attn(
+    out_TQE = varlen_attn(
         query_1QTE[0].transpose(0, 1).contiguous(),
         key_1KTE[0].transpose(0, 1)[keys].contiguous(),
         value_1KTE[0].transpose(0, 1)[keys].contiguous(),
@@ -139,6 +140,7 @@ def _flash(query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: fl
         window_size=(-1, 0),
         enable_gqa=query_1QTE.shape[1] != key_1KTE.shape[1],
     )
+    assert isinstance(out_TQE, Tensor), "a tuple is returned only where more is asked for"
     return out_TQE
 
 

@@ -1,30 +1,52 @@
-"""Checkpoints that exist whole or not at all: written under a scratch name, synced, renamed.
+"""Checkpoints that exist whole or not at all: written under a scratch name beside the training, synced, renamed.
 
-A checkpoint is a model folder that vLLM and transformers can load, and beside it `trainer.pt` with the master weights
-and the optimizer's moments. There are no generator states: every step seeds torch from (job seed, step), and its
-data follow from the same two numbers, so the step number is the only cursor. The last two checkpoints are kept.
+A checkpoint is a folder: `model/`, which vLLM and transformers can load; `trainer/` with the float32 master weights and
+the optimizer's moments, by torch.distributed.checkpoint, so that another number of processes can go on from it;
+`stage.pt`, what the stage remembers; `checksums.json`. There are no generator states: every step seeds torch from (job
+seed, step), and its data follow from the same two numbers and from what the stage remembers.
+
+State is copied when a checkpoint is asked for and written by a thread while training goes on. A checkpoint whose files
+are not what they were is passed over for the one before. The last two are kept.
 What the disk refuses becomes an error here; a full or read-only one is told apart, since a retry would end the same.
 """
 
 from __future__ import annotations
 
+import copy
 import errno
+import hashlib
+import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from model.errors import TrainingError
 from model.training.data import Tokenizer
 from model.training.forward import Model
+from model.training.job import Precision
 from model.training.optimizer import MasterAdamW
+from model.training.parallel import World
 
 KEPT = 2
+CHECKSUMS = "checksums.json"
+# One process alone is meant.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -36,28 +58,83 @@ class DiskError(TrainingError):
     retryable = False
 
 
-def save_checkpoint(folder: Path, step: int, model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW) -> None:
-    """Writes `folder/step-NNNNNN` and drops all but the last two."""
+class Checkpoints:
+    """The checkpoints of one run. In several processes, every one makes the same calls."""
 
-    def write(scratch: Path) -> None:
-        save_model(scratch, model, tokenizer)
-        with (scratch / "trainer.pt").open("wb") as file:  # given a path, torch does not say why it could not write
-            torch.save({"step": step, **optimizer.state_dict()}, file)
+    def __init__(self, folder: Path, precision: Precision, world: World) -> None:
+        self.folder, self.precision, self.world = folder, precision, world
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # the thread's own
 
-    write_folder(folder / f"step-{step:06d}", write)
-    for old in complete_checkpoints(folder)[:-KEPT]:
-        with disk_errors(old):
-            shutil.rmtree(old)
+    def save(self, step: int, model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW, stage: Any) -> None:
+        """Copies the state, and has `folder/step-NNNNNN` written; waits for the checkpoint before, if need be."""
+        self.wait()
+        trainer = {name: tensor.detach().cpu().clone() for name, tensor in optimizer.state_dict().items()}
+        weights = whole_weights(model, self.precision, self.world)
+        remembered = {"step": step, "stage": copy.deepcopy(stage_state(stage))}
+
+        def write(scratch: Path) -> None:
+            if self.world.leads:
+                save_model(scratch / "model", model, tokenizer, weights)
+                with (scratch / "stage.pt").open("wb") as file:
+                    torch.save(remembered, file)
+            write_sharded(scratch / "trainer", trainer, self._group)
+            if self.world.leads:
+                write_file(scratch / CHECKSUMS, json.dumps(checksums(scratch)))
+
+        self._pending = self._writer.submit(self._write, step, write)
+
+    def _write(self, step: int, write: Callable[[Path], None]) -> None:
+        write_folder(self.folder / f"step-{step:06d}", write, self._group, leads=self.world.leads)
+        if self.world.leads:
+            for old in complete_checkpoints(self.folder)[:-KEPT]:
+                with disk_errors(old):
+                    shutil.rmtree(old)
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is on disk; raises what kept it from getting there."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Waits, and ends the thread; to be called however training ends."""
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+
+    def restore(self, optimizer: MasterAdamW, stage: Any) -> int:
+        """Puts the newest sound checkpoint into optimizer, model and stage; returns its step, 0 where there is none."""
+        found: Path | None = self.world.led(lambda: newest_sound(self.folder))
+        if found is None:
+            return 0
+        load(optimizer.state_dict(), checkpoint_id=found / "trainer", no_dist=self.world.size == 1)
+        optimizer.loaded()
+        remembered = torch.load(found / "stage.pt", map_location="cpu", weights_only=True)
+        if isinstance(stage, Stateful):
+            stage.load_state_dict(remembered["stage"])
+        return int(remembered["step"])
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint, 0 where there is none."""
+        found = complete_checkpoints(self.folder)
+        return int(found[-1].name.removeprefix("step-")) if found else 0
 
 
-def restore_checkpoint(folder: Path, optimizer: MasterAdamW) -> int:
-    """Puts the newest checkpoint into optimizer and model; returns its step, 0 where there is none."""
-    found = complete_checkpoints(folder)
-    if not found:
-        return 0
-    state = torch.load(found[-1] / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
-    optimizer.load_state_dict(state)
-    return int(state["step"])
+@runtime_checkable
+class Stateful(Protocol):
+    """A stage that remembers more than the step number, as tensors and plain values; a checkpoint keeps it."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def stage_state(stage: Any) -> dict[str, Any]:
+    """What a stage remembers, if anything."""
+    return stage.state_dict() if isinstance(stage, Stateful) else {}
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -65,24 +142,103 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def save_model(folder: Path, model: Model, tokenizer: Tokenizer) -> None:
-    """A model folder in the Hugging Face layout, in the precision that the model computes in."""
-    model.save_pretrained(folder)
+def newest_sound(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are what was written; one that is not is said on stderr and passed over."""
+    for found in reversed(complete_checkpoints(folder)):
+        if is_sound(found):
+            return found
+        print(f"{found} is damaged (a file is not what was written): going back to the one before", file=sys.stderr)
+    return None
+
+
+def is_sound(checkpoint: Path) -> bool:
+    """Does every file have the content that it was written with?"""
+    try:
+        written = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+        return bool(written == checksums(checkpoint))
+    except (OSError, ValueError):
+        return False
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Digest of every file below, the list itself left out."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != CHECKSUMS:
+            with path.open("rb") as file:
+                found[str(path.relative_to(folder))] = hashlib.file_digest(file, "blake2b").hexdigest()[:24]
+    return found
+
+
+def whole_weights(model: Model, precision: Precision, world: World) -> dict[str, Tensor] | None:
+    """A copy of a model's weights in the CPU's memory, in the leading process; the others help and get None.
+
+    What the model ties stays one tensor.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    first = {id(weight): name for name, weight in reversed(parameters.items())}
+    if world.size > 1:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        whole: dict[str, Any] = dict(get_model_state_dict(model, options=options))
+    else:
+        whole = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    if not world.leads:
+        return None
+    whole = {name: tensor.to(getattr(torch, precision)) for name, tensor in whole.items()}
+    return {name: whole[first[id(parameters[name])]] if name in parameters else whole[name] for name in whole}
+
+
+def save_model(folder: Path, model: Model, tokenizer: Tokenizer, weights: Mapping[str, Tensor] | None) -> None:
+    """A model folder in the Hugging Face layout, with the given weights (`whole_weights`)."""
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
 
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Makes a folder appear at once: written by `write` under a scratch name, synced to disk, renamed."""
+def write_sharded(folder: Path, state: dict[str, Tensor], group: dist.ProcessGroup | None) -> None:
+    """Every process writes its part of `state`."""
+    try:
+        save(state, checkpoint_id=folder, process_group=group, no_dist=group is None)
+    except CheckpointException as error:
+        raise _refusal([cause for cause, _ in error.failures.values()]) from error
+
+
+def _refusal(causes: Sequence[BaseException]) -> BaseException:
+    """What the system said, where it is behind one of these errors (torch's own follow from it); else the first."""
+    for cause in causes:
+        behind: BaseException | None = cause
+        while behind is not None and not isinstance(behind, OSError):
+            behind = behind.__cause__ or behind.__context__
+        if behind is not None:
+            return behind
+    return causes[0]
+
+
+def write_folder(
+    folder: Path, write: Callable[[Path], None], group: dist.ProcessGroup | None = None, *, leads: bool = True
+) -> None:
+    """Makes a folder appear at once: written by `write` under a scratch name, synced to disk, renamed.
+
+    With a `group`, every process of it writes into the same folder.
+    """
     scratch = folder.with_name(f".{folder.name}.partial")
     with disk_errors(folder):
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        if leads:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+        _meet(group)
         write(scratch)
-        for path in [*scratch.iterdir(), scratch]:
-            sync(path)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.rename(folder)
-        sync(folder.parent)
+        _meet(group)
+        if leads:
+            for path in [*scratch.rglob("*"), scratch]:
+                sync(path)
+            shutil.rmtree(folder, ignore_errors=True)
+            scratch.rename(folder)
+            sync(folder.parent)
+
+
+def _meet(group: dist.ProcessGroup | None) -> None:
+    if group is not None:
+        dist.barrier(group)
 
 
 def write_file(path: Path, text: str) -> None:

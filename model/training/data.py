@@ -57,6 +57,11 @@ class TokenBatch:
         """Completion tokens N."""
         return len(self.targets_N)
 
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of all rows, T; 0 where there are no rows."""
+        return len(self.tokens_T) if self.token_count else 0
+
 
 def read_examples(path: Path) -> list[TrainingExample]:
     """The examples of a Parquet file. Raises JobError when it is not one or is empty."""
@@ -116,7 +121,13 @@ def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[l
 
 
 def collate(rows: Sequence[Row], weights_B: Sequence[float], device: torch.device) -> TokenBatch:
-    """One batch of the given rows; `weights_B` is the weight of one token of each row."""
+    """One batch of the given rows; `weights_B` is the weight of one token of each row.
+
+    Without rows it is one token that nothing is learned from: a process that has none still runs with the others.
+    """
+    if not rows:
+        nothing = torch.empty(0, dtype=torch.int64, device=device)
+        return TokenBatch(nothing.new_zeros(1), Documents((1,), device), nothing, nothing, nothing.float())
     tokens: list[int] = []
     positions: list[int] = []
     for row in rows:

@@ -22,6 +22,7 @@ from model.training.documents import Documents
 from model.training.forward import Model, completion_hidden, load_model
 from model.training.job import DistillJob, JobError
 from model.training.loop import MicroBatch, StepWork
+from model.training.parallel import World
 from model.training.sft import ExampleStage
 from model.training.teacher_rows import TeacherRows
 
@@ -29,15 +30,15 @@ from model.training.teacher_rows import TeacherRows
 class DistillStage(ExampleStage):
     """Forward, reverse or Jensen-Shannon distance to a live teacher, token by token."""
 
-    def __init__(self, job: DistillJob, tokenizer: Tokenizer, device: torch.device) -> None:
-        super().__init__(job, tokenizer, device)
+    def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World) -> None:
+        super().__init__(job, tokenizer, world)
         assert job.teacher is not None, "a job without a teacher is StoredDistillStage's"
         self.job: DistillJob = job
-        model, teacher_tokenizer = load_model(job.teacher, job.dtype, device)
+        model, teacher_tokenizer = load_model(job.teacher, job.dtype, self.device)
         require_same_tokens(tokenizer, teacher_tokenizer, [e.completion for e in self.examples[:100]])
         self.vocabulary = vocabulary_of(tokenizer)
         self.teacher_rows = teacher_rows(self, tokenizer)
-        self.teacher = PrefixedModel(model, shared_prefix([row.context for row in self.teacher_rows]), device)
+        self.teacher = PrefixedModel(model, shared_prefix([row.context for row in self.teacher_rows]), self.device)
 
     def prepare(self, step: int) -> StepWork:
         """The step's examples, with the teacher's last hidden states for them."""
@@ -70,8 +71,8 @@ class DistillStage(ExampleStage):
 class StoredDistillStage(ExampleStage):
     """Forward distance to what a teacher's k likeliest tokens say, all others being one class."""
 
-    def __init__(self, job: DistillJob, tokenizer: Tokenizer, device: torch.device) -> None:
-        super().__init__(job, tokenizer, device)
+    def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World) -> None:
+        super().__init__(job, tokenizer, world)
         assert job.stored is not None, "a job with a live teacher is DistillStage's"
         self.vocabulary = vocabulary_of(tokenizer)
         self.stored = TeacherRows(job.stored)

@@ -19,6 +19,7 @@ from model.losses.log_probs import token_log_probs
 from model.training.data import TokenBatch, Tokenizer
 from model.training.documents import attend_by_document
 from model.training.job import JobError, Precision
+from model.training.optimizer import Head
 
 _SCORED_ROWS = 1024  # tokens whose log-probabilities are read at once
 Model = Any  # transformers' classes share no useful static type
@@ -50,14 +51,13 @@ def completion_hidden(model: Model, batch: TokenBatch) -> Tensor:
     return hidden_1TH[0, batch.positions_N]
 
 
-def backward(model: Model, batch: TokenBatch, kernel: Kernel, by_head_VH: Tensor) -> tuple[float, dict[str, float]]:
-    """Adds a batch's gradient to the model's, and the head's to `by_head_VH` (float32).
+def backward(model: Model, batch: TokenBatch, kernel: Kernel, head: Head) -> tuple[float, dict[str, float]]:
+    """Adds a batch's gradient to the model's, and the head's to `head.gradient_VH`.
 
     Returns the loss and its sums of per-token metrics. What a tied head gets as embedding is in its `grad`.
     """
     hidden_NH = completion_hidden(model, batch)
-    weight_VH = model.get_output_embeddings().weight.detach()
-    found = head_gradients(hidden_NH.detach(), weight_VH, kernel, into_VH=by_head_VH)
+    found = head_gradients(hidden_NH.detach(), head.weight_VH, kernel, into_VH=head.gradient_VH)
     hidden_NH.backward(found.hidden_NH)  # type: ignore[no-untyped-call]
     return found.loss, found.sums
 

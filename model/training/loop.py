@@ -14,19 +14,29 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Protocol
 
 import torch
 
 from model.errors import TrainingError
 from model.losses.head import Kernel
-from model.training.checkpoint import disk_errors, restore_checkpoint, save_checkpoint, write_file
+from model.training.checkpoint import Checkpoints, disk_errors, write_file
 from model.training.data import TokenBatch, Tokenizer
 from model.training.forward import Model, backward
 from model.training.job import Job
 from model.training.optimizer import MasterAdamW, learning_rate
+from model.training.parallel import World
+
+SPIKE_WINDOW = 50  # steps whose gradient norms say what is usual; half of them must be there
+MOST_RETURNS = 3  # to a checkpoint, before training is given up
+
+_GIVEN = {"loss", "grad_norm"}  # where they are numbers
+
+Line = dict[str, float]  # a step's metrics
 
 
 @dataclass(frozen=True)
@@ -75,78 +85,139 @@ class StopSignal(Protocol):
     received: bool
 
 
-def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: StopSignal) -> dict[str, float]:
+def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: StopSignal, world: World) -> Line:
     """Trains `model` in place from the last checkpoint to the last step; returns the last step's metrics.
 
     Raises:
         Stopped: `stop` was received; a checkpoint of the step that had just ended is on disk.
-        DivergedError: the loss is no longer a number.
+        DivergedError: the loss is no number any more, and going back did not help.
         DiskError: the disk takes no more.
     """
-    optimizer = MasterAdamW(model, job.weight_decay)
-    checkpoints = job.out / "checkpoints"
-    begun = restore_checkpoint(checkpoints, optimizer)
-    log = MetricsLog(job.out / "metrics.jsonl", keep=begun)
-    line: dict[str, float] = {}
-    for step in range(begun + 1, stage.total_steps + 1):
-        line = run_step(job, stage, model, optimizer, step)
-        log.append(line)
-        if stop.received or (step % job.checkpoint_every == 0 and step < stage.total_steps):
-            save_checkpoint(checkpoints, step, model, tokenizer, optimizer)
-        if stop.received:
-            raise Stopped(f"stopped after step {step} of {stage.total_steps}; start the same job to go on")
-    return line
+    optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world)
+    log, bad = MetricsLog(job.out / "metrics.jsonl", world), BadBatches(job.out / "skipped.json", world)
+    with closing(Checkpoints(job.out / "checkpoints", job.dtype, world)) as checkpoints:
+        step = checkpoints.restore(optimizer, stage)
+        log.keep(step)
+        while step < stage.total_steps:
+            step += 1
+            if step in bad.steps:
+                log.append({"step": step, "total_steps": stage.total_steps, "skipped": 1})
+                continue
+            log.append(run_step(job, stage, model, optimizer, step, norm_limit(job, log.lines)))
+            if weights_are_broken(log.lines):
+                checkpoints.wait()
+                bad.add(log.lines, kept=checkpoints.newest_step())
+                step = checkpoints.restore(optimizer, stage)
+                log.keep(step)
+                continue
+            stops = world.any(stop.received)
+            due = step % job.checkpoint_every == 0 and step < stage.total_steps and "skipped" not in log.lines[-1]
+            if stops or due:
+                checkpoints.save(step, model, tokenizer, optimizer, stage)
+            if stops:
+                checkpoints.wait()
+                raise Stopped(f"stopped after step {step} of {stage.total_steps}; start the same job to go on")
+    return log.lines[-1] if log.lines else {}
 
 
-def run_step(job: Job, stage: Stage, model: Model, optimizer: MasterAdamW, step: int) -> dict[str, float]:
-    """One step: its line of metrics. Loss in nats, times in seconds; `tokens` are those of all rows."""
+def run_step(
+    job: Job, stage: Stage, model: Model, optimizer: MasterAdamW, step: int, most_norm: float = math.inf
+) -> Line:
+    """One step: its line of metrics. Loss in nats, times in seconds; `tokens` are those of all rows.
+
+    An update whose gradient is no number, or longer than `most_norm`, is not made: `skipped` counts it.
+    """
     started = time.perf_counter()
     torch.manual_seed(job.seed * 1_000_003 + step)
     rate = learning_rate(job, step, stage.total_steps)
     work = stage.prepare(step)
     prepared = time.perf_counter()
     line = {"step": step, "total_steps": stage.total_steps, "lr": rate, **work.metrics}
-    for _ in range(work.updates if work.micro_batches else 0):
-        line |= accumulate(model, optimizer, work.micro_batches)
-        line["grad_norm"] = optimizer.step(rate, job.grad_clip)
-        require_number(line)
+    for _ in range(work.updates if optimizer.world.any(bool(work.micro_batches)) else 0):
+        found = accumulate(model, optimizer, work.micro_batches)
+        found["grad_norm"] = optimizer.step(rate, job.grad_clip, most_norm if math.isfinite(found["loss"]) else -1.0)
+        if not found["grad_norm"] <= most_norm or not math.isfinite(found["loss"]):
+            line["skipped"] = line.get("skipped", 0) + 1
+        line |= {name: value for name, value in found.items() if math.isfinite(value)}
     seconds = time.perf_counter() - started
-    tokens = sum(len(micro.tokens.tokens_T) for micro in work.micro_batches)
-    line |= {"tokens": tokens, "seconds": seconds, "prepare_seconds": prepared - started}
-    line["tokens_per_second"] = tokens * work.updates / seconds
+    line |= {"seconds": seconds, "prepare_seconds": prepared - started}
+    line["tokens_per_second"] = line.setdefault("tokens", 0) * work.updates / seconds
     return line
 
 
-def accumulate(model: Model, optimizer: MasterAdamW, micro_batches: Sequence[MicroBatch]) -> dict[str, float]:
+def accumulate(model: Model, optimizer: MasterAdamW, micro_batches: Sequence[MicroBatch]) -> Line:
     """Gradients of the whole global batch, into the optimizer; its loss and the per-token means of its metrics."""
-    loss, sums = 0.0, dict[str, float]()
-    by_head_VH = optimizer.gradient_of(model.get_output_embeddings().weight)
+    own = {"loss": 0.0, "loss_tokens": 0.0, "tokens": 0.0}
+    sums: Line = {}
+    head = optimizer.head(model)
     for micro in micro_batches:
-        part, metrics = backward(model, micro.tokens, micro.kernel, by_head_VH)
+        part, metrics = backward(model, micro.tokens, micro.kernel, head)
         optimizer.collect()
-        loss += part
+        own["loss"] += part
+        own["loss_tokens"] += micro.tokens.token_count
+        own["tokens"] += micro.tokens.row_tokens
         sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
-    tokens = sum(micro.tokens.token_count for micro in micro_batches)
-    return {"loss": loss, "loss_tokens": tokens} | {name: value / tokens for name, value in sums.items()}
+    optimizer.collect_head(model, head)
+    total = optimizer.world.sums(own)
+    return total | {name: value / total["loss_tokens"] for name, value in optimizer.world.sums(sums).items()}
 
 
-def require_number(line: Mapping[str, float]) -> None:
-    """Raises DivergedError where loss or gradient is infinite or not a number."""
-    if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
-        raise DivergedError(
-            f"step {line['step']:.0f}: loss {line['loss']}, gradient norm {line['grad_norm']}: lower learning_rate"
-        )
+def norm_limit(job: Job, lines: Sequence[Line]) -> float:
+    """The gradient norm above which a step is a spike: `spike_ratio` times the median of the last updates' norms."""
+    norms = [line["grad_norm"] for line in lines[-SPIKE_WINDOW:] if line.get("grad_norm") and "skipped" not in line]
+    if not job.spike_ratio or len(norms) < SPIKE_WINDOW // 2:
+        return math.inf
+    return job.spike_ratio * median(norms)
+
+
+def weights_are_broken(lines: Sequence[Line]) -> bool:
+    """Was loss or gradient no number twice in a row? Once, it may be the batch's fault; twice, it is the weights'."""
+    return len(lines) > 1 and all(
+        "skipped" in line and "lr" in line and not line.keys() >= _GIVEN for line in lines[-2:]
+    )
+
+
+class BadBatches:
+    """Steps whose update is not made again: after it, the model gave no numbers any more. `skipped.json` keeps them."""
+
+    def __init__(self, path: Path, world: World) -> None:
+        self.path, self.world = path, world
+        text = world.led(lambda: path.read_text(encoding="utf-8") if path.exists() else "[]")
+        self.steps: list[int] = json.loads(text)
+
+    def add(self, lines: Sequence[Line], kept: int) -> None:
+        """Notes the last update before the end of numbers, if it came after the checkpoint of step `kept`.
+
+        Raises DivergedError where it did not, or where this was tried too often.
+        """
+        updates = [int(line["step"]) for line in lines if "skipped" not in line]
+        if not updates or not 0 < kept < updates[-1] or len(self.steps) >= MOST_RETURNS:
+            tried = f" (going back and leaving out steps {self.steps} did not help)" if self.steps else ""
+            raise DivergedError(
+                f"step {lines[-1]['step']:.0f}: loss or gradient is no number: lower learning_rate{tried}"
+            )
+        self.steps.append(updates[-1])
+        if self.world.leads:
+            write_file(self.path, json.dumps(self.steps))
 
 
 class MetricsLog:
-    """`metrics.jsonl`, one object per step. Lines after the checkpoint that a run goes on from are dropped."""
+    """`metrics.jsonl`, one object per step, written by the leading process; `lines` holds them in all."""
 
-    def __init__(self, path: Path, keep: int) -> None:
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        write_file(path, "".join(lines[:keep]))
+    def __init__(self, path: Path, world: World) -> None:
+        self.path, self.world = path, world
+        text = world.led(lambda: path.read_text(encoding="utf-8") if path.exists() else "")
+        self.lines: list[Line] = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
-    def append(self, line: Mapping[str, float]) -> None:
+    def keep(self, steps: int) -> None:
+        """Drops the lines after the checkpoint that a run goes on from."""
+        self.lines = self.lines[:steps]
+        if self.world.leads:
+            write_file(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
+
+    def append(self, line: Line) -> None:
         """Adds one step, visible to readers at once."""
-        with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.lines.append(line)
+        if self.world.leads:
+            with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")

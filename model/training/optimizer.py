@@ -1,25 +1,46 @@
 """AdamW on float32 master weights, whatever the model computes in, and the learning rate of every step.
 
 A bfloat16 model is 2.8 times as fast as autocast on a CPU with avx512_bf16, but its weights cannot hold a small
-update: gradients are added up and applied in float32, and the result is rounded back into the model.
+update: gradients are added up and applied in float32, and the result is rounded back into the model. A model that is
+cut over several processes (`model/training/parallel.py`) is in float32 by itself, each process having its part.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from model.training.job import Job, Schedule
+from model.training.job import Job, Precision, Schedule
+from model.training.parallel import World
+
+
+@dataclass(frozen=True)
+class Head:
+    """The vocabulary head during one step: its weight, and the float32 sum of its gradients."""
+
+    weight_VH: Tensor
+    gradient_VH: Tensor
 
 
 class MasterAdamW:
     """AdamW whose parameters are float32 copies of a model's (the model's own where those are float32)."""
 
-    def __init__(self, model: torch.nn.Module, weight_decay: float) -> None:
-        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        weight_decay: float,
+        precision: Precision = Precision.FLOAT32,
+        world: World | None = None,
+    ) -> None:
+        self.precision, self.world = precision, world or World(torch.device("cpu"))
+        named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+        self.names = [name for name, _ in named]
+        self.weights = [weight for _, weight in named]
         self.masters = [self._master(weight) for weight in self.weights]
         decayed = [master for master in self.masters if master.dim() >= 2]
         plain = [master for master in self.masters if master.dim() < 2]
@@ -30,12 +51,27 @@ class MasterAdamW:
     def _master(weight: Tensor) -> Tensor:
         return weight if weight.dtype == torch.float32 else weight.detach().float().requires_grad_()
 
-    def gradient_of(self, weight: Tensor) -> Tensor:
-        """The float32 sum of a weight's gradients, to be added to."""
-        master = next(master for own, master in zip(self.weights, self.masters, strict=True) if own is weight)
+    def head(self, model: Any) -> Head:
+        """The model's head for a step; what is added to its gradient counts once `collect_head` was called."""
+        weight = model.get_output_embeddings().weight
+        whole_VH = self.world.gathered(weight, self.precision)
+        if isinstance(weight, DTensor) or not weight.requires_grad:
+            return Head(whole_VH, torch.zeros_like(whole_VH, dtype=torch.float32))
+        master = self._of(weight)
         if master.grad is None:
             master.grad = torch.zeros_like(master)
-        return master.grad
+        return Head(whole_VH, master.grad)
+
+    def collect_head(self, model: Any, head: Head) -> None:
+        """Gives a cut head its part of the gradient; a whole one has it already."""
+        weight = model.get_output_embeddings().weight
+        if isinstance(weight, DTensor) and weight.requires_grad:
+            part = self.world.scattered_sum(head.gradient_VH, weight)
+            master = self._of(weight)
+            master.grad = part if master.grad is None else master.grad.add_(part)
+
+    def _of(self, weight: Tensor) -> Tensor:
+        return next(master for own, master in zip(self.weights, self.masters, strict=True) if own is weight)
 
     def collect(self) -> None:
         """Moves the model's gradients of one micro-batch into the float32 sums."""
@@ -46,15 +82,20 @@ class MasterAdamW:
             master.grad = gradient if master.grad is None else master.grad.add_(gradient)
             weight.grad = None
 
-    def step(self, learning_rate: float, grad_clip: float) -> float:
-        """One update with the collected gradients; returns their norm before clipping."""
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, grad_clip)
-        for group in self.adamw.param_groups:
-            group["lr"] = learning_rate
-        self.adamw.step()
+    def step(self, learning_rate: float, grad_clip: float, most_norm: float = math.inf) -> float:
+        """One update with the collected gradients, unless they are longer than `most_norm` or no numbers.
+
+        Returns their norm before clipping; the gradients are gone in any case.
+        """
+        found = torch.nn.utils.clip_grad_norm_(self.masters, grad_clip)
+        norm: float = (found.full_tensor() if isinstance(found, DTensor) else found).item()
+        if math.isfinite(norm) and norm <= most_norm:
+            for group in self.adamw.param_groups:
+                group["lr"] = learning_rate
+            self.adamw.step()
+            self._publish()
         self.adamw.zero_grad()
-        self._publish()
-        return norm.item()
+        return norm
 
     @torch.no_grad()
     def _publish(self) -> None:
@@ -62,16 +103,23 @@ class MasterAdamW:
             if weight is not master:
                 weight.copy_(master)
 
-    def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs: master weights and moments."""
-        return {"masters": [master.detach() for master in self.masters], "adamw": self.adamw.state_dict()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that a resumed run needs, by name: master weights, moments, and the number of updates of each.
 
-    @torch.no_grad()
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Puts back what `state_dict` gave, into the model too."""
-        for master, saved in zip(self.masters, state["masters"], strict=True):
-            master.copy_(saved)
-        self.adamw.load_state_dict(state["adamw"])
+        The tensors are the optimizer's own. Before the first update the moments are made, as zeros.
+        """
+        state: dict[str, Tensor] = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            moments = self.adamw.state[master]
+            if not moments:
+                moments["step"] = torch.zeros((), dtype=torch.float32)
+                moments["exp_avg"], moments["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+            state[f"master.{name}"] = master.detach()
+            state |= {f"{kind}.{name}": moments[kind] for kind in ("step", "exp_avg", "exp_avg_sq")}
+        return state
+
+    def loaded(self) -> None:
+        """To be called once the tensors of `state_dict` were filled from a checkpoint: the model gets its weights."""
         self._publish()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from model.errors import TrainingError
-from model.training.checkpoint import disk_errors, save_model, write_folder
+from model.training.checkpoint import disk_errors, save_model, whole_weights, write_folder
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
 from model.training.forward import Model, load_model
@@ -19,10 +20,18 @@ from model.training.grpo import GRPOStage
 from model.training.job import DistillJob, GRPOJob, Job, SFTJob
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
+from model.training.parallel import World, joined, require_alone
 from model.training.process import sole_owner
 from model.training.rewards import verifier_reward
 from model.training.rollouts import LocalRollouts
 from model.training.sft import SFTStage
+
+# What torch's allocators say beside OutOfMemoryError: on the CPU, and where CUDA fails inside a library.
+_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|not enough memory")
+
+
+class OutOfMemoryError(TrainingError):
+    """The machine's or the device's memory is used up: a smaller token budget may fit."""
 
 
 def run_job(job: Job, stop: StopSignal) -> None:
@@ -35,28 +44,30 @@ def run_job(job: Job, stop: StopSignal) -> None:
             diverged or the disk takes no more.
     """
     with ExitStack() as held:
-        with disk_errors(job.out):
-            held.enter_context(sole_owner(job.out))
+        world = held.enter_context(joined())
         wanted = identity(job)
-        bind(job.out, wanted)
-        if not is_done(job.out):
-            train_to_manifest(job, wanted, stop)
+        if world.leads:
+            with disk_errors(job.out):
+                held.enter_context(sole_owner(job.out))
+            bind(job.out, wanted)
+        if not world.led(lambda: is_done(job.out)):
+            train_to_manifest(job, wanted, stop, world)
 
 
-def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal) -> None:
+def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world: World) -> None:
     """The work of `run_job`, for a folder that is ours and not done."""
     started = time.perf_counter()
     if job.threads:
         torch.set_num_threads(job.threads)
     disable_progress_bar()  # metrics.jsonl tells how far it is
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = load_model(job.init, job.dtype, device)
-    try:
-        with open_stage(job, model, tokenizer, device) as stage:
-            last = train(job, stage, model, tokenizer, stop)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(f"out of memory: lower tokens_per_micro_batch ({job.tokens_per_micro_batch})") from error
-    write_folder(job.out / "model", lambda scratch: save_model(scratch, model, tokenizer))
+    model, tokenizer = load_model(job.init, job.dtype, world.device)
+    world.shard(model, job.dtype)
+    with out_of_memory(job), open_stage(job, model, tokenizer, world) as stage:
+        last = train(job, stage, model, tokenizer, stop, world)
+    weights = whole_weights(model, job.dtype, world)
+    if not world.leads:
+        return
+    write_folder(job.out / "model", lambda scratch: save_model(scratch, model, tokenizer, weights))
     results = {
         "steps": stage.total_steps,
         "seconds": time.perf_counter() - started,
@@ -67,17 +78,31 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal) -> Non
 
 
 @contextmanager
-def open_stage(job: Job, model: Model, tokenizer: Tokenizer, device: torch.device) -> Iterator[Stage]:
+def out_of_memory(job: Job) -> Iterator[None]:
+    """Tells the allocators' errors, which are several, by one name."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _MEMORY.search(str(error)):
+            raise
+        raise OutOfMemoryError(
+            f"out of memory with tokens_per_micro_batch = {job.tokens_per_micro_batch}: lower it"
+        ) from error
+
+
+@contextmanager
+def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World) -> Iterator[Stage]:
     """The stage that a job asks for, with what it needs while it runs."""
     match job:
         case DistillJob(teacher=None):
-            yield StoredDistillStage(job, tokenizer, device)
+            yield StoredDistillStage(job, tokenizer, world)
         case DistillJob():
-            yield DistillStage(job, tokenizer, device)
+            yield DistillStage(job, tokenizer, world)
         case SFTJob():
-            yield SFTStage(job, tokenizer, device)
+            yield SFTStage(job, tokenizer, world)
         case GRPOJob():
-            reference = load_model(job.init, job.dtype, device)[0] if job.kl_weight else None
+            require_alone(world, job.stage)
+            reference = load_model(job.init, job.dtype, world.device)[0] if job.kl_weight else None
             rollouts = LocalRollouts(
                 model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop
             )

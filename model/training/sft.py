@@ -26,13 +26,14 @@ from model.training.data import (
 )
 from model.training.job import JobError, SFTJob
 from model.training.loop import MicroBatch, StepWork
+from model.training.parallel import World
 
 
 class ExampleStage:
     """The steps of a job that reads a fixed list of examples."""
 
-    def __init__(self, job: SFTJob, tokenizer: Tokenizer, device: torch.device) -> None:
-        self.job, self.device = job, device
+    def __init__(self, job: SFTJob, tokenizer: Tokenizer, world: World) -> None:
+        self.job, self.world, self.device = job, world, world.device
         found = read_examples(job.examples)
         rows = [completion_row(tokenizer, e.prompt, e.completion, job.prefill, e.sample_id) for e in found]
         kept = [i for i, row in enumerate(rows) if row.length <= job.max_length]
@@ -55,11 +56,12 @@ class ExampleStage:
         return batches[: self.job.max_steps or None]
 
     def step_rows(self, step: int) -> list[tuple[list[int], list[float]]]:
-        """The micro-batches of a step: indices of examples, and the weight of one token of each."""
+        """This process's micro-batches of a step: indices of examples, and the weight of one token of each."""
         chosen = self.batches[step - 1]
         lengths_B = torch.tensor([len(self.rows[i].completion) for i in chosen])
         weights = token_weights(lengths_B, self.job.normalise, self.job.max_length).tolist()
-        groups = micro_batches([self.rows[i].length for i in chosen], self.job.tokens_per_micro_batch)
+        lengths = [self.rows[i].length for i in chosen]
+        groups = self.world.share(lengths, micro_batches, self.job.tokens_per_micro_batch)
         return [([chosen[b] for b in group], [weights[b] for b in group]) for group in groups]
 
     def collate(self, indices: Sequence[int], weights: Sequence[float]) -> TokenBatch:

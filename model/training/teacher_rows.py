@@ -48,6 +48,8 @@ class TeacherRows:
 
     def read(self, samples: Sequence[str]) -> tuple[Tensor, Tensor]:
         """ids_NK (int64) and log_probs_NK (float32) of these samples' tokens, in their order."""
+        if not samples:
+            return torch.empty(0, 1, dtype=torch.int64), torch.empty(0, 1)
         rows = [_row(*self._places[sample]) for sample in samples]
         ids_NK = np.concatenate([_table(row, "ids") for row in rows]).astype(np.int64)
         log_probs_NK = np.concatenate([_table(row, "log_probs") for row in rows]).astype(np.float32)

@@ -20,10 +20,11 @@ from model.training.forward import backward, completion_hidden
 from model.training.job import DistillJob, JobError, Precision
 from model.training.runner import run_job
 from tests.model.training.tiny import (
+    ALONE,
     LETTERS,
     PREFILL,
     Never,
-    by_head,
+    head_of,
     make_model,
     make_tokenizer,
     plain_logits,
@@ -64,7 +65,7 @@ def make_stage(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> Callab
             tokens_per_batch=200,
             tokens_per_micro_batch=100,
         )
-        return DistillStage(job, make_tokenizer(), CPU)
+        return DistillStage(job, make_tokenizer(), ALONE)
 
     return make
 
@@ -86,12 +87,12 @@ def test_with_the_same_prompt_and_weights_there_is_nothing_to_learn(
     stage, student = make_stage(), make_model()
     stage.teacher_rows = stage.rows
     stage.teacher = PrefixedModel(stage.teacher.model, [], CPU)
-    by_head_VH = torch.zeros_like(student.get_output_embeddings().weight)
+    head = head_of(student)
     for micro in stage.prepare(1).micro_batches:
-        loss, metrics = backward(student, micro.tokens, micro.kernel, by_head_VH)
+        loss, metrics = backward(student, micro.tokens, micro.kernel, head)
         assert loss == pytest.approx(0.0, abs=1e-6)
         assert metrics["cross_entropy"] > 0
-    assert max(g.abs().max().item() for g in (by_head_VH, *(p.grad for p in student.parameters()))) < 1e-6
+    assert max(g.abs().max().item() for g in (head.gradient_VH, *(p.grad for p in student.parameters()))) < 1e-6
 
 
 def test_padding_rows_of_the_vocabulary_get_no_mass(make_stage: Callable[[], DistillStage]) -> None:
@@ -115,7 +116,7 @@ def live_stage(make_stage: Callable[[], DistillStage], tmp_path: Path) -> Distil
     teacher = make_model(seed=2)
     teacher.get_output_embeddings().weight.data.mul_(20.0)
     teacher.save_pretrained(folder)
-    return DistillStage(replace(make_stage().job, teacher=folder), make_tokenizer(), CPU)
+    return DistillStage(replace(make_stage().job, teacher=folder), make_tokenizer(), ALONE)
 
 
 @pytest.fixture
@@ -127,7 +128,7 @@ def stored_stage(live_stage: DistillStage, tmp_path: Path) -> StoredDistillStage
         log_probs_TK, ids_TK = _teacher_log_probs(live, row).sort(descending=True)
         stored.append(teacher_row(example.sample_id, row, ids_TK, log_probs_TK))
     job = replace(live.job, teacher=None, stored=write_teacher_rows(tmp_path, stored))
-    return StoredDistillStage(job, make_tokenizer(), CPU)
+    return StoredDistillStage(job, make_tokenizer(), ALONE)
 
 
 @torch.no_grad()
@@ -143,7 +144,7 @@ def test_all_tokens_stored_are_the_live_teacher(live_stage: DistillStage, stored
     results = []
     for stage in (live_stage, stored_stage):
         student = make_model(seed=1)
-        place = by_head(student)
+        place = head_of(student)
         parts = [backward(student, micro.tokens, micro.kernel, place) for micro in stage.prepare(1).micro_batches]
         gradient = torch.cat([parameter.grad.flatten() for parameter in student.parameters()])
         results.append((sum(loss for loss, _ in parts), gradient))
@@ -184,7 +185,7 @@ def test_stored_rows_train_without_a_teacher_and_tell_their_masses(
 
 def test_a_row_of_another_text_stops_the_stage_at_once(stored_stage: StoredDistillStage) -> None:
     with pytest.raises(JobError, match="stored for sample sample-0 are of another context"):
-        StoredDistillStage(replace(stored_stage.job, prefill="a:"), make_tokenizer(), CPU)
+        StoredDistillStage(replace(stored_stage.job, prefill="a:"), make_tokenizer(), ALONE)
 
 
 def test_another_tokenizer_is_refused() -> None:

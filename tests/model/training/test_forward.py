@@ -15,7 +15,7 @@ from model.training.data import Row, TokenBatch, collate
 from model.training.forward import backward, completion_log_probs, load_model
 from model.training.job import Precision
 from model.training.sft import sft_kernel
-from tests.model.training.tiny import by_head, make_model, plain_logits
+from tests.model.training.tiny import head_of, make_model, plain_logits
 
 CPU = torch.device("cpu")
 ROWS = [Row([3, 4, 5], [6, 7]), Row([8], [9, 10, 11, 0]), Row([12, 13], [14])]
@@ -43,9 +43,9 @@ def gradient(model: torch.nn.Module) -> torch.Tensor:
 def test_micro_batches_change_neither_loss_nor_gradient(normalise: Normalise) -> None:
     whole, parts = make_model(), make_model()
     batch = batch_of(ROWS, normalise)
-    loss, _ = backward(whole, batch, sft_kernel(batch), by_head(whole))
+    loss, _ = backward(whole, batch, sft_kernel(batch), head_of(whole))
     pieces = [batch_of(ROWS, normalise, slice(b, b + 1)) for b in range(3)]
-    place = by_head(parts)
+    place = head_of(parts)
     total = sum(backward(parts, piece, sft_kernel(piece), place)[0] for piece in pieces)
     assert total == pytest.approx(loss, abs=1e-6)
     torch.testing.assert_close(gradient(parts), gradient(whole), atol=1e-6, rtol=1e-4)
@@ -55,7 +55,7 @@ def test_head_chunks_give_the_plain_gradient(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(head.ROWS, "cpu", 2)
     chunked, plain = make_model(), make_model()
     batch = batch_of(ROWS)
-    loss, _ = backward(chunked, batch, sft_kernel(batch), by_head(chunked))
+    loss, _ = backward(chunked, batch, sft_kernel(batch), head_of(chunked))
     expected = sft_loss(plain_logits(plain, batch), batch.targets_N, batch.weights_N)
     expected.backward()  # type: ignore[no-untyped-call]
     assert loss == pytest.approx(expected.item(), abs=1e-6)

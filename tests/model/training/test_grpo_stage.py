@@ -23,7 +23,7 @@ from model.training.loop import run_step
 from model.training.optimizer import MasterAdamW
 from model.training.rewards import as_scored, overlong_penalty, verifier_reward
 from model.training.rollouts import LocalRollouts, Rollout
-from tests.model.training.tiny import PREFILL, by_head, make_model, make_tokenizer
+from tests.model.training.tiny import PREFILL, head_of, make_model, make_tokenizer
 
 
 def make_job(folder: Path, problems: Path, **settings: Any) -> GRPOJob:
@@ -61,9 +61,9 @@ def test_on_policy_the_loss_is_minus_the_weighted_advantage(tiny_folder: Path, p
     torch.manual_seed(1)
     work = stage.prepare(1)
     total, clipped, kl = 0.0, 0.0, 0.0
-    by_head_VH = torch.zeros_like(stage.model.get_output_embeddings().weight)
+    head = head_of(stage.model)
     for micro in work.micro_batches:
-        loss, metrics = backward(stage.model, micro.tokens, micro.kernel, by_head_VH)
+        loss, metrics = backward(stage.model, micro.tokens, micro.kernel, head)
         total, clipped, kl = total + loss, clipped + metrics["clip_share"], kl + metrics["kl"]
     assert (total, clipped, kl) == pytest.approx((0.0, 0.0, 0.0), abs=1e-5)
     assert work.metrics["reward"] > 0
@@ -117,7 +117,7 @@ def test_gspo_of_a_moved_policy_is_that_of_whole_sequences(
     (micro,) = stage.micro_batches(rollouts, advantages_B)
     old_N = completion_log_probs(stage.model, micro.tokens, 1.0)
     move(stage.model)
-    loss, metrics = backward(stage.model, micro.tokens, micro.kernel, by_head(stage.model))
+    loss, metrics = backward(stage.model, micro.tokens, micro.kernel, head_of(stage.model))
 
     whole = make_model()
     move(whole)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import resource
 import signal
@@ -19,13 +20,14 @@ import pytest
 import torch
 
 from model.errors import TrainingError
+from model.training import optimizer
 from model.training.checkpoint import DiskError, disk_errors
 from model.training.data import Row
 from model.training.job import JOBS, JobError, job_from
 from model.training.loop import DivergedError, MetricsLog, Stopped
 from model.training.process import StopRequest, sole_owner
 from model.training.runner import run_job
-from tests.model.training.tiny import PREFILL, make_tokenizer
+from tests.model.training.tiny import ALONE, PREFILL, make_tokenizer
 
 MakeJob = Callable[..., dict[str, Any]]
 
@@ -118,6 +120,67 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(make_job: MakeJob) 
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == sorted(
         p.name for p in (whole / "checkpoints").iterdir()
     )
+
+
+@pytest.mark.parametrize("victim", ["model/model.safetensors", "trainer/__0_0.distcp", "checksums.json"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    make_job: MakeJob, victim: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(make_job(out="whole"))
+    parted = make_job(out="parted")
+    with pytest.raises(Stopped, match="after step 7"):
+        run(parted, Stop(Path(parted["out"]) / "metrics.jsonl", after=7))
+    newest = Path(parted["out"]) / "checkpoints/step-000007" / victim
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    again = run(parted)
+    assert "step-000007 is damaged" in capfd.readouterr().err
+    assert read_losses(again / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+
+
+def test_a_batch_that_breaks_the_weights_is_left_out_from_the_last_checkpoint(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 5's update makes the weights infinite: steps 6 and 7 give no numbers."""
+    real = optimizer.MasterAdamW.step
+
+    def step(self: Any, rate: float, *limits: float) -> float:
+        norm = real(self, rate, *limits)
+        steps.append(norm)
+        if len(steps) == 5:
+            with torch.no_grad():
+                self.masters[0].fill_(torch.inf)
+            self._publish()
+        return norm
+
+    steps: list[float] = []
+    monkeypatch.setattr(optimizer.MasterAdamW, "step", step)
+    out = run(make_job())
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert json.loads((out / "skipped.json").read_text()) == [5]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert [line["step"] for line in lines if "skipped" in line] == [5]
+    assert all(math.isfinite(line["loss"]) for line in lines if "skipped" not in line)
+
+
+def test_a_spike_makes_no_update(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = optimizer.MasterAdamW.step
+
+    def step(self: Any, rate: float, *limits: float) -> float:
+        limits_seen.append(limits[1])
+        if len(limits_seen) == 40:
+            for master in self.masters:
+                master.grad.mul_(1000)
+        return real(self, rate, *limits)
+
+    limits_seen: list[float] = []
+    monkeypatch.setattr(optimizer.MasterAdamW, "step", step)
+    out = run(make_job(epochs=20, spike_ratio=10.0, checkpoint_every=1000))
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "skipped" in line] == [40]
+    assert lines[39]["grad_norm"] > limits_seen[39] > 0
+    assert limits_seen[0] == math.inf
 
 
 def test_it_dies_with_its_parent(make_job: MakeJob) -> None:
@@ -217,7 +280,7 @@ def file_size_limit(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-# The tiny model's weights are smaller than 100 kB, its trainer.pt (float32 weights and two moments) is larger: the
+# The tiny model's weights are smaller than 100 kB, its trainer state (float32 weights and two moments) is larger: the
 # first limit stops safetensors, the second one torch, and the two say so in different ways.
 @pytest.mark.parametrize("size", [20_000, 100_000])
 def test_a_disk_that_takes_no_more_is_not_tried_again(make_job: MakeJob, size: int) -> None:
@@ -229,12 +292,13 @@ def test_a_disk_that_takes_no_more_is_not_tried_again(make_job: MakeJob, size: i
         run(job)
     assert not caught.value.retryable
     partial = Path(job["out"]) / "checkpoints/.step-000003.partial"
-    assert (partial / "trainer.pt").exists() == (size == 100_000)
+    assert (partial / "trainer").exists() == (size == 100_000)
     assert (run(job) / "manifest.json").exists()
 
 
 def test_a_line_of_metrics_that_does_not_fit_on_the_disk(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl", keep=0)
+    log = MetricsLog(tmp_path / "metrics.jsonl", ALONE)
+    log.keep(0)
     log.path.unlink()
     log.path.symlink_to("/dev/full")
     with pytest.raises(DiskError, match=r"metrics\.jsonl \(No space left on device\)"):

@@ -23,6 +23,10 @@ from model.records import (
 )
 from model.training.data import Row, TokenBatch
 from model.training.documents import attend_by_document
+from model.training.optimizer import Head
+from model.training.parallel import World
+
+ALONE = World(torch.device("cpu"))
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 +-=?:."
 EOS = "<eos>"
@@ -47,7 +51,7 @@ def make_tokenizer(letters: str = LETTERS) -> Any:
     )
 
 
-def make_model(seed: int = 0, vocabulary: int = 48) -> Any:
+def make_model(seed: int = 0, vocabulary: int = 48, tied: bool = True) -> Any:
     """Two layers, grouped-query attention, tied embeddings, like the demo's student in small."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,7 +63,7 @@ def make_model(seed: int = 0, vocabulary: int = 48) -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,
-        tie_word_embeddings=True,
+        tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
@@ -77,12 +81,11 @@ def plain_logits(model: Any, batch: TokenBatch) -> torch.Tensor:
     return logits_TV[batch.positions_N]
 
 
-def by_head(model: Any) -> torch.Tensor:
-    """The place for the head's gradient: these models are float32, so it is the weight's own."""
+def head_of(model: Any) -> Head:
+    """The head of a float32 model, whose gradient is the weight's own."""
     weight = model.get_output_embeddings().weight
     weight.grad = torch.zeros_like(weight)
-    gradient: torch.Tensor = weight.grad
-    return gradient
+    return Head(weight.detach(), weight.grad)
 
 
 def save_tiny(folder: Path, seed: int = 0) -> Path:

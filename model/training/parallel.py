@@ -1,0 +1,138 @@
+"""The processes that train one model together: FSDP2 (torch's `fully_shard`) under `torchrun`, or one process alone.
+
+Each process holds a part of every weight, of its gradient and of its moments in float32, and takes its share of a
+step's micro-batches; a layer's whole weights are there, in the job's precision, only while the layer runs. Gradients
+are summed and not averaged, because the weights of tokens are those of the whole global batch (`losses/normalise.py`).
+All processes draw the same data in the same order from the seed, so nothing but shares is agreed on.
+
+The vocabulary head is not run as a module (`model/losses/head.py`): its weight is gathered once a step, and its
+gradient, summed over the step, is scattered once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Partial, Shard
+
+from model.training.job import JobError, Precision
+
+_PATIENCE = timedelta(minutes=30)  # one process may wait that long for another, which reads a model or writes one
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those that train together."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    mesh: DeviceMesh | None = None
+
+    @property
+    def leads(self) -> bool:
+        """Does this process write what is written once?"""
+        return self.rank == 0
+
+    def shard(self, model: Any, precision: Precision) -> None:
+        """Cuts a transformers model: each process keeps its part of every weight, in float32. Alone: no change.
+
+        The trunk is cut layer by layer, the rest of it (embedding, last norm) at once; a head of its own apart.
+        """
+        if self.mesh is None:
+            return
+        policy = MixedPrecisionPolicy(param_dtype=getattr(torch, precision), reduce_dtype=torch.float32)
+        trunk, head = model.base_model, model.get_output_embeddings()
+        tied = head.weight is model.get_input_embeddings().weight
+        for part in (*trunk.layers, trunk, *([] if tied else [head])):
+            fully_shard(part, mesh=self.mesh, mp_policy=policy)
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        if tied:
+            model.tie_weights()
+        model.float()
+
+    def gathered(self, weight: Tensor, precision: Precision) -> Tensor:
+        """A weight whole and in the precision that the model computes in."""
+        if not isinstance(weight, DTensor):
+            return weight.detach()
+        part = weight.detach().to(getattr(torch, precision))
+        assert isinstance(part, DTensor), "another precision is cut alike"
+        return part.full_tensor()
+
+    def scattered_sum(self, whole: Tensor, like: Tensor) -> Tensor:
+        """The sum of every process's tensor, this process's part of it, cut as `like` is."""
+        if not isinstance(like, DTensor):
+            return whole
+        return DTensor.from_local(whole, self.mesh, [Partial()]).redistribute(placements=[Shard(0)])
+
+    def sums(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Each name's sum over the processes, the same in all of them. A process may lack names."""
+        total: dict[str, float] = {}
+        for its in self.gather(dict(values)):
+            total |= {name: total.get(name, 0.0) + value for name, value in its.items()}
+        return total
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, holds: bool) -> bool:
+        """Does it hold in any process?"""
+        return any(self.gather(holds))
+
+    def led(self, decide: Callable[[], Any]) -> Any:
+        """What the leading process decides, told to all."""
+        return self.gather(decide() if self.leads else None)[0]
+
+    def share(self, lengths: Sequence[int], pack: Callable[[Sequence[int], int], list[list[int]]], budget: int) -> Any:
+        """This process's packs of rows, as many as every other has: some may be empty.
+
+        `pack` cuts rows of these lengths into packs of a token budget; several processes get a smaller one where they
+        would otherwise have nothing to do.
+        """
+        if self.size == 1:
+            return pack(lengths, budget)
+        even = max(-(-sum(lengths) // self.size), *lengths)
+        packs = pack(lengths, min(budget, even))
+        packs += [[] for _ in range(-len(packs) % self.size)]
+        return packs[self.rank :: self.size]
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The world that `torchrun` has made (its environment variables), or this process alone."""
+    cuda = torch.cuda.is_available()
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(torch.device("cuda" if cuda else "cpu"))
+        return
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    # Objects and checkpoints go over gloo, weights and gradients over NCCL where there is CUDA.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_PATIENCE)
+    try:
+        yield World(device, dist.get_rank(), size, init_device_mesh(device.type, (size,)))
+    finally:
+        dist.destroy_process_group()
+
+
+def require_alone(world: World, stage: str) -> None:
+    """Raises JobError for a stage that is not written for several processes."""
+    if world.size > 1:
+        raise JobError(f"{stage} trains in one process; {world.size} were started")

@@ -1,0 +1,113 @@
+"""Two processes (FSDP2 over gloo, started as `torchrun` starts them) train as one does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from model.training.data import micro_batches
+from model.training.parallel import World
+from tests.model.training.tiny import PREFILL, make_model, save_tiny
+
+CPU = torch.device("cpu")
+
+
+def launch(job: dict[str, Any], processes: int) -> subprocess.CompletedProcess[str]:
+    path = Path(job["out"]).with_suffix(f".{processes}.json")
+    path.write_text(json.dumps({name: str(value) if isinstance(value, Path) else value for name, value in job.items()}))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*(start if processes > 1 else [sys.executable]), "-m", "model.training", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def job(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "stage": "sft",
+        "init": tiny_folder,
+        "out": tmp_path / "out",
+        "examples": examples_file,
+        "prefill": PREFILL,
+        "learning_rate": 3e-3,
+        "threads": 1,
+        "epochs": 4,
+        "tokens_per_batch": 150,
+        "tokens_per_micro_batch": 60,
+        "checkpoint_every": 4,
+        "dtype": "float32",
+    }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_two_processes_have_the_losses_and_weights_of_one(job: dict[str, Any], tied: bool, tmp_path: Path) -> None:
+    if not tied:
+        model = make_model(tied=False)
+        model.save_pretrained(save_tiny(tmp_path / "untied"))
+        job["init"] = tmp_path / "untied"
+    one, two = job | {"out": tmp_path / "one"}, job | {"out": tmp_path / "two"}
+    for raw, processes in ((one, 1), (two, 2)):
+        done = launch(raw, processes)
+        assert done.returncode == 0, done.stderr
+    assert losses(two["out"]) == pytest.approx(losses(one["out"]), abs=1e-4)
+    alone, together = (load_file(raw["out"] / "model/model.safetensors") for raw in (one, two))
+    assert alone.keys() == together.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(together[name], weight, atol=2e-3, rtol=0, msg=name)
+
+
+def test_a_live_teacher_and_bfloat16(job: dict[str, Any], tmp_path: Path) -> None:
+    job |= {"stage": "distill", "teacher": save_tiny(tmp_path / "teacher", seed=5), "dtype": "bfloat16", "epochs": 2}
+    one, two = job | {"out": tmp_path / "one"}, job | {"out": tmp_path / "two"}
+    for raw, processes in ((one, 1), (two, 2)):
+        done = launch(raw, processes)
+        assert done.returncode == 0, done.stderr
+    assert losses(two["out"]) == pytest.approx(losses(one["out"]), rel=0.02)
+
+
+def test_another_number_of_processes_goes_on_from_a_checkpoint(job: dict[str, Any], tmp_path: Path) -> None:
+    job |= {"checkpoint_every": 2}
+    whole = job | {"out": tmp_path / "whole"}
+    assert launch(whole, 1).returncode == 0
+    parted = job | {"out": tmp_path / "parted"}
+    assert launch(parted, 2).returncode == 0
+    # As if it had been killed after its first checkpoint.
+    (parted["out"] / "manifest.json").unlink()
+    first, *later = sorted((parted["out"] / "checkpoints").glob("step-*"))
+    assert later
+    for checkpoint in later:
+        checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.partial"))
+    done = launch(parted, 1)
+    assert done.returncode == 0, done.stderr
+    assert losses(parted["out"]) == pytest.approx(losses(whole["out"]), abs=1e-4)
+    assert len(losses(parted["out"])) > int(first.name.removeprefix("step-"))
+
+
+def test_a_stage_for_one_process_says_so(job: dict[str, Any], problems_file: Path) -> None:
+    kept = {name: job[name] for name in ("init", "out", "threads")}
+    done = launch(kept | {"stage": "grpo", "problems": problems_file}, 2)
+    assert done.returncode != 0
+    assert "JobError: grpo trains in one process; 2 were started" in done.stderr
+
+
+def test_every_process_gets_as_many_packs_and_every_row_once() -> None:
+    for rows in (1, 2, 3, 7, 20):
+        lengths = [3 + i % 5 for i in range(rows)]
+        shares = [World(CPU, rank, 4, None).share(lengths, micro_batches, 12) for rank in range(4)]
+        assert len({len(share) for share in shares}) == 1
+        assert sorted(i for share in shares for pack in share for i in pack) == list(range(rows))
+
+
+def test_processes_are_not_left_idle_where_the_budget_would_take_all() -> None:
+    shares = [World(CPU, rank, 2, None).share([4, 4, 4, 4], micro_batches, 1000) for rank in range(2)]
+    assert [len(pack) for share in shares for pack in share] == [2, 2]

@@ -266,7 +266,7 @@ def _stage(recipe: Recipe, name: str, tokens: float | None, forward: float | Non
 def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
     """Disk for every student: its weights, and the checkpoints that stay, each with its optimizer's state."""
     sections: dict[str, OptimiserSection] = {name: getattr(recipe, name) for name in ("sft", "distill", "grpo")}
-    steps = known | {"grpo_steps": float(recipe.grpo.steps)}
+    steps = {**known, "grpo_steps": float(recipe.grpo.steps)}
     trained = [(section, steps[f"{name}_steps"]) for name, section in sections.items() if section.enabled]
     if not trained:
         return []

@@ -22,11 +22,20 @@ from tasks import catalog
 from tasks.audit_report import audit_mistakes, audit_rates, failing_golds, quarantined, unscorable_golds
 from tasks.catalog import Connection
 from tasks.results import FORMATS, write_result
+from tasks.snapshot import unit_of
 from tasks.store import Dataset
-from tasks.summary import current_evaluations, generation_speed, problem_counts, telling_sample, training_summary
+from tasks.summary import (
+    checks_that_wait,
+    current_evaluations,
+    generation_speed,
+    problem_counts,
+    telling_sample,
+    training_summary,
+)
 
 METRIC = "pass@1"
 SHOWN = 10  # gold answers that are listed one by one
+STAGES = "stages (seconds: wall time in which shards were worked on; rows/s: rows over those seconds)"
 NAMES = {
     "teacher": "teacher, shown worked turns",
     "student": "student before training",
@@ -88,7 +97,9 @@ def status_screen(dataset: Path) -> None:
     doing = f"run {holder.run_id} is working (pid {holder.pid} on {holder.host})" if holder else "no run is working"
     console.print(Text(f"{dataset}: {doing}"))
     rows = catalog.status(con).to_pylist()
-    _print_table(console, "stages", [_stage_row(row) for row in rows])
+    _print_table(console, STAGES, [_stage_row(row) for row in rows])
+    for check, shards in checks_that_wait(Dataset.open(dataset)).items():
+        console.print(f"{shards} pending shards of verify have the verdicts of other checks, but not of {check}")
     _print_table(console, "failed or crashed shards", catalog.failures(con).to_pylist())
     _print_agreement(console, con)
     _print_errors(console, con, dataset)
@@ -279,8 +290,9 @@ def _stage_row(row: dict[str, Any]) -> dict[str, Any]:
         "stage": row["stage"],
         **{state: row[state] for state in states},
         "rows": row["rows"],
+        "unit": unit_of(row["stage"]),
         "seconds": row["seconds"],
-        "rows/s": None if rate is None else round(rate, 1),
+        "rows/s": rate,
         "left": None if not left else f"{left:.0f} s",
     }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from tasks.catalog import Connection, run_sql
 from tasks.store import Dataset
+from tasks.work import current_checks, pending_verify
 
 Rows = list[dict[str, Any]]
 CURRENT = "evaluations/current.json"  # keys of the newest evaluation of the whole recipe
@@ -71,6 +73,13 @@ def measured_rates(con: Connection) -> dict[str, float]:
     )[0]
     row["tokens_per_second"] = generation_speed(con)["tokens_per_second"]
     return {name: float(value) for name, value in row.items() if value}
+
+
+def checks_that_wait(dataset: Dataset) -> dict[str, int]:
+    """Checks whose verdicts alone are missing on shards that have others already, and on how many shards each."""
+    checks = len(current_checks(dataset))
+    partly = [work for work in pending_verify(dataset) if len(work.checks) < checks]
+    return dict(Counter(name for work in partly for name, _ in work.checks))
 
 
 def accepted_preview(con: Connection, count: int) -> Rows:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from tasks.catalog import Connection, run_sql
+from tasks.catalog import Connection, run_sql, stored_rule
 from tasks.store import Dataset
 from tasks.work import current_checks, pending_verify
 
 Rows = list[dict[str, Any]]
-CURRENT = "evaluations/current.json"  # keys of the newest evaluation of the whole recipe
+CURRENT = "evaluations/current.json"  # keys of the newest evaluation of the whole recipe, and accept.require then
 
 
 def current_evaluations(con: Connection, dataset: Dataset) -> Rows:
@@ -25,6 +25,12 @@ def current_evaluations(con: Connection, dataset: Dataset) -> Rows:
         qualify row_number() over (partition by model, suite, metric order by step desc, created_at desc) = 1
         order by list_position([{listed}], key), suite""",
     )
+
+
+def other_requirement(dataset: Dataset) -> list[str]:
+    """What an answer had to pass to be right in the current evaluations, where that is not what the rule requires."""
+    noted = (dataset.read_json(CURRENT) or {}).get("require")
+    return noted if noted is not None and tuple(noted) != stored_rule(dataset).require else []
 
 
 def problem_counts(con: Connection) -> dict[str, int]:

@@ -34,6 +34,7 @@ from tasks.summary import (
     telling_sample,
     training_summary,
 )
+from tasks.views import PUBLIC
 
 METRIC = "pass@1"
 SHOWN = 10  # gold answers that are listed one by one
@@ -45,11 +46,7 @@ NAMES = {
     "distill": "after KL distillation",
     "grpo": "after GRPO",
 }
-VIEWS = (
-    "views: problems, samples, verdicts, accepted, rejected, shards, attempts, funnel, pass_rates, evaluations,"
-    " training, problem_verdicts, problem_funnel, audits, agreement;\n"
-    "`describe samples` lists a view's columns"
-)
+VIEWS = f"views: {', '.join(PUBLIC)};\n`describe samples` lists a view's columns"
 
 
 def results_screen(dataset: Path, complete: bool) -> None:

@@ -40,6 +40,7 @@ from tasks.problem_verdicts import write_problem_verdicts
 from tasks.snapshot import unit_of
 from tasks.store import Dataset, sample_path, verdict_path
 from tasks.summary import checks_that_wait
+from tasks.views import PUBLIC
 from tasks.work import plan_rerun, plan_verify, read_plan, verdict_extra
 from tests.tasks.small_dataset import generate, judge, make_dataset, plan, problem, write_problems
 
@@ -82,6 +83,15 @@ def test_an_empty_dataset_has_every_view_with_its_types(tmp_path: Path) -> None:
     assert ask(con, "select samples, lost from funnel where reason is null")[0] == (0, 0)
     with pytest.raises(StoreError, match="holds no dataset"):
         connect(tmp_path)
+
+
+def test_every_relation_is_public_or_a_means(tmp_path: Path) -> None:
+    """A new view is either promised to readers (and to README, by a test) or kept out of what they rely on."""
+    con = connect(make_dataset(tmp_path / "data"))
+    names = "select table_name from information_schema.tables"
+    means = {"all_samples", "superseded", "all_verdicts", "verdict_files", "tested", "judged"}
+    found = {str(name) for (name,) in con.execute(names).fetchall() if not str(name).startswith("empty_")}
+    assert found == set(PUBLIC) | means
 
 
 def test_a_file_without_manifest_is_in_no_view(dataset: Dataset) -> None:

@@ -20,7 +20,7 @@ from tests.fake_endpoint import FakeEndpoint
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 WriteRecipe = Callable[..., Path]
-PROGRESS = ("load problems:", "problems:", "audit:", "generate:", "verify:", "converting", "converted")
+PROGRESS = ("load problems:", "warning:", "problems:", "audit:", "generate:", "verify:", "converting", "converted")
 NOWHERE = "http://127.0.0.1:9/v1"  # the discard port: nothing listens there
 
 

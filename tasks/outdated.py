@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.catalog import Connection, run_sql
-from tasks.select import SELECTIONS, chosen_by, problems_to_learn_from
+from tasks.choice import SELECTIONS, chosen_by, problems_to_learn_from
 from tasks.store import STUDENTS, Dataset
 
 _STUDENTS = ("sft", "distill", "grpo")  # in the order in which one may start from another

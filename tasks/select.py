@@ -16,13 +16,9 @@ from prefect.cache_policies import NO_CACHE
 from model.errors import TrainingError
 from model.records import EXAMPLE_SCHEMA, PROBLEM_SCHEMA, Problem, TrainingExample, content_hash, to_table
 from model.templates import ChatTokenizer, PromptTemplate
-from tasks.catalog import Connection, connect, pass_rates, stored_rule, training_rows
-from tasks.inputs import problems_of_split
-from tasks.problem_verdicts import excluded
+from tasks.catalog import connect, training_rows
+from tasks.choice import SELECTIONS, chosen_by, problems_to_learn_from
 from tasks.run import Run
-from tasks.store import Dataset
-
-SELECTIONS = "selections"
 
 
 @dataclass(frozen=True)
@@ -71,32 +67,6 @@ def select_problems(run: Run, rendering: Rendering, student: str, band: tuple[fl
             f"from {low:g} to {high:g}: widen grpo.pass_rate"
         )
     return _write(run, student, rows, chosen_by(run.dataset, band))
-
-
-def problems_to_learn_from(con: Connection, dataset: Dataset, band: tuple[float, ...]) -> list[Problem]:
-    """The training problems with a gold answer whose pass rate lies in `band`.
-
-    A band of everything also takes problems that have no samples, and so no pass rate. Those that the accept rule
-    excludes are left out.
-    """
-    low, high = band
-    left_out = excluded(dataset, stored_rule(dataset).problems)
-    rates = {row["problem_id"]: row["pass_rate"] for row in pass_rates(con).to_pylist()}
-
-    def chosen(problem: Problem) -> bool:
-        rate = rates.get(problem.problem_id)
-        wanted = bool(problem.gold) and problem.problem_id not in left_out
-        return wanted and ((low, high) == (0.0, 1.0) or (rate is not None and low <= rate <= high))
-
-    return [problem for problem in problems_of_split(dataset, "train") if chosen(problem)]
-
-
-def chosen_by(dataset: Dataset, band: tuple[float, ...] | None = None) -> dict[str, Any]:
-    """The settings that a choice follows, by dotted key, as JSON values: noted beside it, to tell a later change."""
-    settings = {f"accept.{name}": value for name, value in asdict(stored_rule(dataset)).items()}
-    if band is not None:
-        settings["grpo.pass_rate"] = band
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
 def _write(run: Run, student: str, rows: list[TrainingExample] | list[Problem], settings: dict[str, Any]) -> Path:

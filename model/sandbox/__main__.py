@@ -1,4 +1,4 @@
-"""`python -m model.sandbox`: says which tier programs get on this machine, by the self-test that every run makes."""
+"""`python -m model.sandbox` says which tier programs get on this machine, by the self-test of every run."""
 
 from __future__ import annotations
 

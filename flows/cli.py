@@ -212,14 +212,19 @@ def _statement(file: Path) -> str:
 
 
 def _measured_rates(recipe: Recipe) -> dict[str, float] | None:
-    """Rates that a pilot run of the same dataset has measured, if there is one."""
+    """Rates that a pilot run of the same dataset has measured, if there is one, and its problems if they are these."""
     folder = Path(recipe.dataset)
     if not (folder / "recipe.json").is_file():
         return None
     from tasks.catalog import connect
-    from tasks.summary import measured_rates
+    from tasks.store import Dataset
+    from tasks.summary import measured_rates, problem_counts
 
-    return measured_rates(connect(folder))
+    con = connect(folder)
+    rates, counts = measured_rates(con), problem_counts(con)
+    if (Dataset.open(folder).recipe() or {}).get("problems") == recipe.resolved()["problems"]:
+        rates |= {split: float(counts[split]) for split in ("train", "held_out")}
+    return rates
 
 
 def main() -> None:

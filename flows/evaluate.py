@@ -50,7 +50,7 @@ def evaluate(recipe: Recipe, model: str = "", name: str = "") -> list[str]:
         contestants = [folder_of(recipe, model, name)] if model else list(contestants_of(recipe, run))
         keys = measure_all(recipe, run, contestants)
         if not model:
-            run.dataset.write_text(CURRENT, json.dumps({"keys": keys}))
+            run.dataset.write_text(CURRENT, json.dumps({"keys": keys, "require": list(recipe.accept.require)}))
         publish_evaluations(run.dataset)
     return keys
 

@@ -13,12 +13,14 @@ from prefect import flow
 from flows.artifacts import progress_in_ui, publish_funnel
 from flows.audit import audit
 from flows.recipe import Recipe
+from flows.recipe_sections import OpenAITeacher
 from flows.shards import Window, patient, raise_for_failures, shard_threads
 from flows.stages import Stage
 from flows.wiring import opened, provenance_of, teacher_engine, template_of, tokenizer_of, verifier
 from model.errors import ProblemsError, RecipeError
 from model.records import content_hash
 from model.rewards.rule import checks_of
+from model.sampling.client import require_answer
 from tasks.engine import Engine
 from tasks.generate import Generation, generate_shard
 from tasks.load import load
@@ -46,6 +48,8 @@ def generate(recipe: Recipe, only: tuple[Stage, ...] = MAKING) -> None:
     Raises ShardsFailedError when some shards stay failed after all their attempts; the others are kept.
     """
     with opened(recipe) as run:
+        if Stage.GENERATE in only and _is_unfinished(run.dataset):
+            _require_teacher(recipe)
         if Stage.PROBLEMS in only:
             load(run.dataset, [section.to_source() for section in recipe.problems])
             check_problems(run, recipe.accept.problems, recipe.verify.duplicate, recipe.verify.contamination)
@@ -55,6 +59,17 @@ def generate(recipe: Recipe, only: tuple[Stage, ...] = MAKING) -> None:
             plan(recipe, run)
         make_shards(recipe, run, only)
         publish_funnel(run.dataset)
+
+
+def _is_unfinished(dataset: Dataset) -> bool:
+    """Whether the teacher is sure to be asked: nothing is planned yet, or not all of it is made."""
+    return not planned_shards(dataset) or bool(pending_generate(dataset))
+
+
+def _require_teacher(recipe: Recipe) -> None:
+    """An endpoint that is not there is told at once, and not after problems, audit and every shard's tries."""
+    if isinstance(recipe.teacher, OpenAITeacher):
+        require_answer(recipe.teacher.urls)
 
 
 def plan(recipe: Recipe, run: Run) -> list[int]:
@@ -102,6 +117,7 @@ def _make_and_check(
     if not to_make and not to_check:
         return
     if to_make:
+        _require_teacher(recipe)
         engine.ready()  # an engine that cannot start is one clear error, not one for every shard
     generation = Generation(engine, tokenizer_of(recipe), template_of(recipe), provenance_of(recipe))
     generating, verifying = (

@@ -2,8 +2,9 @@
 
 Every figure says where it comes from: the recipe, an assumption in its `[plan]`, a source, or what a
 pilot of the same dataset measured. An unknown is `unknown`, never a guess. Not covered: verification
-(CPU, a few hundred samples a second and core), downloads, idle time. Nothing heavy is imported; the
-answer comes in under a second. Training operations: 6·N·D forward and backward, 2·N·D forward alone
+(CPU, a few hundred samples a second and core), downloads, idle time. Nothing heavy is imported, save
+pyarrow for problems in small files, which are read as a run reads them; the answer comes in under a
+second. Training operations: 6·N·D forward and backward, 2·N·D forward alone
 (Kaplan et al., arXiv 2001.08361, section 2.1).
 """
 
@@ -11,13 +12,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flows.recipe import Recipe
-from flows.recipe_sections import VLLMTeacher
+from flows.recipe_sections import OptimiserSection, VLLMTeacher
 from model.sampling.stored_size import stored_bytes
-from tasks.sources import count_rows
+from tasks.sources import ProblemSource, count_rows, nothing_held_out, quick_to_read
 
 # What a pilot may have measured; each replaces the field of the same name in [plan].
 MEASURABLE = (
@@ -30,6 +31,9 @@ MEASURABLE = (
 
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _FORWARD_BACKWARD, _FORWARD = 6.0, 2.0
+_OPTIMIZER_BYTES = 12  # per parameter: float32 master weights and two moments
+KEPT_CHECKPOINTS = 2  # model/training/checkpoint.py, which imports torch; a test holds the two together
+_TURN_CHARS = 12  # what a chat template writes around a turn, in the length of text that takes as many tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Plan:
     name: str
     figures: tuple[Figure, ...]
     source: str = ""  # where the assumptions in [plan] come from, in the recipe's words
+    warnings: tuple[str, ...] = ()  # what a run would warn of
 
     def __getitem__(self, key: str) -> float | None:
         """The value of a figure by key. Raises KeyError."""
@@ -75,40 +80,81 @@ class _Rates:
 
 
 def plan(recipe: Recipe, measured: Mapping[str, float] | None = None) -> Plan:
-    """The plan of a recipe. `measured` may hold any of MEASURABLE (other keys and zeros are ignored).
+    """The plan of a recipe. `measured` may hold any of MEASURABLE (other keys and zeros are ignored), and `train` and
+    `held_out` where the recipe's very problems are loaded already.
 
-    Raises ProblemsError when a problems file that the recipe names is not there.
+    Raises ProblemsError when a problems file that the recipe names is not there, or holds no problem.
     """
     rates = _Rates(recipe, measured or {})
-    figures: list[Figure] = []
-    for part in (_problems, _generation, _training, _evaluation, _money):
+    counts = _counted([section.to_source() for section in recipe.problems])
+    figures = _problems(counts, measured or {})
+    for part in (_generation, _training, _students, _evaluation, _totals):
         figures.extend(part(recipe, rates, {figure.key: figure.value for figure in figures}))
-    return Plan(recipe.name, tuple(figures), recipe.plan.source)
+    return Plan(recipe.name, tuple(figures), recipe.plan.source, _warnings(counts))
 
 
 _Known = Mapping[str, float | None]
 
 
-def _problems(recipe: Recipe, _rates: _Rates, _known: _Known) -> list[Figure]:
-    total, held_out, origins = 0.0, 0.0, []
-    for index, section in enumerate(recipe.problems):
-        source = section.to_source()
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """A source's problems and those held out: read as a run reads them (`exact`), else what is to be expected."""
+
+    source: ProblemSource
+    problems: int | None
+    held_out: float
+    origin: str
+    exact: bool
+
+
+def _counted(sources: Sequence[ProblemSource]) -> list[_Counted]:
+    """Small files are read: rows that are no problems do not count, and which questions are held out is known."""
+    read = [source for source in sources if quick_to_read(source)]
+    counts = {}
+    if read:
+        from tasks.problems import ProblemReader  # imports pyarrow
+
+        reader = ProblemReader(read)
+        for _ in reader:
+            pass
+        counts = reader.counts
+    found = []
+    for source in sources:
+        if source.label in counts:
+            count = counts[source.label]
+            of = f"{_count(count.rows)} rows of the file"
+            found.append(_Counted(source, count.loaded, count.held_out, of, exact=True))
+            continue
         rows, origin = count_rows(source)
         if source.limit and (rows is None or source.limit < rows):
             rows, origin = source.limit, "limit"
-        if rows is None:
-            unknown = f"set problems.{index}.limit or expected_rows ({origin})"
+        found.append(_Counted(source, rows, (rows or 0) * source.held_out, origin, exact=False))
+    return found
+
+
+def _warnings(counts: Sequence[_Counted]) -> tuple[str, ...]:
+    none = [one for one in counts if one.problems and one.source.held_out and not round(one.held_out)]
+    return tuple(nothing_held_out(one.source, one.problems or 0) for one in none)
+
+
+def _problems(counts: Sequence[_Counted], loaded: Mapping[str, float]) -> list[Figure]:
+    for index, one in enumerate(counts):
+        if one.problems is None:
+            unknown = f"set problems.{index}.limit or expected_rows ({one.origin})"
             return [Figure(key, label, None, "", unknown) for key, label in _PROBLEM_LABELS.items()]
-        total, held_out = total + rows, held_out + rows * source.held_out
-        origins.append(f"{source.label} {_count(rows)} ({origin})")
-    counted = ", ".join(origins)
-    values = (total, float(round(held_out)), total - round(held_out))
-    return [
-        Figure(key, label, value, "", origin)
-        for (key, label), value, origin in zip(
-            _PROBLEM_LABELS.items(), values, (counted, "problems.*.held_out", "the others"), strict=True
-        )
-    ]
+    total = float(sum(one.problems or 0 for one in counts))
+    held_out = float(round(sum(one.held_out for one in counts)))
+    origins = [", ".join(f"{one.source.label} {_count(one.problems)} ({one.origin})" for one in counts)]
+    if all(one.exact for one in counts):
+        origins += ["by each question's hash, problems.*.held_out", "the others"]
+    elif loaded.get("train") or loaded.get("held_out"):
+        held_out, total = loaded["held_out"], loaded["train"] + loaded["held_out"]
+        origins += ["of the problems loaded, by each question's hash", "the others"]
+    else:
+        origins += ["about: problems.*.held_out, but each question's hash decides", "about: the others"]
+    values = (total, held_out, total - held_out)
+    labels = _PROBLEM_LABELS.items()
+    return [Figure(*label, value, "", origin) for label, value, origin in zip(labels, values, origins, strict=True)]
 
 
 _PROBLEM_LABELS = {
@@ -133,7 +179,7 @@ def _generation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
         Figure("shards", "shards", shards, "", f"{generate.shard_size} samples each, generate.shard_size"),
         Figure("prompt_tokens", "prompt tokens", prompt, "", f"{_count(prompt_mean)} each, {prompt_origin}"),
         Figure("completion_tokens", "completion tokens", completion, "", f"{_count(mean)} each, {mean_origin}"),
-        Figure("disk_bytes", "disk", _times(completion, disk), "B", f"{disk} bytes a token, {disk_origin}"),
+        Figure("disk_bytes", "disk: samples", _times(completion, disk), "B", f"{disk:g} bytes a token, {disk_origin}"),
         Figure(
             "generate_hours",
             "generation",
@@ -150,12 +196,14 @@ def _training(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     cap = recipe.accept.max_per_problem
     if accepted is not None and cap:
         accepted = min(accepted, (known["train"] or 0.0) * cap)
-    figures = [Figure("accepted", "accepted samples", accepted, "", f"{share}, {share_origin}")]
-    tokens = _example_tokens(recipe, known, accepted)
+    figures = [Figure("accepted", "accepted samples", accepted, "", f"{share:.3g} of all, {share_origin}")]
+    tokens = _example_tokens(recipe, known, accepted, _student_share(recipe))
+    prompted = _example_tokens(recipe, known, accepted, 1.0)
     if recipe.sft.enabled:
-        figures += _stage(recipe, "sft", tokens, _parameters(recipe, "student"), 0.0)
+        figures += _stage(recipe, "sft", tokens, 0.0)
     if recipe.distill.enabled:
-        figures += _stage(recipe, "distill", tokens, _parameters(recipe, "student"), _parameters(recipe, "teacher"))
+        teacher = _times(prompted, _parameters(recipe, "teacher"))
+        figures += _stage(recipe, "distill", tokens, _times(teacher, _FORWARD))
     if recipe.distill.enabled and recipe.distill.teacher_logits == "stored":
         figures.append(_stored(recipe, rates, accepted))
     if recipe.grpo.enabled:
@@ -163,29 +211,44 @@ def _training(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     return figures
 
 
-def _example_tokens(recipe: Recipe, known: _Known, accepted: float | None) -> float | None:
-    """Tokens of one pass over the accepted samples, prompts included, none above sft.max_length."""
+def _student_share(recipe: Recipe) -> float:
+    """The student's prompt over the teacher's, which has the worked turns too: by length, as no tokenizer is loaded.
+
+    A question is taken to be as long as those of the worked turns.
+    """
+    template = recipe.template
+    if not template.shots:
+        return 1.0
+    question = sum(len(shot.user) for shot in template.shots) / len(template.shots)
+    own = question + 2 * _TURN_CHARS + (len(template.system) + _TURN_CHARS if template.system else 0)
+    shots = sum(len(shot.user) + len(shot.assistant) + 2 * _TURN_CHARS for shot in template.shots)
+    return own / (own + shots)
+
+
+def _example_tokens(recipe: Recipe, known: _Known, accepted: float | None, prompt_share: float) -> float | None:
+    """Tokens of one pass over the accepted samples, with so much of their prompts, none above sft.max_length."""
     samples, prompt, completion = known["samples"], known["prompt_tokens"], known["completion_tokens"]
     if accepted is None or not samples:
         return None
-    mean = ((prompt or 0.0) + (completion or 0.0)) / samples
+    mean = (prompt_share * (prompt or 0.0) + (completion or 0.0)) / samples
     return accepted * min(mean, recipe.sft.max_length)
 
 
-def _stage(
-    recipe: Recipe, name: str, tokens: float | None, student: float | None, teacher: float | None
-) -> list[Figure]:
-    """Tokens, steps and device hours of SFT, or of KL distillation (whose teacher adds a forward pass)."""
+def _stage(recipe: Recipe, name: str, tokens: float | None, forward: float | None) -> list[Figure]:
+    """Tokens, steps and device hours of SFT, or of KL distillation, whose teacher adds `forward` operations a pass."""
     section = recipe.sft if name == "sft" else recipe.distill
     seen, origin = _times(tokens, section.epochs), f"{section.epochs} passes, {name}.epochs"
-    steps = None if seen is None else float(math.ceil(seen / section.tokens_per_batch))
+    if recipe.template.shots:
+        origin += "; without the teacher's worked turns"
+    steps = None if tokens is None else float(section.epochs * math.ceil(tokens / section.tokens_per_batch))
     if steps is not None and section.max_steps and section.max_steps < steps:
         steps, origin = float(section.max_steps), f"{name}.max_steps"
         seen = steps * section.tokens_per_batch
-    operations = None
-    if tokens is not None and seen is not None and student is not None and teacher is not None:
+    student, operations = _parameters(recipe, "student"), None
+    if tokens is not None and seen is not None and student is not None and forward is not None:
         once = name == "distill" and recipe.distill.teacher_logits == "stored"
-        operations = _FORWARD_BACKWARD * student * seen + _FORWARD * teacher * (tokens if once else seen)
+        passes = seen / tokens if tokens else 0.0
+        operations = _FORWARD_BACKWARD * student * seen + forward * (1.0 if once else passes)
     formula = "6·N·D" if name == "sft" else "6·N·D + 2·N(teacher)·D"
     return [
         Figure(f"{name}_tokens", f"{name}: tokens", seen, "", origin),
@@ -198,6 +261,28 @@ def _stage(
         ),
         _compute(recipe, name, operations, formula),
     ]
+
+
+def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
+    """Disk for every student: its weights, and the checkpoints that stay, each with its optimizer's state."""
+    sections: dict[str, OptimiserSection] = {name: getattr(recipe, name) for name in ("sft", "distill", "grpo")}
+    steps = {**known, "grpo_steps": float(recipe.grpo.steps)}
+    trained = [(section, steps[f"{name}_steps"]) for name, section in sections.items() if section.enabled]
+    if not trained:
+        return []
+    checkpoints, per_parameter = 0.0, 0.0
+    for section, count in trained:
+        weights = 2 if section.dtype == "bfloat16" else 4
+        # The last step writes the model and no checkpoint. Without a count of steps the most that stay are counted.
+        written = KEPT_CHECKPOINTS if count is None else max(count - 1, 0) // section.checkpoint_every
+        kept = min(KEPT_CHECKPOINTS, written)
+        checkpoints += kept
+        per_parameter += weights + kept * (weights + _OPTIMIZER_BYTES)
+    origin = f"weights of {len(trained)}, {checkpoints:.0f} checkpoints with optimizer state"
+    parameters = _parameters(recipe, "student")
+    if parameters is None:
+        origin = "set plan.student_parameters"
+    return [Figure("student_bytes", "disk: students", _times(parameters, per_parameter), "B", origin)]
 
 
 def _stored(recipe: Recipe, rates: _Rates, accepted: float | None) -> Figure:
@@ -273,12 +358,13 @@ def _evaluation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     ]
 
 
-def _money(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
-    hours = [value for key, value in known.items() if key.endswith("_hours")]
-    total = None if any(value is None for value in hours) else sum(value or 0.0 for value in hours)
+def _totals(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
+    total = _sum([value for key, value in known.items() if key.endswith("_hours")])
+    disk = _sum([value for key, value in known.items() if key.endswith("_bytes")])
     price = recipe.prices
     return [
-        Figure("total_hours", "all of it", total, _hour_unit(recipe), "the sum"),
+        Figure("all_bytes", "disk: all of it", disk, "B", "the sum"),
+        Figure("total_hours", "time: all of it", total, _hour_unit(recipe), "the sum"),
         Figure(
             "money",
             "price",
@@ -299,6 +385,10 @@ def parameters_in_name(model: str) -> float | None:
     """Parameters that a model's name states: `Qwen2.5-Math-1.5B` -> 1.5e9, `smollm2-135m` -> 1.35e8."""
     found = re.findall(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([kmbt])(?![a-z0-9])", model.lower())
     return float(found[0][0]) * _UNITS[found[0][1]] if found else None
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    return None if None in values else sum(value or 0.0 for value in values)
 
 
 def _times(value: float | None, factor: float | None) -> float | None:
@@ -327,7 +417,8 @@ def render(plan: Plan) -> str:
     label_width = max(len(label) for label, _, _ in rows)
     value_width = max(len(value) for _, value, _ in rows)
     lines = [f"{label:<{label_width}}  {value:>{value_width}}  {origin}" for label, value, origin in rows]
-    notes = ["", f"plan.*: {plan.source}"] * bool(plan.source)
+    notes = ["", *(f"warning: {warning}" for warning in plan.warnings)] * bool(plan.warnings)
+    notes += ["", f"plan.*: {plan.source}"] * bool(plan.source)
     return "\n".join([f"plan of {plan.name}", "", *lines, *notes])
 
 

@@ -290,8 +290,17 @@ def _toml_value(text: str) -> Any:
 
 
 def _explain(error: ValidationError, values: Any, origin: str) -> str:
-    lines = [_line(item, values) for item in error.errors(include_url=False)]
+    found = error.errors(include_url=False)
+    # pydantic drops wrong items before it counts the rest: a list that is said to be too short holds them all.
+    wrong = [item["loc"] for item in found]
+    found = [item for item in found if item["type"] != "too_short" or not _beneath(item["loc"], wrong)]
+    lines = [_line(item, values) for item in found]
     return "\n".join([f"{origin}: {lines[0]}", *(f"  also: {line}" for line in lines[1:])])
+
+
+def _beneath(list_at: tuple[int | str, ...], places: Sequence[tuple[int | str, ...]]) -> bool:
+    """Whether one of the places is in the list."""
+    return any(len(place) > len(list_at) and place[: len(list_at)] == list_at for place in places)
 
 
 def _line(item: Any, values: Any) -> str:

@@ -593,7 +593,7 @@ class PlanSection(Section):
     tokens_per_second: float = Field(default=0.0, ge=0.0)
     """Completion tokens per second and GPU (or CPU machine) of the teacher; 0: not known."""
     mean_prompt_tokens: float = Field(default=150.0, ge=0.0)
-    """Mean length of a rendered prompt."""
+    """Mean length of a prompt as the teacher gets it, worked turns included."""
     mean_completion_tokens: float = Field(default=0.0, ge=0.0)
     """Mean length of a completion; 0: half of generate.max_tokens."""
     accepted_share: Share = 0.5

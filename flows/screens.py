@@ -21,12 +21,24 @@ from model.rewards.corruption import changed_line
 from tasks import catalog
 from tasks.audit_report import audit_mistakes, audit_rates, failing_golds, quarantined, unscorable_golds
 from tasks.catalog import Connection
+from tasks.outdated import Outdated, outdated_students
 from tasks.results import FORMATS, write_result
+from tasks.snapshot import unit_of
 from tasks.store import Dataset
-from tasks.summary import current_evaluations, generation_speed, problem_counts, telling_sample, training_summary
+from tasks.summary import (
+    checks_that_wait,
+    current_evaluations,
+    generation_speed,
+    other_requirement,
+    problem_counts,
+    telling_sample,
+    training_summary,
+)
+from tasks.views import PUBLIC
 
 METRIC = "pass@1"
 SHOWN = 10  # gold answers that are listed one by one
+STAGES = "stages (seconds: wall time in which shards were worked on; rows/s: rows over those seconds)"
 NAMES = {
     "teacher": "teacher, shown worked turns",
     "student": "student before training",
@@ -34,11 +46,7 @@ NAMES = {
     "distill": "after KL distillation",
     "grpo": "after GRPO",
 }
-VIEWS = (
-    "views: problems, samples, verdicts, accepted, rejected, shards, attempts, funnel, pass_rates, evaluations,"
-    " training, problem_verdicts, problem_funnel, audits, agreement;\n"
-    "`describe samples` lists a view's columns"
-)
+VIEWS = f"views: {', '.join(PUBLIC)};\n`describe samples` lists a view's columns"
 
 
 def results_screen(dataset: Path, complete: bool) -> None:
@@ -53,6 +61,7 @@ def results_screen(dataset: Path, complete: bool) -> None:
     _print_funnel(console, con)
     _print_agreement(console, con)
     _print_evaluations(console, con, dataset)
+    _print_outdated(console, con, Dataset.open(dataset))
     _print_speed(console, con)
     _print_errors(console, con, dataset)
     _print_next(console, con, dataset)
@@ -88,7 +97,9 @@ def status_screen(dataset: Path) -> None:
     doing = f"run {holder.run_id} is working (pid {holder.pid} on {holder.host})" if holder else "no run is working"
     console.print(Text(f"{dataset}: {doing}"))
     rows = catalog.status(con).to_pylist()
-    _print_table(console, "stages", [_stage_row(row) for row in rows])
+    _print_table(console, STAGES, [_stage_row(row) for row in rows])
+    for check, shards in checks_that_wait(Dataset.open(dataset)).items():
+        console.print(f"{shards} pending shards of verify have the verdicts of other checks, but not of {check}")
     _print_table(console, "failed or crashed shards", catalog.failures(con).to_pylist())
     _print_agreement(console, con)
     _print_errors(console, con, dataset)
@@ -179,6 +190,32 @@ def _print_evaluations(console: Console, con: Connection, dataset: Path) -> None
         own = {row["suite"]: row for row in rows if row["model"] == model}
         shown.append({"model": NAMES.get(model, model), **{suite: _interval(own.get(suite)) for suite in suites}})
     _print_table(console, f"held-out accuracy: {METRIC} in %, with its 95 % interval", shown)
+
+
+def _print_outdated(console: Console, con: Connection, dataset: Dataset) -> None:
+    """That students and accuracies stand beside a funnel which they do not come from."""
+    lines = []
+    if outdated := outdated_students(con, dataset):
+        told: dict[str, list[str]] = {}
+        for one in outdated:
+            told.setdefault(_outdated(one), []).append(one.student)
+        lines.append("; ".join(f"{', '.join(students)} {what}" for what, students in told.items()))
+        if differs := dict.fromkeys(change for one in outdated for change in one.differs):
+            lines[0] += f" ({'; '.join(differs)})"
+    if require := other_requirement(dataset):
+        lines.append(f"accuracies are of before: an answer was right that passed {', '.join(require)}")
+    for line in lines:
+        console.print(Text(f"{line}. A whole run makes them anew.", style="bold yellow"), soft_wrap=True)
+    if lines:
+        console.print()
+
+
+def _outdated(one: Outdated) -> str:
+    """What is to be said of such a student."""
+    if not one.itself:
+        return f"started from {one.through}"
+    what = "problems" if one.student == "grpo" else "samples"
+    return f"learnt from {one.learnt} {what}, not from the {one.now} that are chosen now ({one.kept} are the same)"
 
 
 def _print_speed(console: Console, con: Connection) -> None:
@@ -279,8 +316,9 @@ def _stage_row(row: dict[str, Any]) -> dict[str, Any]:
         "stage": row["stage"],
         **{state: row[state] for state in states},
         "rows": row["rows"],
+        "unit": unit_of(row["stage"]),
         "seconds": row["seconds"],
-        "rows/s": None if rate is None else round(rate, 1),
+        "rows/s": rate,
         "left": None if not left else f"{left:.0f} s",
     }
 

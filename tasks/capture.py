@@ -35,10 +35,10 @@ from model.sampling.stored_size import stored_bytes
 from model.sampling.top_k import within_vocabulary
 from tasks import durable
 from tasks.attempts import attempt
+from tasks.choice import SELECTIONS
 from tasks.engine import Engine
 from tasks.progress import Ticker, announce
 from tasks.run import Run
-from tasks.select import SELECTIONS
 from tasks.store import TEACHER_ROWS, Dataset, Manifest, shard_name
 from tasks.work import CAPTURE
 

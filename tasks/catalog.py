@@ -160,30 +160,39 @@ def failures(con: duckdb.DuckDBPyConnection) -> pa.Table:
 
 
 def status(con: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Per stage: shards by state, rows done, and at the newest run's rate the rate (rows/s) and seconds left.
+    """Per stage: shards by state, the rows there are, the seconds they took, rows per second, and seconds left.
 
-    A rate is rows over wall time from the first to the last end of that run's completed attempts, so that
-    several shards in flight count as they should; null where nothing was completed, seconds_left too.
+    Rows are of one kind per stage (`tasks.snapshot.unit_of`). Seconds are wall time in which at least one completed
+    attempt ran: several in flight count once, waiting for another stage does not, and rows_per_second is rows over
+    seconds. Left are the planned rows that are not there, at the rate of the newest run that completed an attempt.
+    Null where nothing was completed.
     """
     return _ask(
         con,
         """
-        with newest as (
-            select stage, arg_max(run_id, started_at) as run_id from attempts group by stage),
-        rates as (
-            select stage, sum(a.rows) / nullif(epoch(max(ended_at) - min(started_at)), 0) as rows_per_second,
-                   sum(a.rows) / nullif(count(a.rows), 0) as rows_per_shard
-            from attempts a join newest using (stage, run_id) where a.state = 'completed' group by stage)
+        with completed as (
+            select *, max(ended_at) over (partition by stage order by started_at, ended_at
+                                          rows between unbounded preceding and 1 preceding) as busy_until
+            from attempts where state = 'completed'),
+        newest as (select stage, arg_max(run_id, started_at) as run_id from completed group by stage),
+        added as (
+            select c.*, c.run_id = n.run_id as of_newest,
+                   epoch(greatest(ended_at, busy_until) - greatest(started_at, busy_until)) as busy
+            from completed c join newest n using (stage)),
+        times as (
+            select stage, sum(busy) as seconds,
+                   sum(a.rows) filter (of_newest) / nullif(sum(busy) filter (of_newest), 0) as newest_rate
+            from added a group by stage)
         select s.stage, count(*) as shards,
                count(*) filter (where state = 'done') as done,
                count(*) filter (where state = 'running') as running,
                count(*) filter (where state = 'pending') as pending,
                count(*) filter (where state = 'failed') as failed,
                count(*) filter (where state = 'crashed') as crashed,
-               sum(s.rows)::bigint as rows, sum(s.seconds) as seconds,
-               any_value(r.rows_per_second) as rows_per_second,
-               (shards - done) * any_value(r.rows_per_shard) / any_value(r.rows_per_second) as seconds_left
-        from shards s left join rates r using (stage)
+               sum(s.rows)::bigint as rows, coalesce(any_value(t.seconds), sum(s.seconds)) as seconds,
+               sum(s.rows) / nullif(any_value(t.seconds), 0) as rows_per_second,
+               sum(s.planned_rows - coalesce(s.rows, 0)) / any_value(t.newest_rate) as seconds_left
+        from shards s left join times t using (stage)
         group by s.stage order by min(s.finished_at) nulls last, s.stage""",
     )
 

@@ -22,7 +22,7 @@ from model.errors import RecipeError
 from model.records import PROBLEM_SCHEMA, Problem, content_hash, to_table
 from tasks.problems import ProblemReader, Reject
 from tasks.progress import announce, ticking
-from tasks.sources import ProblemSource
+from tasks.sources import ProblemSource, nothing_held_out
 from tasks.store import PROBLEMS, Dataset, shard_name
 
 LOADED = f"{PROBLEMS}/loaded.json"
@@ -58,12 +58,16 @@ def load(dataset: Dataset, sources: Sequence[ProblemSource]) -> Loaded:
             written += _write_new(dataset, batch.problems, known)
             rejects.setdefault(batch.source, []).extend(batch.rejects)
             ticker.advance(len(batch.problems) + len(batch.rejects))
-    for source, rows in rejects.items():
-        _write_rejects(dataset, source, rows)
+    for label, rows in rejects.items():
+        _write_rejects(dataset, label, rows)
         if rows:
             reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(r.reason for r in rows).most_common())
-            where = dataset.file(f"rejects/{source}.jsonl")
-            announce(f"{source}: {len(rows)} rows are no problems ({reasons}); {where} holds each with its line")
+            where = dataset.file(f"rejects/{label}.jsonl")
+            announce(f"{label}: {len(rows)} rows are no problems ({reasons}); {where} holds each with its line")
+    for source in sources:
+        counts = reader.counts[source.label]
+        if source.held_out and counts.loaded and not counts.held_out:
+            announce(f"warning: {nothing_held_out(source, counts.loaded)}")
     splits = Counter(known.values())
     loaded = Loaded(written, splits["train"], splits["held_out"], _by_reason(rejects))
     dataset.write_text(LOADED, json.dumps({"fingerprint": fingerprint, **asdict(loaded)}))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,12 +16,9 @@ from prefect.cache_policies import NO_CACHE
 from model.errors import TrainingError
 from model.records import EXAMPLE_SCHEMA, PROBLEM_SCHEMA, Problem, TrainingExample, content_hash, to_table
 from model.templates import ChatTokenizer, PromptTemplate
-from tasks.catalog import connect, pass_rates, stored_rule, training_rows
-from tasks.inputs import problems_of_split
-from tasks.problem_verdicts import excluded
+from tasks.catalog import connect, training_rows
+from tasks.choice import SELECTIONS, chosen_by, problems_to_learn_from
 from tasks.run import Run
-
-SELECTIONS = "selections"
 
 
 @dataclass(frozen=True)
@@ -51,44 +49,33 @@ def select_examples(run: Run, rendering: Rendering, student: str) -> Path:
             "not one sample is accepted, so there is nothing to train on; "
             f'see `stillhouse sql {run.dataset.path} "select * from funnel"`'
         )
-    return _write(run, student, rows)
+    return _write(run, student, rows, chosen_by(run.dataset))
 
 
 @task(name="select problems", task_run_name="select problems for {student}", cache_policy=NO_CACHE)
 def select_problems(run: Run, rendering: Rendering, student: str, band: tuple[float, ...]) -> Path:
-    """Writes the training problems with a gold answer whose pass rate lies in `band`, rendered for the student.
-
-    A band of everything also takes problems that have no samples, and so no pass rate. Those that the accept rule
-    excludes are left out. TrainingError for none.
-    """
-    low, high = band
-    left_out = excluded(run.dataset, stored_rule(run.dataset).problems)
-    rates = {row["problem_id"]: row["pass_rate"] for row in pass_rates(connect(run.dataset)).to_pylist()}
-
-    def chosen(problem: Problem) -> bool:
-        rate = rates.get(problem.problem_id)
-        wanted = bool(problem.gold) and problem.problem_id not in left_out
-        return wanted and ((low, high) == (0.0, 1.0) or (rate is not None and low <= rate <= high))
-
+    """Writes the problems to learn from, rendered for the student. TrainingError for none."""
     alone = rendering.template.without_shots()
     rows = [
         replace(problem, prompt=alone.render(rendering.tokenizer, problem.prompt))
-        for problem in problems_of_split(run.dataset, "train")
-        if chosen(problem)
+        for problem in problems_to_learn_from(connect(run.dataset), run.dataset, band)
     ]
     if not rows:
+        low, high = band
         raise TrainingError(
             "no training problem that is not excluded has a gold answer and a pass rate "
             f"from {low:g} to {high:g}: widen grpo.pass_rate"
         )
-    return _write(run, student, rows)
+    return _write(run, student, rows, chosen_by(run.dataset, band))
 
 
-def _write(run: Run, student: str, rows: list[TrainingExample] | list[Problem]) -> Path:
+def _write(run: Run, student: str, rows: list[TrainingExample] | list[Problem], settings: dict[str, Any]) -> Path:
     """Named by its content: a job that names the file has said what it is trained on."""
     schema = EXAMPLE_SCHEMA if isinstance(rows[0], TrainingExample) else PROBLEM_SCHEMA
     digest = content_hash("selection", [asdict(row) for row in rows], digits=12)
     relative = f"{SELECTIONS}/{student}-{digest}.parquet"
     if run.dataset.read_manifest(relative) is None:
-        run.dataset.write_shard(relative, to_table(rows, schema), schema=schema, fingerprint=digest)
+        run.dataset.write_shard(
+            relative, to_table(rows, schema), schema=schema, fingerprint=digest, extra={"chosen_by": settings}
+        )
     return run.dataset.file(relative)

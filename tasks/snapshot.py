@@ -2,13 +2,16 @@
 
 Read without a lock, while a run may be going on: only files with a valid manifest are named, so nothing
 half-written is ever in a list. No SQL here: `tasks/catalog.py` lays its views over this.
+
+What a shard's or an attempt's `rows` are depends on its stage (`unit_of`): samples, verdicts, examples, optimizer
+steps, or answers of an evaluation. A shard that is verified in part has the rows that it has.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import PurePosixPath
@@ -74,6 +77,7 @@ SHARD_SCHEMA = pa.schema(
         ("state", pa.string()),
         ("attempts", pa.int32()),
         ("rows", pa.int64()),
+        ("planned_rows", pa.int64()),  # null where it is not known before
         ("seconds", pa.float64()),
         ("error_type", pa.string()),
         ("error", pa.string()),
@@ -109,7 +113,7 @@ VERDICT_FILE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What finished one (stage, shard): rows (samples, or verdicts of one check), seconds and file."""
+    """What finished one (stage, shard): rows in the stage's unit, seconds and file."""
 
     rows: int | None
     seconds: float | None
@@ -141,6 +145,12 @@ class Snapshot:
         verdicts: list[str] = self.verdict_table.column("filename").to_pylist()
         on_problems = [*self.problem_verdicts.values(), *self.audits]
         return self.problems + self.samples + verdicts + self.evaluations + on_problems
+
+
+def unit_of(stage: str) -> str:
+    """What the rows of a stage's shards and attempts are."""
+    known = {GENERATE: "samples", VERIFY: "verdicts", CAPTURE: "examples"}
+    return known.get(stage, "answers" if stage.startswith("evaluate/") else "steps")
 
 
 def take_snapshot(dataset: Dataset) -> Snapshot:
@@ -191,17 +201,22 @@ def _shard_table(
     verdicts: list[VerdictFile],
     attempts: list[Attempt],
 ) -> pa.Table:
-    finished = _done_generate(done) | _done_verify(dataset, done, verdicts) | _done_unplanned(dataset)
-    expected = {(GENERATE, n) for n in plans} | {(VERIFY, n) for n in plans if current_checks(dataset)}
+    wanted = set(current_checks(dataset).items())
+    said = _wanted_verdicts(wanted, verdicts)
+    finished = _done_generate(done) | _done_verify(said, len(wanted)) | _done_unplanned(dataset)
+    expected = {(GENERATE, n): plan.rows for n, plan in plans.items()}
+    expected |= {(VERIFY, n): plan.rows * len(wanted) for n, plan in plans.items() if wanted}
     counts, last = _counts(attempts), last_attempts(attempts)
     unplanned = {key for key in last if key[0] not in (GENERATE, VERIFY)}
     for key in unplanned:
         if _outdated(finished.get(key), last[key]):
             del finished[key]
+    partly = {(VERIFY, n): sum(file.rows for file in files) for n, files in said.items()}
     rows = [
-        _shard_row(key, finished.get(key), last.get(key), counts.get(key, 0))
+        _shard_row(key, finished.get(key), last.get(key), counts.get(key, 0), partly.get(key))
         | {"supersedes": key[0] == GENERATE and key[1] in plans and supersedes(plans[key[1]])}
-        for key in sorted(expected | unplanned | finished.keys())
+        | {"planned_rows": expected.get(key)}
+        for key in sorted(expected.keys() | unplanned | finished.keys())
     ]
     return _table(rows, SHARD_SCHEMA)
 
@@ -221,19 +236,21 @@ def _done(manifest: Manifest) -> Done:
     return Done(manifest.rows, manifest.seconds, manifest.created_at, manifest.relative)
 
 
-def _done_verify(
-    dataset: Dataset, done: Mapping[int, Manifest], verdicts: list[VerdictFile]
-) -> dict[tuple[str, int], Done]:
-    """Shards that have valid verdicts of every wanted check in its wanted version."""
-    wanted = set(current_checks(dataset).items())
+def _wanted_verdicts(wanted: set[tuple[str, str]], verdicts: list[VerdictFile]) -> dict[int, list[VerdictFile]]:
+    """Per shard its valid verdict files of wanted checks in their wanted versions."""
     found: dict[int, list[VerdictFile]] = {}
     for file in verdicts:
         if (file.check, file.version) in wanted:
             found.setdefault(file.shard, []).append(file)
-    complete = {n: files for n, files in found.items() if len(files) == len(wanted) and n in done}
+    return found
+
+
+def _done_verify(said: Mapping[int, list[VerdictFile]], checks: int) -> dict[tuple[str, int], Done]:
+    """Shards that have verdicts of every wanted check."""
     return {
-        (VERIFY, n): Done(done[n].rows, None, max(f.created_at for f in files), "verdicts")
-        for n, files in complete.items()
+        (VERIFY, n): Done(sum(f.rows for f in files), None, max(f.created_at for f in files), "verdicts")
+        for n, files in said.items()
+        if len(files) == checks
     }
 
 
@@ -243,14 +260,22 @@ def _done_unplanned(dataset: Dataset) -> dict[tuple[str, int], Done]:
     found: dict[tuple[str, int], Done] = {}
     for student in _students(dataset, "manifest.json"):
         relative = f"{STUDENTS}/{student}/manifest.json"
-        if dataset.read_json(relative) is not None:
-            found[student, 0] = Done(None, None, _modified(dataset, relative), relative)
+        trained = dataset.read_json(relative)
+        if trained is not None:
+            found[student, 0] = Done(trained.get("steps"), None, _modified(dataset, relative), relative)
     for manifest in sorted(_captured(dataset), key=lambda m: m.created_at):
         found[CAPTURE, manifest.shard] = _done(manifest)
     for manifest in sorted(_evaluations(dataset), key=lambda m: m.created_at):
         rows = dataset.read_table(manifest.relative, ["model", "step"]).slice(0, 1).to_pylist()
-        found |= {(f"evaluate/{row['model']}", row["step"]): _done(manifest) for row in rows}
+        made = replace(_done(manifest), rows=_answers(dataset, manifest))
+        found |= {(f"evaluate/{row['model']}", row["step"]): made for row in rows}
     return found
+
+
+def _answers(dataset: Dataset, evaluation: Manifest) -> int | None:
+    """How many answers an evaluation's few metric rows were made from."""
+    answers = dataset.read_manifest(f"{EVALUATIONS}/answers/{PurePosixPath(evaluation.relative).name}")
+    return answers.rows if answers else None
 
 
 def _captured(dataset: Dataset) -> list[Manifest]:
@@ -275,7 +300,9 @@ def _modified(dataset: Dataset, relative: str) -> str:
     return datetime.fromtimestamp(dataset.file(relative).stat().st_mtime, UTC).isoformat()
 
 
-def _shard_row(key: tuple[str, int], done: Done | None, last: Attempt | None, attempts: int) -> dict[str, Any]:
+def _shard_row(
+    key: tuple[str, int], done: Done | None, last: Attempt | None, attempts: int, partly: int | None
+) -> dict[str, Any]:
     state = ShardState.DONE if done else _state(last)
     failed = last is not None and state == ShardState.FAILED
     return {
@@ -283,7 +310,7 @@ def _shard_row(key: tuple[str, int], done: Done | None, last: Attempt | None, at
         "shard": key[1],
         "state": state.value,
         "attempts": attempts,
-        "rows": done.rows if done else None,
+        "rows": done.rows if done else partly,
         "seconds": _seconds(done, last),
         "error_type": last.error_type if last and failed else None,
         "error": last.error if last and failed else None,

@@ -23,6 +23,7 @@ from tasks.builtin_problems import BUILTIN_SETS, builtin_rows
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _COUNTED_WHOLE_BYTES = 64 * 1024 * 1024
+_QUICK_BYTES = 8 * 1024 * 1024
 _PROBE_BYTES = 4 * 1024 * 1024
 _PARQUET_ROWS = 512
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -148,6 +149,19 @@ def count_rows(source: ProblemSource) -> tuple[int | None, str]:
     if source.expected_rows:
         return source.expected_rows, "expected_rows"
     return None, "not known before the download"
+
+
+def quick_to_read(source: ProblemSource) -> bool:
+    """Whether all problems of a source are read in well under a second: a small file."""
+    return source.type in ("jsonl", "csv", "parquet") and _existing_file(source).stat().st_size <= _QUICK_BYTES
+
+
+def nothing_held_out(source: ProblemSource, problems: int) -> str:
+    """What a user is told whose share of held-out questions comes to none."""
+    return (
+        f"{source.label}: held_out = {source.held_out:g} holds out none of its {problems} problems, for a question's "
+        "hash decides: raise it, or add problems"
+    )
 
 
 def _count_lines(path: Path) -> tuple[int, str]:

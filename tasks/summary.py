@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
-from tasks.catalog import Connection, run_sql
+from tasks.catalog import Connection, run_sql, stored_rule
 from tasks.store import Dataset
+from tasks.work import current_checks, pending_verify
 
 Rows = list[dict[str, Any]]
-CURRENT = "evaluations/current.json"  # keys of the newest evaluation of the whole recipe
+CURRENT = "evaluations/current.json"  # keys of the newest evaluation of the whole recipe, and accept.require then
 
 
 def current_evaluations(con: Connection, dataset: Dataset) -> Rows:
@@ -23,6 +25,12 @@ def current_evaluations(con: Connection, dataset: Dataset) -> Rows:
         qualify row_number() over (partition by model, suite, metric order by step desc, created_at desc) = 1
         order by list_position([{listed}], key), suite""",
     )
+
+
+def other_requirement(dataset: Dataset) -> list[str]:
+    """What an answer had to pass to be right in the current evaluations, where that is not what the rule requires."""
+    noted = (dataset.read_json(CURRENT) or {}).get("require")
+    return noted if noted is not None and tuple(noted) != stored_rule(dataset).require else []
 
 
 def problem_counts(con: Connection) -> dict[str, int]:
@@ -71,6 +79,13 @@ def measured_rates(con: Connection) -> dict[str, float]:
     )[0]
     row["tokens_per_second"] = generation_speed(con)["tokens_per_second"]
     return {name: float(value) for name, value in row.items() if value}
+
+
+def checks_that_wait(dataset: Dataset) -> dict[str, int]:
+    """Checks whose verdicts alone are missing on shards that have others already, and on how many shards each."""
+    checks = len(current_checks(dataset))
+    partly = [work for work in pending_verify(dataset) if len(work.checks) < checks]
+    return dict(Counter(name for work in partly for name, _ in work.checks))
 
 
 def accepted_preview(con: Connection, count: int) -> Rows:

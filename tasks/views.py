@@ -30,6 +30,11 @@ from model.rewards.judge import RULES
 from model.rewards.rule import alternatives
 
 PROBLEM, PENDING, WHERE, PASS_RATE, DISTINCT, CAP = "problem", "pending", "where", "pass_rate", "distinct", "cap"
+# What readers may rely on, tables of the catalog included; other names are means to these.
+PUBLIC = (
+    "problems", "samples", "verdicts", "accepted", "rejected", "outcomes", "shards", "attempts", "funnel", "pass_rates",
+    "evaluations", "training", "problem_verdicts", "excluded_problems", "problem_funnel", "audits", "agreement",
+)  # fmt: skip
 KEEP = ("first", "shortest", "diverse")
 NOVELTY = "duplicate"  # compares a sample with others: `diverse` ranks by its score, and no pass rate counts it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_every_package_file_opens_with_what_it_promises() -> None:
     [
         ("flows.cli", {"torch", "prefect", "vllm", "duckdb", "pyarrow", "transformers", "reasoning_gym"}),
         ("flows.planning", {"torch", "prefect", "vllm", "duckdb", "pyarrow", "transformers"}),
+        ("flows.screens", {"torch", "prefect", "vllm", "transformers"}),
         ("model.rewards.workers.pool", {"torch", "transformers", "math_verify", "sympy"}),
         ("model.training.job", {"prefect", "duckdb", "vllm"}),
     ],
@@ -75,6 +77,14 @@ def test_models_train_without_orchestrator_and_database() -> None:
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import model.training.__main__"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_readme_names_every_view() -> None:
+    from tasks.views import PUBLIC
+
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = readme.partition("The views are a stable interface:")[2].partition("Any number of readers")[0]
+    assert re.findall(r"`(\w+)`", listed) == list(PUBLIC)
 
 
 def test_readme_lists_every_file() -> None:

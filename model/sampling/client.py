@@ -313,6 +313,23 @@ class CompletionsClient:
             raise SamplerError(f"{message}: {completion.error}", retryable=False)
 
 
+def require_answer(urls: Sequence[str]) -> None:
+    """Raises SamplerError unless one of the endpoints answers, whatever it says: a wrong key is told with a request."""
+    causes = []
+    for url in urls:
+        transport = httpx.HTTPTransport(proxy=_proxy(url))
+        try:
+            with httpx.Client(transport=transport, timeout=CONNECT_SECONDS) as http:
+                http.get(f"{url.rstrip('/')}/models")
+        except httpx.ReadTimeout:
+            return  # it took the connection, and is busy
+        except httpx.TransportError as error:
+            causes.append(f"{url}: {type(error).__name__}: {str(error)[:EXCERPT]}")
+        else:
+            return
+    raise SamplerError(f"no endpoint answers ({'; '.join(causes)}): start one, or correct its URL")
+
+
 def is_too_long(completion: Completion) -> bool:
     """Whether the endpoint refused this request because its text does not fit into the model's context.
 
@@ -350,10 +367,6 @@ def _next(done: queue.SimpleQueue[Completion | None], timeout: float) -> Complet
 
 def _transport(url: str, concurrency: int) -> httpx.AsyncHTTPTransport:
     """Connections to `url`, through the environment's proxy unless the address is this machine's own."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SamplerError(f"{url!r} is not an http(s) URL such as http://host:8000/v1", retryable=False)
-    direct = _is_loopback(parts.hostname) or urllib.request.proxy_bypass(parts.hostname)
     limits = httpx.Limits(
         max_connections=concurrency,
         max_keepalive_connections=concurrency,
@@ -361,9 +374,19 @@ def _transport(url: str, concurrency: int) -> httpx.AsyncHTTPTransport:
     )
     return httpx.AsyncHTTPTransport(
         limits=limits,
-        proxy=None if direct else urllib.request.getproxies().get(parts.scheme),
+        proxy=_proxy(url),
         socket_options=_SOCKET_OPTIONS,
     )
+
+
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for a URL; none for this machine's own addresses."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SamplerError(f"{url!r} is not an http(s) URL such as http://host:8000/v1", retryable=False)
+    if _is_loopback(parts.hostname) or urllib.request.proxy_bypass(parts.hostname):
+        return None
+    return urllib.request.getproxies().get(parts.scheme)
 
 
 def _is_loopback(host: str) -> bool:

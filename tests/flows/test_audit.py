@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,25 @@ def test_a_recipe_is_audited_and_then_its_dataset(stillhouse: Command, riddles: 
     assert strict.stdout.partition("all of them")[0] == first.stdout.partition("all of them")[0]
     reasons = run_sql(connect(tmp_path / "dataset"), "select reason from problem_verdicts where verdict = 'fail'")
     assert reasons.column(0).to_pylist() == ["gold_fails:beastly"]
+
+
+def test_the_code_problem_of_the_documentation_is_one(
+    stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "checks.md").read_text(encoding="utf-8")
+    section = text.partition("## A recipe for code problems")[2].partition("\n## ")[0]
+    (problem,) = re.findall(r"```json\n(.*?)```", section, re.DOTALL)
+    (added,) = re.findall(r"```toml\n(.*?)```", section, re.DOTALL)
+    (tmp_path / "code.jsonl").write_text(json.dumps(json.loads(problem)) + "\n")
+    recipe = write_recipe(NOWHERE)
+    head = recipe.read_text().partition("[[problems]]")[0]
+    recipe.write_text(head + added.replace('"code.jsonl"', f'"{tmp_path / "code.jsonl"}"'))
+    done = stillhouse("audit", recipe, "--strict")
+    assert done.returncode == 0, done.stdout + done.stderr
+    query = """select verdict, count(*) > 0, bool_or(detail like '%isolation%') from audits where "check" = 'code'
+               and verdict = expected group by all order by all"""
+    found = run_sql(connect(tmp_path / "dataset"), query).to_pylist()
+    assert [row["verdict"] for row in found] == ["fail", "pass"]
 
 
 def test_a_run_audits_before_it_generates(

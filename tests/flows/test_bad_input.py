@@ -20,7 +20,7 @@ from tests.fake_endpoint import FakeEndpoint
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 WriteRecipe = Callable[..., Path]
-PROGRESS = ("load problems:", "problems:", "audit:", "generate:", "verify:", "converting", "converted")
+PROGRESS = ("load problems:", "warning:", "problems:", "audit:", "generate:", "verify:", "converting", "converted")
 NOWHERE = "http://127.0.0.1:9/v1"  # the discard port: nothing listens there
 
 
@@ -57,8 +57,8 @@ def test_stage_that_is_disabled(write_recipe: WriteRecipe) -> None:
     assert_told(cli("run", write_recipe(NOWHERE), "--only", "grpo"), "grpo.enabled is false in the recipe")
 
 
-def test_generation_without_problems(stillhouse: Command, write_recipe: WriteRecipe) -> None:
-    done = stillhouse("run", write_recipe(NOWHERE), "--only", "generate")
+def test_generation_without_problems(stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint) -> None:
+    done = stillhouse("run", write_recipe(endpoint.url), "--only", "generate")
     assert_told(done, "holds no problems yet", "--only problems")
 
 
@@ -100,20 +100,46 @@ def test_wrong_usage(words: list[str]) -> None:
     assert "Usage" in done.stderr
 
 
-def test_empty_problem_set(stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_teacher_that_does_not_answer_is_told_before_anything_is_loaded(
+    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    dataset = Dataset(tmp_path / "dataset")
+    done = stillhouse("run", write_recipe(NOWHERE, problems=4))
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"SamplerError: no endpoint answers ({NOWHERE}: ConnectError")
+    assert dataset.manifests(PROBLEMS) == []
+    # What is made already needs no teacher, and what is asked for later needs it again.
+    stages = ("--only", "problems,generate,verify")
+    assert stillhouse("run", write_recipe(endpoint.url, problems=4), *stages).returncode == 0
+    gone = write_recipe(NOWHERE, problems=4)
+    assert stillhouse("run", gone, *stages).returncode == 0
+    more = stillhouse("run", gone, *stages, "--set", "generate.replicas=3")
+    assert more.returncode == 1
+    assert "no endpoint answers" in more.stderr
+    assert all(attempt.state == "completed" for attempt in read_attempts(dataset))
+
+
+def test_empty_problem_set(
+    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    recipe = _with_problems(write_recipe(NOWHERE), f'type = "jsonl"\npath = "{empty}"')
+    recipe = _with_problems(write_recipe(endpoint.url), f'type = "jsonl"\npath = "{empty}"')
     assert_told(stillhouse("run", recipe), "empty.jsonl", "no rows")
 
 
-def test_missing_problem_file(stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    recipe = _with_problems(write_recipe(NOWHERE), f'type = "jsonl"\npath = "{tmp_path / "none.jsonl"}"')
+def test_missing_problem_file(
+    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    recipe = _with_problems(write_recipe(endpoint.url), f'type = "jsonl"\npath = "{tmp_path / "none.jsonl"}"')
     assert_told(stillhouse("run", recipe), "none.jsonl")
 
 
-def test_model_folder_that_is_none(stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path) -> None:
-    done = stillhouse("run", write_recipe(NOWHERE), "--set", f"student.model={tmp_path}")
+def test_model_folder_that_is_none(
+    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path
+) -> None:
+    done = stillhouse("run", write_recipe(endpoint.url), "--set", f"student.model={tmp_path}")
     assert_told(done, str(tmp_path), "holds no model")
 
 

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from flows.planning import Plan, parameters_in_name, plan, render
+from flows.planning import KEPT_CHECKPOINTS, Plan, parameters_in_name, plan, render
 from flows.recipe import load_recipe, parse_recipe
 from model.errors import ProblemsError
+from tasks.load import load
+from tasks.store import Dataset
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "deployments" / "recipes").glob("*.toml"))
@@ -60,12 +62,14 @@ def planned(*overrides: str, measured: dict[str, float] | None = None) -> Plan:
         ("generate_hours", 40 * SECOND),  # 40,000 tokens at 1,000 a second
         ("accepted", 200),
         ("sft_tokens", 200 * 150 * 2),
-        ("sft_steps", 7),  # 60,000 tokens in batches of 9,000
+        ("sft_steps", 8),  # twice 30,000 tokens in batches of 9,000
         ("sft_hours", 720 * SECOND),  # 6 x 10^9 x 60,000 operations at half of 10^12 a second
         ("distill_hours", 1200 * SECOND),  # (6 x 10^9 + 2 x 2 x 10^9) x 60,000
         ("grpo_tokens", 2 * 5 * 10 * 100),
         ("grpo_rollout_hours", 10 * SECOND),
         ("grpo_hours", 160 * SECOND),  # 8 x 10^9 x 10,000
+        ("student_bytes", 3 * 2e9),  # three students in bfloat16; no stage gets to its first checkpoint
+        ("all_bytes", 3 * 2e9 + 80_000),
         ("evaluate_samples", 20 * 4 * 5),  # teacher, student, sft, distill, grpo
         ("evaluate_hours", 40 * SECOND),
         ("total_hours", (40 + 720 + 1200 + 10 + 160 + 40) * SECOND),
@@ -86,7 +90,12 @@ def test_figure(key: str, value: float) -> None:
         ("sft.max_length=100", "sft_tokens", 200 * 100 * 2),
         ("sft.max_steps=3", "sft_tokens", 27_000),
         ("sft.max_steps=3", "sft_steps", 3),
-        ("sft.max_steps=300", "sft_steps", 7),
+        ("sft.max_steps=300", "sft_steps", 8),
+        ("sft.checkpoint_every=7", "student_bytes", 6e9 + 14e9),  # one at step 7: weights, and 12 bytes a parameter
+        ("sft.checkpoint_every=1", "student_bytes", 6e9 + 2 * 14e9),  # two stay
+        ("sft.checkpoint_every=8", "student_bytes", 6e9),  # the last step writes the model alone
+        ("grpo.dtype=float32", "student_bytes", 4e9 + 4e9),
+        ("grpo.enabled=false", "student_bytes", 4e9),
         ("grpo.updates_per_step=2", "grpo_hours", 280 * SECOND),  # (2 x 6 + 2) x 10^9 x 10,000
         ("grpo.max_tokens=50", "grpo_tokens", 100 * 50),
         ("distill.teacher_logits=stored", "stored_bytes", 200 * 100 * 64 * 6),
@@ -114,8 +123,9 @@ def test_what_was_measured_replaces_what_was_assumed() -> None:
 
 def test_a_stage_that_does_not_run_costs_nothing() -> None:
     off = planned("sft.enabled=false", "distill.enabled=false", "grpo.enabled=false")
-    with pytest.raises(KeyError):
-        off["sft_hours"]
+    for key in ("sft_hours", "student_bytes"):
+        with pytest.raises(KeyError):
+            off[key]
     assert off["total_hours"] == pytest.approx((40 + 16) * SECOND)
 
 
@@ -143,12 +153,58 @@ def test_no_rate_no_hours() -> None:
 
 def test_lines_of_a_file_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
-    path.write_text('{"prompt": "a"}\n' * 7)
+    path.write_text("".join(f'{{"prompt": "{number}"}}\n' for number in range(7)))
     source = f'problems.0={{type = "jsonl", path = "{path}"}}'
     assert planned(source)["samples"] == 35
     path.unlink()
     with pytest.raises(ProblemsError, match="no such problems file"):
         planned(source)
+
+
+def test_small_files_are_planned_as_a_run_loads_them(tmp_path: Path) -> None:
+    """Rows that are no problems, rows that come twice, and questions held out by their hash."""
+    path = tmp_path / "set.jsonl"
+    rows = [*(f'{{"prompt": "What is {number} + 1?"}}' for number in range(30)), "no JSON", '{"prompt": ""}']
+    path.write_text("\n".join([*rows, rows[0]]) + "\n")
+    section = f'problems.0={{type = "jsonl", path = "{path}", held_out = 0.3}}'
+    loaded = load.fn(Dataset.create(tmp_path / "data"), [parse_recipe(PAPER, [section]).problems[0].to_source()])
+    whole = planned(section)
+    assert (whole["train"], whole["held_out"]) == (loaded.train, loaded.held_out)
+    assert (whole["problems"], loaded.held_out > 0) == (30, True)
+    assert "set 30 (33 rows of the file)" in render(whole)
+    assert whole.warnings == ()
+
+
+def test_a_share_that_holds_nothing_out_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text("".join(f'{{"prompt": "What is {number} + 1?"}}\n' for number in range(7)))
+    section = f'problems.0={{type = "jsonl", path = "{path}", held_out = 0.001}}'
+    whole = planned(section)
+    assert whole["held_out"] == 0
+    assert "warning: set: held_out = 0.001 holds out none of its 7 problems" in render(whole)
+    assert "warning" not in render(planned(section.replace("0.001", "0")))
+
+
+def test_what_a_run_has_loaded_is_known() -> None:
+    whole = planned(measured={"train": 77.0, "held_out": 23.0})
+    assert (whole["problems"], whole["held_out"], whole["samples"]) == (100, 23, 77 * 5)
+    assert "about: problems.*.held_out" in render(planned())
+
+
+def test_students_learn_from_prompts_without_the_worked_turns() -> None:
+    """Of the demo's prompts of 166 tokens about 120 are worked turns; it took 12 steps of SFT and 11 of KL."""
+    demo = load_recipe(ROOT / "deployments" / "recipes" / "demo.toml")
+    pilot = {"mean_prompt_tokens": 165.6, "mean_completion_tokens": 21.6, "accepted_share": 0.1893, "train": 276.0}
+    whole = plan(demo, pilot | {"held_out": 124.0})
+    assert whole["sft_steps"] == pytest.approx(12, abs=2)
+    assert whole["distill_steps"] == pytest.approx(11, abs=2)
+    assert "0.189 of all, measured by a pilot" in render(whole)
+
+
+def test_checkpoints_that_stay_are_as_many_as_the_trainer_keeps() -> None:
+    from model.training.checkpoint import KEPT
+
+    assert KEPT_CHECKPOINTS == KEPT
 
 
 @pytest.mark.parametrize(

@@ -301,6 +301,15 @@ def test_several_mistakes_are_all_listed(small: Path) -> None:
     assert second.startswith("  also: sft.epochs")
 
 
+@pytest.mark.parametrize("override", ["problems.0.limt=3", "problems.0.limit=-1", "problems.0.type=tsv"])
+def test_a_wrong_item_does_not_make_its_list_too_short(small: Path, override: str) -> None:
+    """pydantic says so beside the item's own mistake: it had dropped the item before it counted."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(small, [override])
+    (only,) = str(caught.value).splitlines()
+    assert override.partition("=")[0] in only
+
+
 # --- what others build on --------------------------------------------------------------------------
 
 

@@ -95,6 +95,8 @@ def test_verdicts_that_are_errors_are_told_and_redone_alone(
     assert told in run.stdout
     status = stillhouse("status", dataset)
     assert told in status.stdout
+    assert "seconds: wall time in which shards were worked on" in status.stdout
+    assert re.search(r"verify .* verdicts ", status.stdout)
     assert f"rerun {dataset} --errors" in status.stdout
     assert re.search(r"verification added \d+\.\d % to the run", status.stdout)
     before = _checksums(dataset)

@@ -35,8 +35,12 @@ from model.rewards.rule import first_loss
 from tasks import catalog
 from tasks.attempts import Attempt, attempt
 from tasks.catalog import AcceptRule, QueryError, connect, explain_sample, run_sql
+from tasks.evaluate import ANSWER_SCHEMA, Answer
 from tasks.problem_verdicts import write_problem_verdicts
+from tasks.snapshot import unit_of
 from tasks.store import Dataset, sample_path, verdict_path
+from tasks.summary import checks_that_wait
+from tasks.views import PUBLIC
 from tasks.work import plan_rerun, plan_verify, read_plan, verdict_extra
 from tests.tasks.small_dataset import generate, judge, make_dataset, plan, problem, write_problems
 
@@ -79,6 +83,15 @@ def test_an_empty_dataset_has_every_view_with_its_types(tmp_path: Path) -> None:
     assert ask(con, "select samples, lost from funnel where reason is null")[0] == (0, 0)
     with pytest.raises(StoreError, match="holds no dataset"):
         connect(tmp_path)
+
+
+def test_every_relation_is_public_or_a_means(tmp_path: Path) -> None:
+    """A new view is either promised to readers (and to README, by a test) or kept out of what they rely on."""
+    con = connect(make_dataset(tmp_path / "data"))
+    names = "select table_name from information_schema.tables"
+    means = {"all_samples", "superseded", "all_verdicts", "verdict_files", "tested", "judged"}
+    found = {str(name) for (name,) in con.execute(names).fetchall() if not str(name).startswith("empty_")}
+    assert found == set(PUBLIC) | means
 
 
 def test_a_file_without_manifest_is_in_no_view(dataset: Dataset) -> None:
@@ -550,6 +563,62 @@ def test_rates_and_time_left_come_from_the_newest_run(tmp_path: Path) -> None:
     dataset.write_text("attempts/generate/000000-001.json", json.dumps(asdict(made)))
     status = catalog.status(connect(dataset)).to_pylist()[0]
     assert (status["rows"], status["rows_per_second"], status["seconds_left"]) == (2, 0.5, 8.0)
+
+
+def write_attempt(
+    dataset: Dataset, stage: str, shard: int, run: str, seconds: tuple[int, int], rows: int, attempt: int = 1
+) -> None:
+    """One that was completed, between two seconds of the same minute."""
+    start, end = (f"2026-01-01T00:00:{second:02d}+00:00" for second in seconds)
+    took = float(seconds[1] - seconds[0])
+    made = Attempt(stage, shard, attempt, "completed", run, 1, "host", start, end, seconds=took, rows=rows)
+    dataset.write_text(f"attempts/{stage}/{shard:06d}-{attempt:03d}.json", json.dumps(asdict(made)))
+
+
+def test_rows_seconds_and_rates_agree(tmp_path: Path) -> None:
+    """Three shards of two samples: two in flight together in one run, with a wait between, and one in a newer run."""
+    dataset = make_dataset(tmp_path / "data", problems=4)
+    plan(dataset, replicas=2, shard_size=2)
+    for shard, run, seconds in ((0, "a", (0, 6)), (1, "a", (2, 8)), (2, "b", (20, 21))):
+        generate(dataset, shard)
+        write_attempt(dataset, "generate", shard, run, seconds, rows=2)
+    row = catalog.status(connect(dataset)).to_pylist()[0]
+    assert (row["rows"], row["seconds"], row["rows_per_second"]) == (6, 9.0, pytest.approx(6 / 9))
+    assert row["seconds_left"] == 1.0  # two rows at the newer run's rate
+    assert unit_of("generate") == "samples"
+
+
+def test_shards_verified_in_part_count_with_the_verdicts_they_have(tmp_path: Path) -> None:
+    """`duplicate` waits for every shard: until then none is done, and yet work was done and some is left."""
+    dataset = make_dataset(tmp_path / "data", problems=2)
+    plan(dataset, replicas=2, shard_size=2)
+    plan_verify(dataset, {"math": "1", "duplicate": "1"})
+    generate(dataset, 0)
+    judge(dataset, 0, "math")
+    write_attempt(dataset, "verify", 0, "a", (0, 4), rows=2)
+    row = {row["stage"]: row for row in catalog.status(connect(dataset)).to_pylist()}["verify"]
+    assert (row["shards"], row["done"], row["pending"]) == (2, 0, 2)
+    assert (row["rows"], row["seconds"], row["rows_per_second"]) == (2, 4.0, 0.5)
+    assert row["seconds_left"] == 12.0  # 8 verdicts are planned
+    assert checks_that_wait(dataset) == {"duplicate": 1}
+    judge(dataset, 0, "duplicate")
+    write_attempt(dataset, "verify", 0, "a", (6, 8), rows=2, attempt=2)
+    row = {row["stage"]: row for row in catalog.status(connect(dataset)).to_pylist()}["verify"]
+    assert (row["done"], row["rows"], row["seconds"], row["rows_per_second"]) == (1, 4, 6.0, pytest.approx(4 / 6))
+    assert checks_that_wait(dataset) == {}
+
+
+def test_an_evaluation_counts_answers_and_training_steps(dataset: Dataset) -> None:
+    row = Evaluation("e", "student", 0, "held_out", "pass@1", 0.5, 0.4, 0.6, 10, 2, "t", "m", "2026")
+    table = to_table([row], EVALUATION_SCHEMA)
+    dataset.write_shard("evaluations/e.parquet", table, schema=EVALUATION_SCHEMA, fingerprint="e", seconds=3.0)
+    answers = [Answer(f"{n}", "p", n, "student", 0, "s", True, "correct", "1", 5, "text") for n in range(2)]
+    table = to_table(answers, ANSWER_SCHEMA)
+    dataset.write_shard("evaluations/answers/e.parquet", table, schema=ANSWER_SCHEMA, fingerprint="e")
+    dataset.write_text("students/sft/manifest.json", json.dumps({"steps": 12}))
+    rows = {row["stage"]: row["rows"] for row in catalog.status(connect(dataset)).to_pylist()}
+    assert (rows["evaluate/student"], rows["sft"]) == (2, 12)
+    assert (unit_of("evaluate/student"), unit_of("sft"), unit_of("verify")) == ("answers", "steps", "verdicts")
 
 
 def test_explain_finds_a_sample_by_prefix(dataset: Dataset) -> None:

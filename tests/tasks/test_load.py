@@ -54,6 +54,16 @@ def test_problems_are_loaded_once(dataset: Dataset, source: ProblemSource) -> No
     assert dataset.file("problems/000000.parquet").stat().st_mtime_ns == changed
 
 
+def test_a_share_that_holds_nothing_out_is_warned_of(
+    dataset: Dataset, source: ProblemSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="stillhouse"):
+        load.fn(dataset, [source])
+        assert "warning" not in caplog.text
+        load.fn(dataset, [replace(source, held_out=0.001)])
+    assert "warning: sums: held_out = 0.001 holds out none of its 3 problems" in caplog.text
+
+
 def test_an_unchanged_source_is_not_even_opened(dataset: Dataset, source: ProblemSource) -> None:
     first = load.fn(dataset, [source])
     file = Path(source.path)

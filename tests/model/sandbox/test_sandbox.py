@@ -40,6 +40,12 @@ def test_each_input_gets_its_own_output(sandbox: Sandbox) -> None:
     assert 0 < two.cpu_seconds < 4
 
 
+def test_the_tier_of_a_machine_can_be_asked_for(sandbox: Sandbox) -> None:
+    command = [sys.executable, "-m", "model.sandbox"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == f"tier {sandbox.tier}{' (in bubblewrap)' * sandbox.in_bubblewrap}\n"
+
+
 @pytest.mark.parametrize(
     ("program", "end", "detail"),
     [

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from filelock import FileLock
 
 from tests.fake_endpoint import FakeEndpoint
 from tests.small_reward_model import save_reward_model
@@ -30,6 +31,10 @@ os.environ.update(
         "TOKENIZERS_PARALLELISM": "false",
     }
 )
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores already: a thread pool in each would only wait for the others. torch reads this once,
+    # when it is imported; a vLLM server has its own setting.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RECIPE = """
 name = "tiny"
@@ -102,9 +107,30 @@ def stillhouse(prefect_api: str, tmp_path: Path) -> Callable[..., subprocess.Com
 
 
 @pytest.fixture(scope="session")
-def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a small real reward model (`tests/small_reward_model.py`)."""
-    return save_reward_model(tmp_path_factory.mktemp("reward-model") / "model")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder of this test run: the same for all of pytest-xdist's workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(autouse=True)
+def _one_vllm_server_at_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One takes both cores and some 3 GiB. (A group of pytest-xdist's would do; 3.8 knows none with pytest 9.2.)"""
+    if request.node.get_closest_marker("vllm") is None:
+        yield
+        return
+    with FileLock(request.getfixturevalue("shared_folder") / "vllm.lock"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def reward_model(shared_folder: Path) -> Path:
+    """Folder of a small real reward model (`tests/small_reward_model.py`), made once for all workers."""
+    folder = shared_folder / "reward-model"
+    with FileLock(shared_folder / "reward-model.lock"):
+        if not folder.exists():
+            save_reward_model(shared_folder / "reward-model.part").rename(folder)
+    return folder
 
 
 @pytest.fixture

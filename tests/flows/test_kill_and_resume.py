@@ -22,7 +22,7 @@ from model.sampling import reaper
 from tasks.catalog import connect
 from tests.fake_endpoint import FakeEndpoint
 
-KILLS = 5  # more find nothing left to do
+KILLS = 5
 LEAST_HITS = 3  # attempts that a kill cut short; the later kills find less and less left to do
 
 

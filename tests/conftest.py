@@ -7,7 +7,6 @@ The Prefect server is a real one on loopback with its database in a temporary fo
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import httpx
 import pytest
 from filelock import FileLock
 
+from model.sampling import reaper
 from tests.fake_endpoint import FakeEndpoint
 from tests.small_reward_model import save_reward_model
 
@@ -80,7 +80,9 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     env = os.environ | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    # Ctrl-C kills pytest-xdist's workers without their fixtures' ends: the reaper ends the server all the same.
+    command = [sys.executable, "-I", reaper.__file__, str(os.getpid()), "--"]
+    command += [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "server.log").open("wb") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -91,7 +93,8 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             server.wait(15)
         except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
+            server.kill()
+            server.wait()
 
 
 @pytest.fixture

@@ -117,12 +117,14 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _one_vllm_server_at_once(request: pytest.FixtureRequest) -> Iterator[None]:
-    """One takes both cores and some 3 GiB. (A group of pytest-xdist's would do; 3.8 knows none with pytest 9.2.)"""
-    if request.node.get_closest_marker("vllm") is None:
+def _one_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests marked `vllm` or `machine` do not run beside each other: a vLLM server takes every core, some 3 GiB and
+    shared memory, and who watches the machine for an attack's traces must not see another test's. (A group of
+    pytest-xdist's would do for vLLM; 3.8 knows no groups with pytest 9.2.)"""
+    if not any(request.node.get_closest_marker(name) for name in ("vllm", "machine")):
         yield
         return
-    with FileLock(request.getfixturevalue("shared_folder") / "vllm.lock"):
+    with FileLock(request.getfixturevalue("shared_folder") / "machine.lock"):
         yield
 
 

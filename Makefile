@@ -1,11 +1,13 @@
 # make demo   install everything, then run the whole factory on this machine's CPU (FRESH=1 starts over)
 # make test   install if need be, run the tests          make check   what CI runs: lint, types, tests
+#             in TEST_PROCESSES processes (2)
 # TORCH_INDEX: URL of PyTorch's CPU package index, for machines where plain `torch` would bring CUDA along.
 
 PYTHON ?= python3
 VENV ?= .venv
 FLAVOUR ?= cpu
 RECIPE ?= deployments/recipes/demo.toml
+TEST_PROCESSES ?= 2
 LOCK := deployments/locks/$(FLAVOUR).lock
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(FLAVOUR)
@@ -19,7 +21,8 @@ endif
 	$(BIN)/stillhouse run $(RECIPE)
 
 test: env
-	$(BIN)/python -m pytest
+	@# A file's tests share a process and so its set-ups. Files in their own order: the slow ones, flows/, come first.
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 check: lint types test
 

@@ -7,7 +7,6 @@ The Prefect server is a real one on loopback with its database in a temporary fo
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +16,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from filelock import FileLock
 
+from model.sampling import reaper
 from tests.fake_endpoint import FakeEndpoint
 from tests.small_reward_model import save_reward_model
 
@@ -30,6 +31,10 @@ os.environ.update(
         "TOKENIZERS_PARALLELISM": "false",
     }
 )
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores already: a thread pool in each would only wait for the others. torch reads this once,
+    # when it is imported; a vLLM server has its own setting.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RECIPE = """
 name = "tiny"
@@ -75,7 +80,9 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     env = os.environ | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    # Ctrl-C kills pytest-xdist's workers without their fixtures' ends: the reaper ends the server all the same.
+    command = [sys.executable, "-I", reaper.__file__, str(os.getpid()), "--"]
+    command += [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "server.log").open("wb") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -86,7 +93,8 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         try:
             server.wait(15)
         except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
+            server.kill()
+            server.wait()
 
 
 @pytest.fixture
@@ -102,9 +110,32 @@ def stillhouse(prefect_api: str, tmp_path: Path) -> Callable[..., subprocess.Com
 
 
 @pytest.fixture(scope="session")
-def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a small real reward model (`tests/small_reward_model.py`)."""
-    return save_reward_model(tmp_path_factory.mktemp("reward-model") / "model")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder of this test run: the same for all of pytest-xdist's workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(autouse=True)
+def _one_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests marked `vllm` or `machine` do not run beside each other: a vLLM server takes every core, some 3 GiB and
+    shared memory, and who watches the machine for an attack's traces must not see another test's. (A group of
+    pytest-xdist's would do for vLLM; 3.8 knows no groups with pytest 9.2.)"""
+    if not any(request.node.get_closest_marker(name) for name in ("vllm", "machine")):
+        yield
+        return
+    with FileLock(request.getfixturevalue("shared_folder") / "machine.lock"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def reward_model(shared_folder: Path) -> Path:
+    """Folder of a small real reward model (`tests/small_reward_model.py`), made once for all workers."""
+    folder = shared_folder / "reward-model"
+    with FileLock(shared_folder / "reward-model.lock"):
+        if not folder.exists():
+            save_reward_model(shared_folder / "reward-model.part").rename(folder)
+    return folder
 
 
 @pytest.fixture

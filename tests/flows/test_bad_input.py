@@ -170,6 +170,7 @@ def test_folder_that_cannot_be_made(stillhouse: Command, write_recipe: WriteReci
     assert_told(stillhouse("run", write_recipe(NOWHERE), "--set", f"dataset={tmp_path}/file/x"), "file/x")
 
 
+@pytest.mark.machine
 def test_full_disk(stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path) -> None:
     """A real one, small enough to fill. What was written stays, and the same command makes what is missing."""
     disk = tmp_path / "disk"

@@ -22,11 +22,11 @@ from model.sampling import reaper
 from tasks.catalog import connect
 from tests.fake_endpoint import FakeEndpoint
 
-KILLS = 10
+KILLS = 5
 LEAST_HITS = 3  # attempts that a kill cut short; the later kills find less and less left to do
 
 
-def test_ten_kills_lose_nothing_and_double_nothing(
+def test_five_kills_lose_nothing_and_double_nothing(
     stillhouse: Callable[..., subprocess.CompletedProcess[str]],
     write_recipe: Callable[..., Path],
     endpoint: FakeEndpoint,

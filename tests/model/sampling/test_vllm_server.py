@@ -43,7 +43,8 @@ for name in ("-m", "--model", "--served-model-name", "--host", "--port"):
 options = parser.parse_known_args()[0]
 engine = subprocess.Popen(["sleep", "600"], start_new_session=True)
 print("Starting to load model", engine.pid, flush=True)
-time.sleep(0.4)
+while "STAND_IN_WAITS_FOR" in os.environ and not os.path.exists(os.environ["STAND_IN_WAITS_FOR"]):
+    time.sleep(0.02)
 with FakeEndpoint(model=options.served_model_name, port=int(options.port)) as endpoint:
     while True:
         time.sleep(0.05)
@@ -89,10 +90,17 @@ def make_server(model: Path | str, tmp_path: Path, python: str, **more: object) 
 
 
 def test_a_server_serves_and_leaves_nothing(
-    folder: Path, tmp_path: Path, stand_in: str, started: Callable[[], list[int]]
+    folder: Path, tmp_path: Path, stand_in: str, started: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phases: list[str] = []
-    server = make_server(folder, tmp_path, stand_in, on_progress=lambda phase, _seconds: phases.append(phase))
+    monkeypatch.setenv("STAND_IN_WAITS_FOR", str(tmp_path / "seen"))
+
+    def on_progress(phase: str, _seconds: float) -> None:
+        phases.append(phase)
+        if phase == "loading weights":
+            (tmp_path / "seen").touch()
+
+    server = make_server(folder, tmp_path, stand_in, on_progress=on_progress)
     with server:
         members = started()
         assert len(members) >= 3  # reaper, server, engine

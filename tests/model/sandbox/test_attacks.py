@@ -23,7 +23,10 @@ ROOT = Path(__file__).parents[3]
 HERE = "tests/model/sandbox"
 IS_ROOT = os.geteuid() == 0
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux"),
+    pytest.mark.machine,
+]
 
 
 def _report(who: str, tier: str) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Every kernel's value and gradient in closed form against autograd on the loss's own definition, in float64."""
+"""Every kernel's value and gradient in closed form against autograd on its published definition, in float64."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.definitions import published
 from model.losses.head import Kernel, Part, head_gradients
-from model.losses.kl import Divergence, divergence_part, generalised_jsd, kl
+from model.losses.kl import Divergence, divergence_part
 from model.losses.log_probs import log_prob_part
 from model.losses.sft import sft_part
 from model.losses.top_k import top_k_divergence, top_k_part
@@ -31,16 +32,12 @@ SHORT_NK = STORED_NK.clone()
 SHORT_NK[3, 5:] = -torch.inf  # a row with five tokens
 
 
-def _log_probs(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
-    return (logits_NV / temperature).log_softmax(-1).gather(-1, TARGETS_N[:, None]).squeeze(-1)
-
-
 def _distance(logits_NV: Tensor, kind: Divergence, temperature: float) -> Tensor:
-    log_p_NV, log_q_NV = ((each / temperature).log_softmax(-1) for each in (TEACHER_NV, logits_NV))
+    p_NV, q_NV = (published.probabilities(each, temperature) for each in (TEACHER_NV, logits_NV))
     distance_N = {
-        Divergence.FORWARD: lambda: kl(log_p_NV, log_q_NV),
-        Divergence.REVERSE: lambda: kl(log_q_NV, log_p_NV),
-        Divergence.JSD: lambda: generalised_jsd(log_p_NV, log_q_NV, BETA),
+        Divergence.FORWARD: lambda: published.kl(p_NV, q_NV),
+        Divergence.REVERSE: lambda: published.kl(q_NV, p_NV),
+        Divergence.JSD: lambda: published.jsd(p_NV, q_NV, BETA),
     }[kind]()
     return temperature**2 * (WEIGHTS_N * distance_N).sum()
 
@@ -60,11 +57,11 @@ def _policy(log_probs_N: Tensor, weights_N: Tensor) -> Tensor:
 
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], Kernel]] = {
     "sft": (
-        lambda logits_NV: -(WEIGHTS_N * _log_probs(logits_NV)).sum(),
+        lambda logits_NV: -(WEIGHTS_N * published.log_probs(logits_NV, TARGETS_N)).sum(),
         Kernel(lambda logits_CV, rows: sft_part(logits_CV, TARGETS_N[rows], WEIGHTS_N[rows])),
     ),
     "policy": (
-        lambda logits_NV: _policy(_log_probs(logits_NV, 0.7), WEIGHTS_N),
+        lambda logits_NV: _policy(published.log_probs(logits_NV, TARGETS_N, 0.7), WEIGHTS_N),
         Kernel(
             lambda logits_CV, rows: log_prob_part(
                 logits_CV, TARGETS_N[rows], lambda log_probs_C: (_policy(log_probs_C, WEIGHTS_N[rows]), {}), 0.7

@@ -9,6 +9,7 @@ definition mostly some 1e-2; an epsilon of 1e-6 in a divisor would not show. Nor
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -115,7 +116,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def checks(inputs: Inputs) -> list[Check]:
     """The rows, in the order of the table."""
-    parts = (_cross_entropy, _distances, _log_probs, _objectives, _penalties, _advantages, _measures)
+    parts = (_cross_entropy, _distances, _log_probs, _objectives, _penalties, _advantages, _values, _measures)
     return [check for part in parts for check in part(inputs)]
 
 
@@ -361,6 +362,50 @@ def _advantages(inputs: Inputs) -> Iterator[Check]:
     for kind, (formula, source) in formulas.items():
         theirs = torch.stack([formula(group_G) for group_G in rewards_PG.double()])
         yield against_values(f"{kind} advantages", source, group_advantages(rewards_PG, kind), theirs)
+
+
+def _values(inputs: Inputs) -> Iterator[Check]:
+    schulman, old = "Schulman et al., arXiv:1506.02438, eq. 16", completions(inputs.old_N.double())
+
+    def advantages(gae_lambda: float, discount: float = 1.0) -> Tensor:
+        parts = zip(old, *map(completions, (inputs.reference_N, inputs.old_values_N)), inputs.rewards_B, strict=True)
+        found = []
+        for old_T, reference_T, values_T, reward in parts:
+            rewards_T = -BETA * published.k1(old_T, reference_T.double())
+            rewards_T[-1] += reward
+            found.append(published.gae(rewards_T, values_T.double(), discount, gae_lambda))
+        return torch.cat(found)
+
+    for discount, gae_lambda in ((1.0, 1.0), (1.0, 0.0), (0.99, 0.95)):
+        mine = ours.value_advantages(inputs, discount, gae_lambda, BETA)
+        name = f"GAE, gamma {discount}, lambda {gae_lambda}"
+        yield against_values(name, schulman + "; KL in the reward per token", mine, advantages(gae_lambda, discount))
+
+    def objective(logits_NV: Tensor) -> Tensor:
+        new = completions(published.log_probs(logits_NV, inputs.targets_N))
+        return published.token_mean(published.clipped_losses(new, old, completions(advantages(0.95)), 0.2, 0.2))
+
+    yield against_autograd(
+        "PPO objective",
+        "arXiv:1707.06347, eq. 7",
+        inputs,
+        partial(ours.policy, advantages_N=ours.value_advantages(inputs, 1.0, 0.95, BETA), normalise=Normalise.TOKEN),
+        objective,
+    )
+    returns_N = advantages(0.95) + inputs.old_values_N
+
+    def squares(clip: float) -> Outcome:
+        values_N = inputs.values_N.double().requires_grad_()
+        loss = published.value_losses(values_N, inputs.old_values_N.double(), returns_N, clip).mean()
+        return Outcome(loss.detach(), torch.autograd.grad(loss, values_N))
+
+    for clip, source in (
+        (math.inf, "arXiv:1707.06347, eq. 9"),
+        (0.5, "OpenAI baselines; Huang et al. 2022 (no equation)"),
+    ):
+        name = "value loss" if clip == math.inf else f"value loss, clip {clip}"
+        mine_by = partial(ours.value_loss, inputs, returns_N.float(), 0.0 if clip == math.inf else clip)
+        yield Check(name, source, mine_by, partial(squares, clip))
 
 
 def _measures(_inputs: Inputs) -> Iterator[Check]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.gae import generalised_advantages, token_rewards
 from model.losses.grpo import Objective, grpo_terms, sequence_ratios
 from model.losses.head import Kernel, Part, head_gradients, project
 from model.losses.kl import Divergence, divergence_part
@@ -19,6 +20,7 @@ from model.losses.log_probs import log_prob_part, token_log_probs
 from model.losses.normalise import Normalise, token_weights
 from model.losses.sft import sft_part
 from model.losses.top_k import top_k_part
+from model.losses.value import value_terms
 
 LENGTHS = (3, 17, 8, 1, 12, 6, 10, 7)  # |o_i|, tokens
 MAX_LENGTH = 20  # tokens, of normalise = "constant"
@@ -36,6 +38,8 @@ class Inputs:
     old_N: Tensor  # log π_old of the targets, nats; ratios lie on both sides of a clip at 0.2
     reference_N: Tensor  # log π_ref
     rewards_B: Tensor
+    values_N: Tensor  # of a value model
+    old_values_N: Tensor
 
     @property
     def lengths(self) -> Tensor:
@@ -82,6 +86,8 @@ def draw(seed: int, vocabulary: int, hidden: int = 32) -> Inputs:
         old_N=log_probs_N + 0.3 * normal(tokens),
         reference_N=log_probs_N + 0.5 * normal(tokens),
         rewards_B=torch.tensor([1.2, 0.0, 0.2, 1.0, 0.0, 0.2, 1.2, 0.7]),
+        values_N=normal(tokens),
+        old_values_N=normal(tokens),
     )
 
 
@@ -186,3 +192,18 @@ def policy(
     return by_head(
         inputs, Kernel(lambda logits_CV, rows: log_prob_part(logits_CV, inputs.targets_N[rows], loss_at(rows)))
     )
+
+
+def value_advantages(inputs: Inputs, discount: float, gae_lambda: float, kl_weight: float) -> Tensor:
+    """PPO's advantages, its rewards less a penalty by k1."""
+    penalties_N = kl_weight * (inputs.old_N - inputs.reference_N)
+    paid_N = token_rewards(inputs.rewards_B, penalties_N, inputs.lengths)
+    return generalised_advantages(paid_N, inputs.old_values_N, inputs.lengths, discount=discount, gae_lambda=gae_lambda)
+
+
+def value_loss(inputs: Inputs, returns_N: Tensor, clip: float) -> Outcome:
+    """The value model's loss, every token alike, with the gradient of the values."""
+    values_N = inputs.values_N.clone().requires_grad_()
+    terms = value_terms(values_N, inputs.old_values_N, returns_N, clip=clip)
+    value = (inputs.weights(Normalise.TOKEN) * terms.loss_N).sum()
+    return Outcome(value.detach(), torch.autograd.grad(value, values_N))

@@ -162,6 +162,27 @@ def rloo_advantages(rewards_G: Tensor) -> Tensor:
     return torch.stack([r - rest.sum() / len(rest) for r, rest in zip(rewards_G, others, strict=True)])
 
 
+# --- a value model's advantages and loss, of one completion --------------------------------------------------------
+
+
+def gae(rewards_T: Tensor, values_T: Tensor, discount: float, gae_lambda: float) -> Tensor:
+    """A_t = Σ_l (γλ)^l δ_{t+l} with δ_t = r_t + γ V_{t+1} − V_t and V = 0 at the end."""
+    count, values = len(rewards_T), [*values_T, torch.zeros(())]
+    deltas = [rewards_T[t] + discount * values[t + 1] - values[t] for t in range(count)]
+    return torch.stack(
+        [
+            torch.stack([(discount * gae_lambda) ** (u - t) * deltas[u] for u in range(t, count)]).sum()
+            for t in range(count)
+        ]
+    )
+
+
+def value_losses(values_N: Tensor, old_N: Tensor, returns_N: Tensor, clip: float) -> Tensor:
+    """½ max((V − R)², (V_old + clip(V − V_old, −ε, ε) − R)²), shape [N]."""
+    near_N = old_N + torch.clamp(values_N - old_N, -clip, clip)
+    return torch.maximum((values_N - returns_N) ** 2, (near_N - returns_N) ** 2) / 2
+
+
 # --- rewards and measures --------------------------------------------------------------------------------------------
 
 

@@ -12,9 +12,10 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -36,13 +37,29 @@ class DiskError(TrainingError):
     retryable = False
 
 
-def save_checkpoint(folder: Path, step: int, model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW) -> None:
+class Stateful(Protocol):
+    """What a checkpoint keeps besides the model: its state, as tensors and plain values."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: Model,
+    tokenizer: Tokenizer,
+    optimizer: MasterAdamW,
+    beside: Stateful | None = None,
+) -> None:
     """Writes `folder/step-NNNNNN` and drops all but the last two."""
+    also = {} if beside is None else {"beside": beside.state_dict()}
 
     def write(scratch: Path) -> None:
         save_model(scratch, model, tokenizer)
         with (scratch / "trainer.pt").open("wb") as file:  # given a path, torch does not say why it could not write
-            torch.save({"step": step, **optimizer.state_dict()}, file)
+            torch.save({"step": step, **optimizer.state_dict(), **also}, file)
 
     write_folder(folder / f"step-{step:06d}", write)
     for old in complete_checkpoints(folder)[:-KEPT]:
@@ -50,13 +67,15 @@ def save_checkpoint(folder: Path, step: int, model: Model, tokenizer: Tokenizer,
             shutil.rmtree(old)
 
 
-def restore_checkpoint(folder: Path, optimizer: MasterAdamW) -> int:
-    """Puts the newest checkpoint into optimizer and model; returns its step, 0 where there is none."""
+def restore_checkpoint(folder: Path, optimizer: MasterAdamW, beside: Stateful | None = None) -> int:
+    """Puts the newest checkpoint into optimizer and model (and what is trained beside it); its step, or 0 for none."""
     found = complete_checkpoints(folder)
     if not found:
         return 0
     state = torch.load(found[-1] / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
     optimizer.load_state_dict(state)
+    if beside is not None:
+        beside.load_state_dict(state["beside"])
     return int(state["step"])
 
 

@@ -1,4 +1,4 @@
-"""What one training process is told: a JSON file with every setting resolved, read into one of three dataclasses.
+"""What one training process is told: a JSON file with every setting resolved, read into one of four dataclasses.
 
 The recipe has checked bounds already; here names, types and paths are checked, so that a hand-written job also
 fails with one clear line. All paths are absolute. Nothing here imports torch models or reads weights.
@@ -128,7 +128,22 @@ class GRPOJob(Job):
     check_timeout_seconds: float = 5.0
 
 
-JOBS: dict[str, type[Job]] = {job.stage: job for job in (SFTJob, DistillJob, GRPOJob)}
+@dataclass(frozen=True, kw_only=True)
+class PPOJob(GRPOJob):
+    """GRPO's rollouts and objective with a value model's advantages; `advantage` has no meaning here."""
+
+    stage = "ppo"
+
+    kl_estimator: KLEstimator = KLEstimator.K1
+    kl_in: KLPlace = KLPlace.REWARD
+    discount: float = 1.0  # γ
+    gae_lambda: float = 1.0  # λ; R1's authors tuned it: 1.0 best for mathematics, well above the usual 0.95
+    whiten: bool = True  # advantages of a step's tokens to mean 0 and std 1
+    value_learning_rate: float = 1e-4  # peak; the job's schedule
+    value_clip: float = 0.2  # largest step of a value that the loss rewards, in units of reward; 0: no clip
+
+
+JOBS: dict[str, type[Job]] = {job.stage: job for job in (SFTJob, DistillJob, GRPOJob, PPOJob)}
 
 
 def read_job(path: Path) -> Job:

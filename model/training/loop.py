@@ -1,4 +1,4 @@
-"""The one training loop. A stage (sft, distill, grpo) says only how a step's data become a loss.
+"""The one training loop. A stage (sft, distill, grpo, ppo) says only how a step's data become a loss.
 
     for every step: prepare micro-batches → gradients of each, summed → clip → AdamW → one line of metrics
 
@@ -22,7 +22,7 @@ import torch
 
 from model.errors import TrainingError
 from model.losses.head import Kernel
-from model.training.checkpoint import disk_errors, restore_checkpoint, save_checkpoint, write_file
+from model.training.checkpoint import Stateful, disk_errors, restore_checkpoint, save_checkpoint, write_file
 from model.training.data import TokenBatch, Tokenizer
 from model.training.forward import Model, backward
 from model.training.job import Job
@@ -46,10 +46,21 @@ class StepWork:
     metrics: Mapping[str, float] = field(default_factory=dict)  # known before the first update
 
 
+class Beside(Stateful, Protocol):
+    """What a stage trains beside its model, with an optimizer of its own (PPO's value model)."""
+
+    def update(self, step: int) -> Mapping[str, float]:
+        """One update, after each of the model's, on what `Stage.prepare` left; its metrics."""
+        ...
+
+
 class Stage(Protocol):
     """What a training stage has to say."""
 
     left_out: int  # examples that could not be used
+
+    @property
+    def beside(self) -> Beside | None: ...
 
     @property
     def total_steps(self) -> int: ...
@@ -85,14 +96,14 @@ def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: Stop
     """
     optimizer = MasterAdamW(model, job.weight_decay)
     checkpoints = job.out / "checkpoints"
-    begun = restore_checkpoint(checkpoints, optimizer)
+    begun = restore_checkpoint(checkpoints, optimizer, stage.beside)
     log = MetricsLog(job.out / "metrics.jsonl", keep=begun)
     line: dict[str, float] = {}
     for step in range(begun + 1, stage.total_steps + 1):
         line = run_step(job, stage, model, optimizer, step)
         log.append(line)
         if stop.received or (step % job.checkpoint_every == 0 and step < stage.total_steps):
-            save_checkpoint(checkpoints, step, model, tokenizer, optimizer)
+            save_checkpoint(checkpoints, step, model, tokenizer, optimizer, stage.beside)
         if stop.received:
             raise Stopped(f"stopped after step {step} of {stage.total_steps}; start the same job to go on")
     return line
@@ -109,6 +120,8 @@ def run_step(job: Job, stage: Stage, model: Model, optimizer: MasterAdamW, step:
     for _ in range(work.updates if work.micro_batches else 0):
         line |= accumulate(model, optimizer, work.micro_batches)
         line["grad_norm"] = optimizer.step(rate, job.grad_clip)
+        if stage.beside:
+            line |= stage.beside.update(step)
         require_number(line)
     seconds = time.perf_counter() - started
     tokens = sum(micro.tokens.tokens_BT.numel() for micro in work.micro_batches)
@@ -132,10 +145,10 @@ def accumulate(model: Model, optimizer: MasterAdamW, micro_batches: Sequence[Mic
 
 def require_number(line: Mapping[str, float]) -> None:
     """Raises DivergedError where loss or gradient is infinite or not a number."""
-    if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
-        raise DivergedError(
-            f"step {line['step']:.0f}: loss {line['loss']}, gradient norm {line['grad_norm']}: lower learning_rate"
-        )
+    for of, remedy in (("", "learning_rate"), ("value_", "value_learning_rate")):
+        loss, norm = line.get(f"{of}loss", 0.0), line.get(f"{of}grad_norm", 0.0)
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise DivergedError(f"step {line['step']:.0f}: {of}loss {loss}, gradient norm {norm}: lower {remedy}")
 
 
 class MetricsLog:

@@ -16,13 +16,15 @@ from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
 from model.training.forward import Model, load_model
 from model.training.grpo import GRPOStage
-from model.training.job import DistillJob, GRPOJob, Job, SFTJob
+from model.training.job import DistillJob, GRPOJob, Job, PPOJob, SFTJob
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
+from model.training.ppo import PPOStage
 from model.training.process import sole_owner
 from model.training.rewards import verifier_reward
 from model.training.rollouts import LocalRollouts
 from model.training.sft import SFTStage
+from model.training.value_model import ValueModel
 
 
 def run_job(job: Job, stop: StopSignal) -> None:
@@ -82,6 +84,10 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, device: torch.devic
                 model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop
             )
             with verifier_reward(job) as reward:
-                yield GRPOStage(job, model, reference, rollouts, reward)
+                if isinstance(job, PPOJob):
+                    value_model = ValueModel(job, load_model(job.init, job.dtype, device)[0])
+                    yield PPOStage(job, model, reference, rollouts, reward, value_model)
+                else:
+                    yield GRPOStage(job, model, reference, rollouts, reward)
         case _:
             raise AssertionError(f"no stage for {job.stage}")

@@ -31,6 +31,8 @@ from model.training.loop import MicroBatch, StepWork
 class ExampleStage:
     """The steps of a job that reads a fixed list of examples."""
 
+    beside = None
+
     def __init__(self, job: SFTJob, tokenizer: Tokenizer, device: torch.device) -> None:
         self.job, self.device = job, device
         found = read_examples(job.examples)

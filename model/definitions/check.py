@@ -116,7 +116,17 @@ def table(rows: Sequence[Row]) -> str:
 
 def checks(inputs: Inputs) -> list[Check]:
     """The rows, in the order of the table."""
-    parts = (_cross_entropy, _distances, _log_probs, _objectives, _penalties, _advantages, _values, _measures)
+    parts = (
+        _cross_entropy,
+        _distances,
+        _two_vocabularies,
+        _log_probs,
+        _objectives,
+        _penalties,
+        _advantages,
+        _values,
+        _measures,
+    )
     return [check for part in parts for check in part(inputs)]
 
 
@@ -206,6 +216,29 @@ def _distances(inputs: Inputs) -> Iterator[Check]:
     for k in (1, 8, 64, inputs.teacher_NV.shape[-1]):
         source = "KL of k+1 classes; DistillKit's and TRL's tail bucket (no paper)"
         yield against_autograd(f"top-{k} KL with tail", source, inputs, partial(ours.top_k, k=k), partial(stored, k=k))
+
+
+def _two_vocabularies(inputs: Inputs) -> Iterator[Check]:
+    teacher_NV, weight = inputs.teacher_NV, 1.5
+    vocabulary = teacher_NV.shape[-1]
+
+    def loss(logits_NV: Tensor, teacher_NU: Tensor) -> Tensor:
+        distance_N = published.uld(published.probabilities(teacher_NU.double()), published.probabilities(logits_NV))
+        every_other_N = 1 - torch.arange(len(logits_NV)) % 2
+        surprise_N = -published.log_probs(logits_NV, inputs.targets_N)
+        return (surprise_N + weight * every_other_N * distance_N).mean()
+
+    for name, teacher_NU in (
+        ("a smaller", teacher_NV[:, : vocabulary * 3 // 4]),
+        ("a larger", torch.cat([teacher_NV, teacher_NV[:, : vocabulary // 4] - 1], dim=-1)),
+    ):
+        yield against_autograd(
+            f"ULD, {name} vocabulary's teacher",
+            "arXiv:2402.12030, its ULD loss with lambda 1.5; beside every other token",
+            inputs,
+            partial(ours.uld, teacher_NU=teacher_NU, uld_weight=weight),
+            partial(loss, teacher_NU=teacher_NU),
+        )
 
 
 def _log_probs(inputs: Inputs) -> Iterator[Check]:

@@ -20,6 +20,7 @@ from model.losses.log_probs import log_prob_part, token_log_probs
 from model.losses.normalise import Normalise, token_weights
 from model.losses.sft import sft_part
 from model.losses.top_k import top_k_part
+from model.losses.uld import uld_part
 from model.losses.value import value_terms
 
 LENGTHS = (3, 17, 8, 1, 12, 6, 10, 7)  # |o_i|, tokens
@@ -124,6 +125,18 @@ def top_k(inputs: Inputs, k: int) -> Outcome:
         inputs,
         Kernel(lambda logits_CV, rows: top_k_part(logits_CV, ids_NK[rows], log_probs_NK[rows], weights_N[rows])),
     )
+
+
+def uld(inputs: Inputs, teacher_NU: Tensor, uld_weight: float) -> Outcome:
+    """Cross-tokenizer distillation's loss, every token alike, a teacher's beside every other one."""
+    weights_N = inputs.weights(Normalise.TOKEN)
+
+    def part(logits_CV: Tensor, rows: slice) -> Part:
+        paired_M = torch.arange(rows.start % 2, rows.stop - rows.start, 2)
+        teacher_MU = teacher_NU[rows][paired_M]
+        return uld_part(logits_CV, teacher_MU, paired_M, weights_N[rows], inputs.targets_N[rows], uld_weight=uld_weight)
+
+    return by_head(inputs, Kernel(part))
 
 
 def log_probs(inputs: Inputs, temperature: float) -> Outcome:

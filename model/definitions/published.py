@@ -81,6 +81,16 @@ def top_k_kl(p_NV: Tensor, q_NV: Tensor, ids_NK: Tensor) -> Tensor:
     return torch.stack(distances)
 
 
+def uld(p_NU: Tensor, q_NV: Tensor) -> Tensor:
+    """Σ_i |p_(i) − q_(i)| of the sorted probabilities, the shorter vector padded with zeros, shape [N]."""
+    longest = max(p_NU.shape[-1], q_NV.shape[-1])
+    p_NW, q_NW = (
+        torch.cat([each, torch.zeros(len(each), longest - each.shape[-1])], dim=-1).sort(-1).values
+        for each in (p_NU, q_NV)
+    )
+    return (p_NW - q_NW).abs().sum(-1)
+
+
 # --- policy losses ---------------------------------------------------------------------------------------------------
 
 

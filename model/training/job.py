@@ -83,21 +83,24 @@ class SFTJob(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillJob(SFTJob):
-    """KL to a teacher's token distributions on the same completions: a live teacher's, or stored ones."""
+    """Distance to a teacher's token distributions on the same completions: a live teacher's, or stored ones."""
 
     stage = "distill"
 
-    teacher: Path | None = None  # model folder with the student's tokenizer
+    teacher: Path | None = None  # model folder; with the student's tokenizer, unless the divergence is uld
     stored: Path | None = None  # Parquet of TeacherPlace, instead of a teacher
     divergence: Divergence = Divergence.FORWARD
     beta: float = 0.5  # jsd only: the teacher's share in the mixture
     temperature: float = 1.0
+    uld_weight: float = 1.5  # uld only: λ of its distance beside cross-entropy; arXiv:2402.12030's experiments
 
     def __post_init__(self) -> None:
         if (self.teacher is None) == (self.stored is None):
             raise JobError("a distill job needs either the field 'teacher' or the field 'stored'")
         if self.stored and (self.divergence, self.temperature) != (Divergence.FORWARD, 1.0):
             raise JobError("stored log-probabilities allow divergence = 'forward' and temperature = 1 only")
+        if self.divergence is Divergence.ULD and self.temperature != 1.0:
+            raise JobError("divergence = 'uld' allows temperature = 1 only")
 
 
 @dataclass(frozen=True, kw_only=True)

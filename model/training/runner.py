@@ -11,7 +11,9 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from model.errors import TrainingError
+from model.losses.kl import Divergence
 from model.training.checkpoint import disk_errors, save_model, write_folder
+from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
 from model.training.forward import Model, load_model
@@ -74,6 +76,8 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, device: torch.devic
     match job:
         case DistillJob(teacher=None):
             yield StoredDistillStage(job, tokenizer, device)
+        case DistillJob(divergence=Divergence.ULD):
+            yield CrossTokenizerStage(job, tokenizer, device)
         case DistillJob():
             yield DistillStage(job, tokenizer, device)
         case SFTJob():

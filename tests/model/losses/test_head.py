@@ -15,7 +15,9 @@ from model.losses.kl import Divergence, divergence_part
 from model.losses.log_probs import log_prob_part
 from model.losses.sft import sft_part
 from model.losses.top_k import top_k_divergence, top_k_part
+from model.losses.uld import uld_part
 
+ONE_VOCABULARY = (Divergence.FORWARD, Divergence.REVERSE, Divergence.JSD)
 N, H, V, K, BETA = 37, 16, 101, 8, 0.3
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -27,6 +29,7 @@ def _random(*shape: int) -> Tensor:
 HIDDEN_NH, WEIGHT_VH, TEACHER_NV = _random(N, H), _random(V, H), 3 * _random(N, V)
 WEIGHTS_N = _random(N).abs()
 TARGETS_N = torch.randint(V, (N,), generator=GENERATOR)
+OTHER_NU, PAIRED_N = 2 * _random(N, 130), (torch.arange(N) % 3 > 0).double()  # a teacher of 130 tokens, at some places
 STORED_NK, IDS_NK = TEACHER_NV.log_softmax(-1).topk(K)
 SHORT_NK = STORED_NK.clone()
 SHORT_NK[3, 5:] = -torch.inf  # a row with five tokens
@@ -48,6 +51,17 @@ def _distance_kernel(kind: Divergence, temperature: float) -> Kernel:
         return divergence_part(logits_CV, teacher_CV, weights_C, kind, targets_C, beta=BETA, temperature=temperature)
 
     return Kernel(part)
+
+
+def _uld(logits_NV: Tensor) -> Tensor:
+    distance_N = published.uld(*(published.probabilities(each) for each in (OTHER_NU, logits_NV)))
+    return WEIGHTS_N * (1.5 * PAIRED_N * distance_N - published.log_probs(logits_NV, TARGETS_N))
+
+
+def _uld_part(logits_CV: Tensor, rows: slice) -> Part:
+    paired_M = PAIRED_N[rows].nonzero().flatten()
+    teacher_MU = OTHER_NU[rows][paired_M]
+    return uld_part(logits_CV, teacher_MU, paired_M, WEIGHTS_N[rows], TARGETS_N[rows], uld_weight=1.5)
 
 
 def _policy(log_probs_N: Tensor, weights_N: Tensor) -> Tensor:
@@ -72,12 +86,20 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Kernel]] = {
         lambda logits_NV: (WEIGHTS_N * top_k_divergence(logits_NV, IDS_NK, SHORT_NK)).sum(),
         Kernel(lambda logits_CV, rows: top_k_part(logits_CV, IDS_NK[rows], SHORT_NK[rows], WEIGHTS_N[rows])),
     ),
+    "uld": (
+        lambda logits_NV: (
+            -(WEIGHTS_N * published.log_probs(logits_NV, TARGETS_N)).sum()
+            + 1.5
+            * (WEIGHTS_N * PAIRED_N * published.uld(published.probabilities(OTHER_NU), logits_NV.softmax(-1))).sum()
+        ),
+        Kernel(_uld_part),
+    ),
     **{
         f"{kind} at {temperature}": (
             lambda logits_NV, kind=kind, temperature=temperature: _distance(logits_NV, kind, temperature),
             _distance_kernel(kind, temperature),
         )
-        for kind in Divergence
+        for kind in ONE_VOCABULARY
         for temperature in (1.0, 2.5)
     },
 }

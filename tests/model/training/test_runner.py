@@ -169,6 +169,13 @@ def test_a_wrong_job_is_one_line_and_exit_2(make_job: MakeJob) -> None:
     assert done.stderr == "JobError: a sft job has no field 'epoch'; the nearest is 'epochs'\n"
 
 
+def test_the_verb_train_carries_out_the_same_file(make_job: MakeJob) -> None:
+    job = make_job("ppo", steps=1)
+    file = command(job)[-1]
+    subprocess.run([sys.executable, "-m", "flows.cli", "train", file], check=True)
+    assert json.loads((Path(job["out"]) / "manifest.json").read_text())["steps"] == 1
+
+
 def test_a_finished_job_is_not_run_again(make_job: MakeJob) -> None:
     out = run(make_job())
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}

@@ -168,6 +168,33 @@ def evaluate(
     evaluate_embedded(loaded, model, name or Path(model).name)
 
 
+@app.command(epilog="Example: `stillhouse train job.json`, or `stillhouse train --check-losses`")
+def train(
+    job: Annotated[
+        Path | None, typer.Argument(metavar="JOB", help="One stage's settings, a JSON file.", show_default=False)
+    ] = None,
+    check_losses: Annotated[
+        bool, typer.Option("--check-losses", help="Trains nothing: every loss beside its paper's definition.")
+    ] = False,
+) -> None:
+    """Trains one stage in this process, resuming where it was left; or checks the losses against their papers.
+
+    Exit codes of a job: 0 done, 1 failed, 2 failed and would again, 75 stopped on request and resumable.
+    """
+    if (job is None) != check_losses:
+        raise RecipeError("say what to do: a JOB (JSON file), or --check-losses")
+    if job is None:
+        from model.definitions.check import check_losses as rows_of
+        from model.definitions.check import table
+
+        rows = rows_of()
+        typer.echo(table(rows))
+        raise typer.Exit(int(not all(row.agrees for row in rows)))
+    from model.training.__main__ import run_file
+
+    raise typer.Exit(run_file(job))
+
+
 @app.command(epilog="Example: `prefect server start` in one terminal, then `stillhouse deploy` in another")
 def deploy(
     pool: Annotated[

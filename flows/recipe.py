@@ -220,6 +220,8 @@ def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
             yield f'{name}.init = "{stage.init}", but {stage.init}.enabled = false: {remedy}'
     if recipe.distill.teacher_logits == "stored":
         yield from _stored_conflicts(recipe.distill)
+    if recipe.distill.divergence == "uld" and recipe.distill.temperature != 1.0:
+        yield 'distill.divergence = "uld" has no temperature: write distill.temperature = 1'
 
 
 def _stored_conflicts(distill: DistillSection) -> Iterator[str]:

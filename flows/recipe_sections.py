@@ -474,18 +474,21 @@ class SFTSection(OptimiserSection):
 
 
 class DistillSection(SFTSection):
-    """KL to the teacher's token distributions on the accepted samples; same tokenizer on both sides."""
+    """Distance to the teacher's token distributions on the accepted samples; one tokenizer, unless it is `uld`."""
 
     enabled: bool = False
     """Whether the stage runs."""
     init: Literal["student", "sft"] = "student"  # type: ignore[assignment]
     """Weights to start from."""
-    divergence: Literal["forward", "reverse", "jsd"] = "forward"
-    """KL(teacher ‖ student), KL(student ‖ teacher), or generalised Jensen-Shannon (arXiv 2306.13649)."""
+    divergence: Literal["forward", "reverse", "jsd", "uld"] = "forward"
+    """KL(teacher ‖ student), KL(student ‖ teacher), generalised Jensen-Shannon (arXiv 2306.13649), or a distance of
+    sorted probabilities beside cross-entropy, for a teacher with another tokenizer (arXiv 2402.12030)."""
     beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """The teacher's weight in the mixture of `jsd`."""
     temperature: float = Field(default=1.0, gt=0.0, le=100.0)
-    """Softens both distributions."""
+    """Softens both distributions; 1 for `uld`."""
+    uld_weight: float = Field(default=1.5, ge=0.0, le=100.0)
+    """Weight of the distance of `uld` beside cross-entropy; 1.5 in arXiv 2402.12030."""
     teacher: str = ""
     """Model to learn from; empty: the recipe's teacher."""
     teacher_logits: Literal["live", "stored"] = "live"

@@ -34,6 +34,7 @@ class Divergence(StrEnum):
     FORWARD = "forward"
     REVERSE = "reverse"
     JSD = "jsd"
+    ULD = "uld"  # of sorted probabilities, over two vocabularies: model/losses/uld.py, not here
 
 
 def kl(log_p_NV: Tensor, log_q_NV: Tensor) -> Tensor:
@@ -71,6 +72,8 @@ def divergence(
             distance_N = kl(log_q_NV, log_p_NV)
         case Divergence.JSD:
             distance_N = generalised_jsd(log_p_NV, log_q_NV, beta)
+        case Divergence.ULD:
+            raise ValueError("uld compares sorted probabilities: use uld_part")
     return temperature**2 * distance_N
 
 
@@ -97,6 +100,8 @@ def divergence_part(
 
     Sums: `divergence`, and `cross_entropy` of the student at `targets_C`, the tokens of the text.
     """
+    if kind is Divergence.ULD:
+        raise ValueError("uld compares sorted probabilities: use uld_part")
     chosen_C = student_logits_CV.gather(-1, targets_C[:, None]).squeeze(-1)
     cross_entropy_C = student_logits_CV.logsumexp(-1) - chosen_C
     log_q_CV, log_p_CV = (_log_softmax_(each, temperature) for each in (student_logits_CV, teacher_logits_CV))

@@ -18,20 +18,25 @@ from model.training.process import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WR
 
 
 def main() -> int:
-    """Reads the job, trains, and tells how it ended by the exit status."""
+    """Reads the command line, trains, and tells how it ended by the exit status."""
     parser = argparse.ArgumentParser(prog="python -m model.training", description=__doc__)
     parser.add_argument("job", type=Path, help="JSON file with every setting resolved")
     parser.add_argument("--parent", type=int, help="process id to die with")
     arguments = parser.parse_args()
     if arguments.parent is not None:
         die_with(arguments.parent)
+    return run_file(arguments.job)
+
+
+def run_file(path: Path) -> int:
+    """Carries out the job of a JSON file in this process; returns the exit status."""
     stop = StopRequest()
     from model.training.job import read_job
     from model.training.loop import Stopped
     from model.training.runner import run_job
 
     try:
-        run_job(read_job(arguments.job), stop)
+        run_job(read_job(path), stop)
     except Stopped as stopped:
         say(str(stopped))
         return EXIT_STOPPED

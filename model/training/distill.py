@@ -1,8 +1,9 @@
 """KL distillation: on the same completion tokens, the student's distributions are drawn to a teacher's.
 
 The teacher may see another prompt (`teacher_prompt`, with worked turns) than the student: context distillation. Both
-need the same tokenizer. A live teacher runs beside the student; the turns that all its prompts open with are run once
-and kept as keys and values. Of a stored one the k likeliest tokens are read, and no model is loaded.
+need the same tokenizer (`cross_tokenizer.py` does not). A live teacher runs beside the student; the turns that all its
+prompts open with are run once and kept as keys and values. Of a stored one the k likeliest tokens are read, and no
+model is loaded.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class DistillStage(ExampleStage):
                 beta=job.beta,
                 temperature=job.temperature,
             )
-            return _without_padding(found, logits_CV)
+            return without_padding(found, logits_CV)
 
         return Kernel(part, precise=True)
 
@@ -94,7 +95,7 @@ class StoredDistillStage(ExampleStage):
         def part(logits_CV: Tensor, rows: slice) -> Part:
             own_CV = logits_CV[:, : self.vocabulary]
             found = top_k_part(own_CV, ids_NK[rows], log_probs_NK[rows], batch.weights_N[rows])
-            return _without_padding(found, logits_CV)
+            return without_padding(found, logits_CV)
 
         return Kernel(part, precise=True)
 
@@ -111,7 +112,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> int:
     return last + 1
 
 
-def _without_padding(found: Part, logits_CV: Tensor) -> Part:
+def without_padding(found: Part, logits_CV: Tensor) -> Part:
     """Rows of the head beyond the vocabulary get neither mass nor gradient."""
     used = found.gradient_CV.shape[-1]
     logits_CV[:, :used] = found.gradient_CV
@@ -172,8 +173,9 @@ def require_same_tokens(student: Tokenizer, teacher: Tokenizer, texts: Sequence[
     """Raises JobError unless both tokenizers give the same ids: distributions over other tokens mean nothing."""
     if student.get_vocab() != teacher.get_vocab():
         raise JobError(
-            "teacher and student have different vocabularies: KL distillation needs one tokenizer; use sft instead"
+            "teacher and student have different vocabularies, and KL distillation needs one tokenizer: "
+            'set divergence = "uld", which does not, or use sft instead'
         )
     for text in texts:
         if tokenize(student, text) != tokenize(teacher, text):
-            raise JobError(f"teacher and student split {text[:60]!r} into different tokens: use sft instead of distill")
+            raise JobError(f'teacher and student split {text[:60]!r} into different tokens: set divergence = "uld"')

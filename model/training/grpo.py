@@ -27,7 +27,7 @@ from model.records import PROBLEM_SCHEMA, FinishReason, Problem, from_table
 from model.training.data import TokenBatch, collate, micro_batches
 from model.training.forward import Model, completion_log_probs
 from model.training.job import GRPOJob, JobError
-from model.training.loop import MicroBatch, StepWork
+from model.training.loop import Beside, MicroBatch, StepWork
 from model.training.rollouts import Rollout, Rollouts
 
 # (rollouts, the problem of each) -> their rewards; nan where a rollout could not be judged
@@ -38,6 +38,7 @@ class GRPOStage:
     """Rollouts, rewards, advantages, and the clipped objective on them."""
 
     left_out = 0
+    beside: Beside | None = None
 
     def __init__(self, job: GRPOJob, model: Model, reference: Model, rollouts: Rollouts, reward: Reward) -> None:
         self.job, self.model, self.reference = job, model, reference

@@ -1,4 +1,4 @@
-"""What one training process is told: a JSON file with every setting resolved, read into one of three dataclasses.
+"""What one training process is told: a JSON file with every setting resolved, read into one of four dataclasses.
 
 The recipe has checked bounds already; here names, types and paths are checked, so that a hand-written job also
 fails with one clear line. All paths are absolute. Nothing here imports torch models or reads weights.
@@ -84,21 +84,24 @@ class SFTJob(Job):
 
 @dataclass(frozen=True, kw_only=True)
 class DistillJob(SFTJob):
-    """KL to a teacher's token distributions on the same completions: a live teacher's, or stored ones."""
+    """Distance to a teacher's token distributions on the same completions: a live teacher's, or stored ones."""
 
     stage = "distill"
 
-    teacher: Path | None = None  # model folder with the student's tokenizer
+    teacher: Path | None = None  # model folder; with the student's tokenizer, unless the divergence is uld
     stored: Path | None = None  # Parquet of TeacherPlace, instead of a teacher
     divergence: Divergence = Divergence.FORWARD
     beta: float = 0.5  # jsd only: the teacher's share in the mixture
     temperature: float = 1.0
+    uld_weight: float = 1.5  # uld only: λ of its distance beside cross-entropy; arXiv:2402.12030's experiments
 
     def __post_init__(self) -> None:
         if (self.teacher is None) == (self.stored is None):
             raise JobError("a distill job needs either the field 'teacher' or the field 'stored'")
         if self.stored and (self.divergence, self.temperature) != (Divergence.FORWARD, 1.0):
             raise JobError("stored log-probabilities allow divergence = 'forward' and temperature = 1 only")
+        if self.divergence is Divergence.ULD and self.temperature != 1.0:
+            raise JobError("divergence = 'uld' allows temperature = 1 only")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,22 @@ class GRPOJob(Job):
     check_timeout_seconds: float = 5.0
 
 
-JOBS: dict[str, type[Job]] = {job.stage: job for job in (SFTJob, DistillJob, GRPOJob)}
+@dataclass(frozen=True, kw_only=True)
+class PPOJob(GRPOJob):
+    """GRPO's rollouts and objective with a value model's advantages; `advantage` has no meaning here."""
+
+    stage = "ppo"
+
+    kl_estimator: KLEstimator = KLEstimator.K1
+    kl_in: KLPlace = KLPlace.REWARD
+    discount: float = 1.0  # γ
+    gae_lambda: float = 1.0  # λ; long chains want it near 1 (docs/math.md)
+    whiten: bool = True  # advantages of a step's tokens to mean 0 and std 1
+    value_learning_rate: float = 1e-4  # peak; the job's schedule
+    value_clip: float = 0.2  # largest step of a value that the loss rewards, in units of reward; 0: no clip
+
+
+JOBS: dict[str, type[Job]] = {job.stage: job for job in (SFTJob, DistillJob, GRPOJob, PPOJob)}
 
 
 def read_job(path: Path) -> Job:

@@ -1,4 +1,4 @@
-"""The one training loop. A stage (sft, distill, grpo) says only how a step's data become a loss.
+"""The one training loop. A stage (sft, distill, grpo, ppo) says only how a step's data become a loss.
 
     for every step: prepare micro-batches → gradients of each, summed → clip → AdamW → one line of metrics
 
@@ -56,10 +56,21 @@ class StepWork:
     metrics: Mapping[str, float] = field(default_factory=dict)  # known before the first update
 
 
+class Beside(Protocol):
+    """What a stage trains beside its model, with an optimizer of its own (PPO's value model)."""
+
+    def update(self, step: int) -> Mapping[str, float]:
+        """One update, after each of the model's, on what `Stage.prepare` left; its metrics."""
+        ...
+
+
 class Stage(Protocol):
-    """What a training stage has to say."""
+    """What a training stage has to say. One that remembers more than the step number is also `Stateful`."""
 
     left_out: int  # examples that could not be used
+
+    @property
+    def beside(self) -> Beside | None: ...
 
     @property
     def total_steps(self) -> int: ...
@@ -139,10 +150,20 @@ def run_step(
         if not found["grad_norm"] <= most_norm or not math.isfinite(found["loss"]):
             line["skipped"] = line.get("skipped", 0) + 1
         line |= {name: value for name, value in found.items() if math.isfinite(value)}
+        line |= update_beside(stage, step)
     seconds = time.perf_counter() - started
     line |= {"seconds": seconds, "prepare_seconds": prepared - started}
     line["tokens_per_second"] = line.setdefault("tokens", 0) * work.updates / seconds
     return line
+
+
+def update_beside(stage: Stage, step: int) -> Mapping[str, float]:
+    """One update of what is trained beside the model. Raises DivergedError where its loss is no number."""
+    found = stage.beside.update(step) if stage.beside else {}
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise DivergedError(f"step {step}: {name} is no number: lower value_learning_rate")
+    return found
 
 
 def accumulate(model: Model, optimizer: MasterAdamW, micro_batches: Sequence[MicroBatch]) -> Line:

@@ -12,19 +12,23 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from model.errors import TrainingError
+from model.losses.kl import Divergence
 from model.training.checkpoint import disk_errors, save_model, whole_weights, write_folder
+from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
 from model.training.forward import Model, load_model
 from model.training.grpo import GRPOStage
-from model.training.job import DistillJob, GRPOJob, Job, SFTJob
+from model.training.job import DistillJob, GRPOJob, Job, PPOJob, SFTJob
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
 from model.training.parallel import World, joined, require_alone
+from model.training.ppo import PPOStage
 from model.training.process import sole_owner
 from model.training.rewards import verifier_reward
 from model.training.rollouts import LocalRollouts
 from model.training.sft import SFTStage
+from model.training.value_model import ValueModel
 
 # What torch's allocators say beside OutOfMemoryError: on the CPU, and where CUDA fails inside a library.
 _MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|not enough memory")
@@ -96,6 +100,8 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World) -> It
     match job:
         case DistillJob(teacher=None):
             yield StoredDistillStage(job, tokenizer, world)
+        case DistillJob(divergence=Divergence.ULD):
+            yield CrossTokenizerStage(job, tokenizer, world)
         case DistillJob():
             yield DistillStage(job, tokenizer, world)
         case SFTJob():
@@ -107,6 +113,10 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World) -> It
                 model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop
             )
             with verifier_reward(job) as reward:
-                yield GRPOStage(job, model, reference, rollouts, reward)
+                if isinstance(job, PPOJob):
+                    value_model = ValueModel(job, load_model(job.init, job.dtype, world.device)[0])
+                    yield PPOStage(job, model, reference, rollouts, reward, value_model)
+                else:
+                    yield GRPOStage(job, model, reference, rollouts, reward)
         case _:
             raise AssertionError(f"no stage for {job.stage}")

@@ -32,6 +32,8 @@ from model.training.parallel import World
 class ExampleStage:
     """The steps of a job that reads a fixed list of examples."""
 
+    beside = None
+
     def __init__(self, job: SFTJob, tokenizer: Tokenizer, world: World) -> None:
         self.job, self.world, self.device = job, world, world.device
         found = read_examples(job.examples)

@@ -239,6 +239,11 @@ def test_samples_may_be_kept_by_how_unlike_they_are_once_that_is_checked(small: 
     assert (recipe.accept.keep, recipe.verify.duplicate.threshold) == ("diverse", 0.8)
 
 
+def test_sorted_probabilities_have_no_temperature(small: Path) -> None:
+    assert load_recipe(small, ["distill.divergence=uld"]).distill.uld_weight == 1.5
+    assert "write distill.temperature = 1" in refusal(small, "distill.divergence=uld", "distill.temperature=2")
+
+
 @pytest.mark.parametrize("stage", ["distill", "grpo"])
 def test_stage_that_starts_from_a_stage_that_does_not_run(small: Path, stage: str) -> None:
     line = refusal(small, "sft.enabled=false", f"{stage}.enabled=true", f"{stage}.init=sft")

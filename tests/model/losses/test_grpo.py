@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.definitions import published
 from model.losses.grpo import GRPOTerms, Objective, grpo_terms, sequence_ratios
 from model.losses.kl_estimators import KLEstimator, KLPlace
 from model.losses.normalise import Normalise, token_weights
@@ -89,10 +90,9 @@ def gspo_by_tokens(log_probs_N: Tensor, advantages_B: Tensor, **clip: float) -> 
 
 
 def gspo_by_sequences(log_probs_N: Tensor, advantages_B: Tensor, clip_low: float, clip_high: float) -> Tensor:
-    """Equation 5 of arXiv:2507.18071, all of it under autograd."""
-    s_B = torch.stack([part.mean().exp() for part in log_probs_N.split(LENGTHS_B.tolist())])
-    clipped_B = s_B.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(s_B * advantages_B, clipped_B * advantages_B).mean()
+    """Equation 5 of arXiv:2507.18071, all of it under autograd; log π_old = 0."""
+    new, old = (each.split(LENGTHS_B.tolist()) for each in (log_probs_N, torch.zeros_like(log_probs_N)))
+    return published.gspo_loss(new, old, advantages_B, clip_low, clip_high)
 
 
 @pytest.mark.parametrize("advantages", [[1.0, -1.0], [-1.0, 1.0]])

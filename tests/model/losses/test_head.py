@@ -1,4 +1,4 @@
-"""Every kernel's value and gradient in closed form against autograd on the loss's own definition, in float64."""
+"""Every kernel's value and gradient in closed form against autograd on its published definition, in float64."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.definitions import published
 from model.losses.head import Kernel, Part, head_gradients
-from model.losses.kl import Divergence, divergence_part, generalised_jsd, kl
+from model.losses.kl import Divergence, divergence_part
 from model.losses.log_probs import log_prob_part
 from model.losses.sft import sft_part
 from model.losses.top_k import top_k_divergence, top_k_part
+from model.losses.uld import uld_part
 
+ONE_VOCABULARY = (Divergence.FORWARD, Divergence.REVERSE, Divergence.JSD)
 N, H, V, K, BETA = 37, 16, 101, 8, 0.3
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -26,21 +29,18 @@ def _random(*shape: int) -> Tensor:
 HIDDEN_NH, WEIGHT_VH, TEACHER_NV = _random(N, H), _random(V, H), 3 * _random(N, V)
 WEIGHTS_N = _random(N).abs()
 TARGETS_N = torch.randint(V, (N,), generator=GENERATOR)
+OTHER_NU, PAIRED_N = 2 * _random(N, 130), (torch.arange(N) % 3 > 0).double()  # a teacher of 130 tokens, at some places
 STORED_NK, IDS_NK = TEACHER_NV.log_softmax(-1).topk(K)
 SHORT_NK = STORED_NK.clone()
 SHORT_NK[3, 5:] = -torch.inf  # a row with five tokens
 
 
-def _log_probs(logits_NV: Tensor, temperature: float = 1.0) -> Tensor:
-    return (logits_NV / temperature).log_softmax(-1).gather(-1, TARGETS_N[:, None]).squeeze(-1)
-
-
 def _distance(logits_NV: Tensor, kind: Divergence, temperature: float) -> Tensor:
-    log_p_NV, log_q_NV = ((each / temperature).log_softmax(-1) for each in (TEACHER_NV, logits_NV))
+    p_NV, q_NV = (published.probabilities(each, temperature) for each in (TEACHER_NV, logits_NV))
     distance_N = {
-        Divergence.FORWARD: lambda: kl(log_p_NV, log_q_NV),
-        Divergence.REVERSE: lambda: kl(log_q_NV, log_p_NV),
-        Divergence.JSD: lambda: generalised_jsd(log_p_NV, log_q_NV, BETA),
+        Divergence.FORWARD: lambda: published.kl(p_NV, q_NV),
+        Divergence.REVERSE: lambda: published.kl(q_NV, p_NV),
+        Divergence.JSD: lambda: published.jsd(p_NV, q_NV, BETA),
     }[kind]()
     return temperature**2 * (WEIGHTS_N * distance_N).sum()
 
@@ -53,6 +53,17 @@ def _distance_kernel(kind: Divergence, temperature: float) -> Kernel:
     return Kernel(part)
 
 
+def _uld(logits_NV: Tensor) -> Tensor:
+    distance_N = published.uld(*(published.probabilities(each) for each in (OTHER_NU, logits_NV)))
+    return WEIGHTS_N * (1.5 * PAIRED_N * distance_N - published.log_probs(logits_NV, TARGETS_N))
+
+
+def _uld_part(logits_CV: Tensor, rows: slice) -> Part:
+    paired_M = PAIRED_N[rows].nonzero().flatten()
+    teacher_MU = OTHER_NU[rows][paired_M]
+    return uld_part(logits_CV, teacher_MU, paired_M, WEIGHTS_N[rows], TARGETS_N[rows], uld_weight=1.5)
+
+
 def _policy(log_probs_N: Tensor, weights_N: Tensor) -> Tensor:
     """Curved in the log-probability, as a ratio is."""
     return (weights_N * log_probs_N.exp().clamp_max(0.5)).sum()
@@ -60,11 +71,11 @@ def _policy(log_probs_N: Tensor, weights_N: Tensor) -> Tensor:
 
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], Kernel]] = {
     "sft": (
-        lambda logits_NV: -(WEIGHTS_N * _log_probs(logits_NV)).sum(),
+        lambda logits_NV: -(WEIGHTS_N * published.log_probs(logits_NV, TARGETS_N)).sum(),
         Kernel(lambda logits_CV, rows: sft_part(logits_CV, TARGETS_N[rows], WEIGHTS_N[rows])),
     ),
     "policy": (
-        lambda logits_NV: _policy(_log_probs(logits_NV, 0.7), WEIGHTS_N),
+        lambda logits_NV: _policy(published.log_probs(logits_NV, TARGETS_N, 0.7), WEIGHTS_N),
         Kernel(
             lambda logits_CV, rows: log_prob_part(
                 logits_CV, TARGETS_N[rows], lambda log_probs_C: (_policy(log_probs_C, WEIGHTS_N[rows]), {}), 0.7
@@ -75,12 +86,20 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], Kernel]] = {
         lambda logits_NV: (WEIGHTS_N * top_k_divergence(logits_NV, IDS_NK, SHORT_NK)).sum(),
         Kernel(lambda logits_CV, rows: top_k_part(logits_CV, IDS_NK[rows], SHORT_NK[rows], WEIGHTS_N[rows])),
     ),
+    "uld": (
+        lambda logits_NV: (
+            -(WEIGHTS_N * published.log_probs(logits_NV, TARGETS_N)).sum()
+            + 1.5
+            * (WEIGHTS_N * PAIRED_N * published.uld(published.probabilities(OTHER_NU), logits_NV.softmax(-1))).sum()
+        ),
+        Kernel(_uld_part),
+    ),
     **{
         f"{kind} at {temperature}": (
             lambda logits_NV, kind=kind, temperature=temperature: _distance(logits_NV, kind, temperature),
             _distance_kernel(kind, temperature),
         )
-        for kind in Divergence
+        for kind in ONE_VOCABULARY
         for temperature in (1.0, 2.5)
     },
 }

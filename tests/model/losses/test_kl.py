@@ -7,6 +7,7 @@ import torch
 
 from model.losses.kl import Divergence, divergence
 
+ONE_VOCABULARY = (Divergence.FORWARD, Divergence.REVERSE, Divergence.JSD)
 TEACHER_P = torch.tensor([[0.5, 0.5]])
 STUDENT_Q = torch.tensor([[0.25, 0.75]])
 
@@ -38,7 +39,7 @@ def test_jsd_refuses_its_ends() -> None:
         of(Divergence.JSD, 0.0)
 
 
-@pytest.mark.parametrize("kind", list(Divergence))
+@pytest.mark.parametrize("kind", ONE_VOCABULARY)
 def test_equal_distributions_have_no_distance_and_no_gradient(kind: Divergence) -> None:
     logits_NV = torch.randn(3, 7, generator=torch.Generator().manual_seed(1))
     student_NV = logits_NV.clone().requires_grad_()

@@ -60,7 +60,7 @@ def make_job(tiny_folder: Path, examples_file: Path, problems_file: Path, tmp_pa
         "group_size": 4,
         "max_tokens": 6,
     }
-    specific = {"sft": examples, "distill": examples | {"teacher": tiny_folder}, "grpo": rollouts}
+    specific = {"sft": examples, "distill": examples | {"teacher": tiny_folder}, "grpo": rollouts, "ppo": rollouts}
 
     def make(stage: str = "sft", out: str = "out", **settings: Any) -> dict[str, Any]:
         job = {"stage": stage, "out": tmp_path / out, **common, **specific[stage], **settings}
@@ -74,6 +74,13 @@ def run(raw: dict[str, Any], stop: Stop | None = None) -> Path:
     job = job_from(JOBS[raw.pop("stage")], raw)
     run_job(job, stop or Stop())
     return job.out
+
+
+def read_metrics(metrics: Path) -> list[dict[str, float]]:
+    """Every line, but for what a clock says."""
+    clocks = {"seconds", "prepare_seconds", "tokens_per_second"}
+    lines = map(json.loads, metrics.read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in clocks} for line in lines]
 
 
 def read_losses(metrics: Path) -> list[tuple[int, float]]:
@@ -95,20 +102,23 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", ["sft", "distill", "grpo"])
+@pytest.mark.parametrize("stage", ["sft", "distill", "grpo", "ppo"])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_job: MakeJob, stage: str, dtype: str) -> None:
     whole = run(make_job(stage, "whole", dtype=dtype))
     parted = make_job(stage, "parted", dtype=dtype)
     with pytest.raises(Stopped, match="after step 4"):
         run(parted, Stop(Path(parted["out"]) / "metrics.jsonl", after=4))
     again = run(parted)
-    assert read_losses(again / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+    assert read_metrics(again / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
     assert (again / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
 
 
-def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(make_job: MakeJob) -> None:
-    whole = run(make_job(out="whole", epochs=15))
-    killed = make_job(out="killed", epochs=15)
+@pytest.mark.parametrize(("stage", "long"), [("sft", {"epochs": 15}), ("ppo", {"steps": 15})])
+def test_kill_9_and_resume_gives_the_same_metrics_bit_for_bit(
+    make_job: MakeJob, stage: str, long: dict[str, int]
+) -> None:
+    whole = run(make_job(stage, out="whole", **long))
+    killed = make_job(stage, out="killed", **long)
     out = Path(killed["out"])
     with subprocess.Popen(command(killed)) as process:
         wait_for(lambda: (out / "checkpoints/step-000006").exists() or process.poll() is not None)
@@ -116,7 +126,7 @@ def test_kill_9_and_resume_gives_the_same_losses_bit_for_bit(make_job: MakeJob) 
     assert process.returncode == -signal.SIGKILL
     assert not (out / "manifest.json").exists()
     subprocess.run(command(killed), check=True)
-    assert read_losses(out / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+    assert read_metrics(out / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == sorted(
         p.name for p in (whole / "checkpoints").iterdir()
     )
@@ -220,6 +230,13 @@ def test_a_wrong_job_is_one_line_and_exit_2(make_job: MakeJob) -> None:
     done = subprocess.run(command(make_job(epoch=3)), capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == "JobError: a sft job has no field 'epoch'; the nearest is 'epochs'\n"
+
+
+def test_the_verb_train_carries_out_the_same_file(make_job: MakeJob) -> None:
+    job = make_job("ppo", steps=1)
+    file = command(job)[-1]
+    subprocess.run([sys.executable, "-m", "flows.cli", "train", file], check=True)
+    assert json.loads((Path(job["out"]) / "manifest.json").read_text())["steps"] == 1
 
 
 def test_a_finished_job_is_not_run_again(make_job: MakeJob) -> None:

@@ -1,0 +1,85 @@
+"""PPO's value model: a trunk of its own, begun as the policy's, with one number per token instead of a vocabulary.
+
+A second trunk and not a head on the policy's, as R1's authors, verl and TRL have it: the two losses pull at different
+scales, and a value's gradient in the policy's trunk is a change of the policy that nobody asked for. The price is a
+model of the policy's size with its optimizer. The head begins at 0, so that no context is thought better than another
+before one was seen, and stays in float32: rewards differ by less than bfloat16 tells apart.
+It has its own AdamW, learning rate and gradient clip; weights are saved in checkpoints only.
+
+Axes: N completion tokens of a micro-batch, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.losses.value import value_terms
+from model.training.data import TokenBatch
+from model.training.forward import Model, completion_hidden
+from model.training.job import PPOJob
+from model.training.optimizer import MasterAdamW, learning_rate
+
+
+@dataclass(frozen=True)
+class ValueBatch:
+    """A micro-batch, what was thought of it when it was sampled, and what came of it."""
+
+    tokens: TokenBatch
+    old_values_N: Tensor
+    returns_N: Tensor
+
+
+class ValueModel:
+    """Values of tokens, and their training beside the policy's (see `loop.Beside`)."""
+
+    def __init__(self, job: PPOJob, model: Model) -> None:
+        """`model`: a causal one, whose trunk is taken and whose vocabulary head is left."""
+        self.job, self.trunk = job, model.base_model
+        self.head = torch.nn.Linear(model.config.hidden_size, 1, device=model.device)
+        for weight in self.head.parameters():
+            torch.nn.init.zeros_(weight)
+        self.optimizer = MasterAdamW(torch.nn.ModuleList([self.trunk, self.head]), job.weight_decay)
+        self.batches: Sequence[ValueBatch] = ()
+
+    @torch.no_grad()
+    def values(self, batch: TokenBatch) -> Tensor:
+        """V before every completion token, float32, [N], without gradient."""
+        return self._values(batch)
+
+    def begin(self, batches: Sequence[ValueBatch]) -> None:
+        """A step's whole global batch, for `update`."""
+        self.batches = batches
+
+    def update(self, step: int) -> dict[str, float]:
+        """One update on the step's batch; its metrics, per-token means but for loss and norm."""
+        loss, clipped = 0.0, 0.0
+        for batch in self.batches:
+            terms = value_terms(
+                self._values(batch.tokens), batch.old_values_N, batch.returns_N, clip=self.job.value_clip
+            )
+            value = (batch.tokens.weights_N * terms.loss_N).sum()
+            value.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.collect()
+            loss, clipped = loss + value.item(), clipped + terms.clipped_N.sum().item()
+        own_job = replace(self.job, learning_rate=self.job.value_learning_rate)
+        norm = self.optimizer.step(learning_rate(own_job, step, self.job.steps), self.job.grad_clip)
+        tokens = sum(batch.tokens.token_count for batch in self.batches)
+        return {"value_loss": loss, "value_grad_norm": norm, "value_clip_share": clipped / tokens}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights and moments."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.optimizer.load_state_dict(state)
+
+    def _values(self, batch: TokenBatch) -> Tensor:
+        hidden_NH = completion_hidden(self.trunk, batch).to(self.head.weight.dtype)
+        values_N1: Tensor = self.head(hidden_NH)
+        return values_N1.squeeze(-1)

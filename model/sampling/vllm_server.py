@@ -166,9 +166,17 @@ class VLLMServer:
         No request may be running. Raises ModelFolderError, or SamplerError when the engine refuses.
         """
         check_model_folder(folder)
-        self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
-        if self._post("/reset_prefix_cache", {}).get("success") is False:
-            raise SamplerError("vLLM kept old prefixes because requests are running; load weights between calls")
+        put_weights(self._post, folder)
+
+    def sleep(self) -> None:
+        """Gives the GPU's memory back until `wake_up`; needs `--enable-sleep-mode`. No request may be running."""
+        if self.options.gpus:  # a CPU engine would stop answering and keep its memory
+            self._post("/sleep?level=1", {})
+
+    def wake_up(self) -> None:
+        """Ends `sleep`: the weights come back as they were, the prefix cache is empty."""
+        if self.options.gpus:
+            self._post("/wake_up", {})
 
     def _launch(self) -> subprocess.Popen[bytes]:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,14 +224,53 @@ class VLLMServer:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         self.check()
-        root = self.url.removesuffix("/v1")
-        try:
-            answer = httpx.post(root + path, json=body, timeout=RELOAD_SECONDS, trust_env=False)
-        except httpx.TransportError as error:
-            raise SamplerError(f"vLLM did not answer {path} ({type(error).__name__}); see {self.log_path}") from None
-        if answer.status_code != httpx.codes.OK:
-            raise SamplerError(f"vLLM refused {path}: HTTP {answer.status_code}, see {self.log_path}")
-        return answer.json() if answer.content else {}
+        return post_development(self.url, path, body, f"see {self.log_path}")
+
+
+class VLLMAt:
+    """A vLLM that someone else runs, as far as a trainer needs one: it reads new weights from a shared folder.
+
+    Started with VLLM_SERVER_DEV_MODE=1, it obeys anyone who reaches it. It keeps its memory while training runs.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def check(self) -> bool:
+        """Its process is not ours to watch: a request that fails says so."""
+        return True
+
+    def load_weights(self, folder: Path) -> None:
+        """See `VLLMServer.load_weights`; the folder has the same name on its machine."""
+        check_model_folder(folder)
+        put_weights(self._post, folder)
+
+    def sleep(self) -> None:
+        """Nothing: it has a device of its own."""
+
+    def wake_up(self) -> None:
+        """Nothing."""
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return post_development(self.url, path, body, f"is {self.url} a vLLM with VLLM_SERVER_DEV_MODE=1?")
+
+
+def put_weights(post: Callable[[str, dict[str, Any]], dict[str, Any]], folder: Path) -> None:
+    """New weights into a running vLLM, and nothing left of what the old ones had computed."""
+    post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+    if post("/reset_prefix_cache", {}).get("success") is False:
+        raise SamplerError("vLLM kept old prefixes because requests are running; load weights between calls")
+
+
+def post_development(url: str, path: str, body: dict[str, Any], remedy: str) -> dict[str, Any]:
+    """What a development endpoint answers. Raises SamplerError, with the remedy."""
+    try:
+        answer = httpx.post(url.removesuffix("/v1") + path, json=body, timeout=RELOAD_SECONDS, trust_env=False)
+    except httpx.TransportError as error:
+        raise SamplerError(f"vLLM did not answer {path} ({type(error).__name__}); {remedy}") from None
+    if answer.status_code != httpx.codes.OK:
+        raise SamplerError(f"vLLM refused {path}: HTTP {answer.status_code}, {remedy}")
+    return answer.json() if answer.content else {}
 
 
 def server_arguments(model: Path | str, served_name: str, port: int, options: EngineOptions) -> list[str]:

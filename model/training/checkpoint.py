@@ -2,17 +2,19 @@
 
 A checkpoint is a model folder that vLLM and transformers can load, and beside it `trainer.pt` with the master weights
 and the optimizer's moments. There are no generator states: every step seeds torch from (job seed, step), and its
-data follow from the same two numbers, so the step number is the only cursor. The last two checkpoints are kept.
+data follow from the same two numbers and from what the stage remembers (`stage.json`: a cursor where the step number
+is not enough). The last two checkpoints are kept.
 What the disk refuses becomes an error here; a full or read-only one is told apart, since a retry would end the same.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,11 +38,19 @@ class DiskError(TrainingError):
     retryable = False
 
 
-def save_checkpoint(folder: Path, step: int, model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW) -> None:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: Model,
+    tokenizer: Tokenizer,
+    optimizer: MasterAdamW,
+    stage: Mapping[str, int] | None = None,
+) -> None:
     """Writes `folder/step-NNNNNN` and drops all but the last two."""
 
     def write(scratch: Path) -> None:
         save_model(scratch, model, tokenizer)
+        (scratch / "stage.json").write_text(json.dumps(dict(stage or {})), encoding="utf-8")
         with (scratch / "trainer.pt").open("wb") as file:  # given a path, torch does not say why it could not write
             torch.save({"step": step, **optimizer.state_dict()}, file)
 
@@ -58,6 +68,13 @@ def restore_checkpoint(folder: Path, optimizer: MasterAdamW) -> int:
     state = torch.load(found[-1] / "trainer.pt", map_location="cpu", weights_only=True, mmap=True)
     optimizer.load_state_dict(state)
     return int(state["step"])
+
+
+def stage_state(folder: Path) -> dict[str, int]:
+    """What the stage had to remember at the newest checkpoint; nothing where there is none."""
+    found = complete_checkpoints(folder)
+    state: dict[str, int] = json.loads((found[-1] / "stage.json").read_text(encoding="utf-8")) if found else {}
+    return state
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

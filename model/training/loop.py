@@ -16,14 +16,15 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from model.errors import TrainingError
 from model.losses.head import Kernel
-from model.training.checkpoint import disk_errors, restore_checkpoint, save_checkpoint, write_file
+from model.training.checkpoint import disk_errors, restore_checkpoint, save_checkpoint, stage_state, write_file
 from model.training.data import TokenBatch, Tokenizer
+from model.training.degenerate import degenerate, require_healthy
 from model.training.forward import Model, backward
 from model.training.job import Job
 from model.training.optimizer import MasterAdamW, learning_rate
@@ -55,8 +56,17 @@ class Stage(Protocol):
     def total_steps(self) -> int: ...
 
     def prepare(self, step: int) -> StepWork:
-        """The work of step 1 … total_steps, a function of the step and the current weights."""
+        """The work of step 1 … total_steps, a function of the step, the current weights and a Resumable's state."""
         ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A stage that remembers more than the step number; its state goes into every checkpoint."""
+
+    def state_dict(self) -> dict[str, int]: ...
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None: ...
 
 
 class Stopped(Exception):  # noqa: N818 - a request that was met, not an error
@@ -81,21 +91,26 @@ def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: Stop
     Raises:
         Stopped: `stop` was received; a checkpoint of the step that had just ended is on disk.
         DivergedError: the loss is no longer a number.
+        DegenerateError: the run learns nothing; a checkpoint of its last step is on disk.
         DiskError: the disk takes no more.
     """
     optimizer = MasterAdamW(model, job.weight_decay)
     checkpoints = job.out / "checkpoints"
     begun = restore_checkpoint(checkpoints, optimizer)
+    if begun and isinstance(stage, Resumable):
+        stage.load_state_dict(stage_state(checkpoints))
     log = MetricsLog(job.out / "metrics.jsonl", keep=begun)
-    line: dict[str, float] = {}
+    require_healthy(job, log.lines)  # a run that was stopped for it does not go on as it is
     for step in range(begun + 1, stage.total_steps + 1):
-        line = run_step(job, stage, model, optimizer, step)
-        log.append(line)
-        if stop.received or (step % job.checkpoint_every == 0 and step < stage.total_steps):
-            save_checkpoint(checkpoints, step, model, tokenizer, optimizer)
-        if stop.received:
+        log.append(run_step(job, stage, model, optimizer, step))
+        stops = stop.received or degenerate(job, log.lines)
+        if stops or (step % job.checkpoint_every == 0 and step < stage.total_steps):
+            state = stage.state_dict() if isinstance(stage, Resumable) else {}
+            save_checkpoint(checkpoints, step, model, tokenizer, optimizer, state)
+        require_healthy(job, log.lines)
+        if stops:
             raise Stopped(f"stopped after step {step} of {stage.total_steps}; start the same job to go on")
-    return line
+    return log.lines[-1] if log.lines else {}
 
 
 def run_step(job: Job, stage: Stage, model: Model, optimizer: MasterAdamW, step: int) -> dict[str, float]:
@@ -145,8 +160,10 @@ class MetricsLog:
         self.path = path
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         write_file(path, "".join(lines[:keep]))
+        self.lines: list[dict[str, Any]] = [json.loads(line) for line in lines[:keep]]
 
     def append(self, line: Mapping[str, float]) -> None:
         """Adds one step, visible to readers at once."""
         with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        self.lines.append(dict(line))

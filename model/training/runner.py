@@ -15,13 +15,13 @@ from model.training.checkpoint import disk_errors, save_model, write_folder
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
 from model.training.forward import Model, load_model
-from model.training.grpo import GRPOStage
-from model.training.job import DistillJob, GRPOJob, Job, SFTJob
+from model.training.grpo import GRPOStage, read_problems
+from model.training.job import DistillJob, GRPOJob, Job, Sampler, SFTJob
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
 from model.training.process import sole_owner
 from model.training.rewards import verifier_reward
-from model.training.rollouts import LocalRollouts
+from model.training.rollouts import LocalRollouts, Rollouts
 from model.training.sft import SFTStage
 
 
@@ -78,10 +78,21 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, device: torch.devic
             yield SFTStage(job, tokenizer, device)
         case GRPOJob():
             reference = load_model(job.init, job.dtype, device)[0] if job.kl_weight else None
-            rollouts = LocalRollouts(
-                model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop
-            )
-            with verifier_reward(job) as reward:
+            with verifier_reward(job) as reward, open_rollouts(job, model, tokenizer) as rollouts:
                 yield GRPOStage(job, model, reference, rollouts, reward)
         case _:
             raise AssertionError(f"no stage for {job.stage}")
+
+
+@contextmanager
+def open_rollouts(job: GRPOJob, model: Model, tokenizer: Tokenizer) -> Iterator[Rollouts]:
+    """What samples the policy, while it is needed."""
+    if job.rollouts is Sampler.TRANSFORMERS:
+        yield LocalRollouts(model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop)
+        return
+    # Needs httpx, which a machine that trains without an engine need not have.
+    from model.training.vllm_rollouts import open_vllm_rollouts
+
+    prompts = [problem.prompt + job.prefill for problem in read_problems(job)]
+    with open_vllm_rollouts(job, model, tokenizer, prompts) as rollouts:
+        yield rollouts

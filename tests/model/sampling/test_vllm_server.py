@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from model.errors import ModelFolderError, SamplerError
+from model.errors import ModelFolderError, SamplerError, TrainingError
 from model.pretrained import resolve_model
 from model.sampling import reaper, vllm_server
 from model.sampling.client import CompletionsClient
@@ -25,6 +26,11 @@ from model.sampling.vllm_server import (
     describe_death,
     server_environment,
 )
+from model.training.data import collate, tokenize
+from model.training.forward import Model, completion_log_probs, load_model
+from model.training.job import GRPOJob
+from model.training.rollouts import cut_after_stop
+from model.training.vllm_rollouts import TOLERANCE, VLLMRollouts, WeightProbe, mean_distance
 
 REPOSITORY = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a managed server is Linux only")
@@ -288,10 +294,11 @@ def test_a_known_cause_comes_with_its_remedy(line: str, remedy: str) -> None:
 
 @pytest.mark.vllm
 def test_real_vllm_from_start_to_end(tmp_path: Path, started: Callable[[], list[int]]) -> None:
-    """Start, eight completions, new weights, the same completions, stop, nothing left. About a minute."""
+    """Start, eight completions, new weights, the same completions, rollouts, stop, nothing left. About a minute."""
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     model = resolve_model("builtin:smollm2-135m-instruct")
-    options = EngineOptions(max_model_len=512, max_num_seqs=16)
+    logprobs = ("--logprobs-mode", "processed_logprobs")
+    options = EngineOptions(max_model_len=512, max_num_seqs=16, extra_args=logprobs)
     server = VLLMServer(model, "teacher", log_path=tmp_path / "vllm.log", options=options)
     params = SamplingParams(temperature=0.7, stop=("</answer>",))
     shots = "Question: 1 + 1\n<answer>2</answer>\nQuestion: 2 + 3\n<answer>5</answer>\n" * 5
@@ -308,8 +315,46 @@ def test_real_vllm_from_start_to_end(tmp_path: Path, started: Callable[[], list[
             assert refused.finish_reason == "refused"
             server.load_weights(Path(model))
             again = client.complete(requests)
+        check_rollouts(Path(model), server, tmp_path)
     assert sum(one.text == two.text for one, two in zip(first, again, strict=True)) >= 6
     assert not any(Path(f"/proc/{pid}").exists() for pid in members)
+
+
+def check_rollouts(folder: Path, server: VLLMServer, tmp_path: Path) -> None:
+    """Rollouts of weights that move and arrive, at a temperature other than 1; then of weights that do not arrive."""
+    job = GRPOJob(init=folder, out=tmp_path, problems=folder, temperature=0.7, max_tokens=24, stop=("7",))
+    model, tokenizer = load_model(folder, job.dtype, torch.device("cpu"))
+    prompt = "<|im_start|>user\nCalculate 3 + 4.<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
+    with CompletionsClient([server.url], "teacher", params, concurrency=16, timeout_seconds=120) as client:
+        probe = WeightProbe(client, tokenize(tokenizer, prompt), TOLERANCE[job.dtype])
+        rollouts = VLLMRollouts(job, model, tokenizer, [server], client, [probe])
+        for _ in range(2):
+            move(model)
+            with rollouts.current() as synced:
+                drawn = rollouts.sample([prompt] * 16)
+            assert synced["sync_gap"] < 0.2  # 0.04 to 0.11 measured
+            for rollout in drawn:
+                assert rollout.text == cut_after_stop(
+                    tokenizer.decode(rollout.row.completion, skip_special_tokens=True), job.stop
+                )
+                ended = rollout.text.endswith("7") or rollout.row.completion[-1] == tokenizer.eos_token_id
+                assert ended == (rollout.finish_reason == "stop")
+        batch = collate([rollout.row for rollout in drawn], [1.0] * 16, model.device)
+        told_N = torch.tensor([value for rollout in drawn for value in rollout.log_probs or ()])
+        assert mean_distance(told_N, completion_log_probs(model, batch, 0.7)) < 0.15
+        assert len({rollout.text for rollout in drawn}) > 4
+        move(model)
+        server.load_weights = lambda _folder: None  # type: ignore[method-assign]
+        with pytest.raises(TrainingError, match="the weights it had before"), rollouts.current():
+            pytest.fail("sampled from stale weights")
+
+
+def move(model: Model) -> None:
+    """A step of 1e-4 in every weight, more or less up."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.rand_like(weight), alpha=1e-4)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:

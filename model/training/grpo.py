@@ -61,22 +61,22 @@ class GRPOStage:
             rounds = self._rounds()
         rewards_PG = torch.cat([rewards_PG for _, rewards_PG in rounds])
         rollouts = [rollout for sampled, _ in rounds for rollout in sampled]
-        metrics = rollout_metrics(rollouts, fill_unjudged(rewards_PG)) | synced
+        metrics = {**rollout_metrics(rollouts, fill_unjudged(rewards_PG)), **synced}
         metrics |= {"unjudged_share": rewards_PG.isnan().float().mean().item()}
         rewards_PG = fill_unjudged(rewards_PG)
         if job.max_refills:
-            kept_P = ~silent_groups(rewards_PG)
-            metrics |= {"groups_sampled": len(kept_P), "refills": len(rounds) - 1}
-            metrics |= {"dropped_share": 1 - kept_P.float().mean().item()}
-            rollouts = [r for r, kept in zip(rollouts, kept_P.repeat_interleave(job.group_size), strict=True) if kept]
-            rewards_PG = rewards_PG[kept_P]
+            groups = len(rewards_PG)
+            rollouts, rewards_PG = without_silent(rollouts, rewards_PG)
+            dropped = {"groups_sampled": groups, "dropped_share": 1 - len(rewards_PG) / groups}
+            metrics |= dropped | {"refills": len(rounds) - 1}
         advantages_B = group_advantages(rewards_PG, job.advantage).flatten() if len(rewards_PG) else rewards_PG
         micros = self.micro_batches(rollouts, advantages_B)
         return StepWork(micros, job.updates_per_step, metrics)
 
     def _rounds(self) -> list[tuple[list[Rollout], Tensor]]:
         """Rollouts and rewards, [P, G], of the step's problems; then of others in place of those that teach nothing."""
-        rounds, missing = [], self.job.problems_per_step
+        rounds: list[tuple[list[Rollout], Tensor]] = []
+        missing = self.job.problems_per_step
         while missing and len(rounds) <= self.job.max_refills:
             rounds.append(self._round(self.next_problems(missing)))
             missing = int(silent_groups(fill_unjudged(rounds[-1][1])).sum())
@@ -216,6 +216,13 @@ def fill_unjudged(rewards_PG: Tensor) -> Tensor:
     """A rollout that could not be judged gets its group's mean, and so no advantage; a group of such gets 0."""
     means_P1 = rewards_PG.nanmean(-1, keepdim=True).nan_to_num(0.0)
     return torch.where(rewards_PG.isnan(), means_P1, rewards_PG)
+
+
+def without_silent(rollouts: Sequence[Rollout], rewards_PG: Tensor) -> tuple[list[Rollout], Tensor]:
+    """The groups that teach something: their rollouts, group after group, and their rewards."""
+    kept_P = ~silent_groups(rewards_PG)
+    kept_B = kept_P.repeat_interleave(rewards_PG.shape[1])
+    return [rollout for rollout, kept in zip(rollouts, kept_B, strict=True) if kept], rewards_PG[kept_P]
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], rewards_PG: Tensor) -> dict[str, float]:

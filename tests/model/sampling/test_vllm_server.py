@@ -21,6 +21,7 @@ from model.sampling.client import CompletionsClient
 from model.sampling.request import Request, SamplingParams
 from model.sampling.vllm_server import (
     EngineOptions,
+    VLLMAt,
     VLLMServer,
     core_ranges,
     describe_death,
@@ -31,6 +32,7 @@ from model.training.forward import Model, completion_log_probs, load_model
 from model.training.job import GRPOJob
 from model.training.rollouts import cut_after_stop
 from model.training.vllm_rollouts import TOLERANCE, VLLMRollouts, WeightProbe, mean_distance
+from tests.fake_endpoint import FakeEndpoint
 
 REPOSITORY = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a managed server is Linux only")
@@ -123,6 +125,30 @@ def test_new_weights_and_then_a_fresh_prefix_cache(folder: Path, tmp_path: Path,
             server.load_weights(tmp_path)
     assert f"'method': 'reload_weights', 'kwargs': {{'weights_path': '{folder}'}}" in log
     assert log.index("reload_weights") < log.index("reset_prefix_cache")
+
+
+def test_a_gpu_engine_sleeps_and_wakes_and_a_cpu_engine_does_neither(
+    folder: Path, tmp_path: Path, stand_in: str
+) -> None:
+    for gpus, calls in ((0, []), (1, ["('/sleep', {})", "('/wake_up', {})"])):
+        server = make_server(folder, tmp_path, stand_in)
+        server.options = EngineOptions(python=stand_in, gpus=gpus)
+        with server:
+            server.sleep()
+            server.wake_up()
+            wait_until(lambda calls=calls, server=server: server.log_path.read_text().count("('/") == len(calls))
+            assert [line for line in server.log_path.read_text().splitlines() if line.startswith("('/")] == calls
+
+
+def test_an_engine_of_ones_own_is_given_weights_by_url(folder: Path) -> None:
+    with FakeEndpoint() as endpoint:
+        engine = VLLMAt(f"{endpoint.url}/")
+        assert engine.check()
+        engine.load_weights(folder)
+        engine.sleep()
+    assert [path for path, _ in endpoint.engine_calls] == ["/collective_rpc", "/reset_prefix_cache"]
+    with pytest.raises(SamplerError, match=r"did not answer /collective_rpc .*with VLLM_SERVER_DEV_MODE=1\?"):
+        engine.load_weights(folder)
 
 
 def test_a_server_that_dies_while_it_serves(

@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +46,7 @@ DRAWS, DRAWN_TOKENS = 4, 16  # completions whose own log-probabilities are compa
 CONCURRENCY = 1024  # requests in flight; the engine queues what it cannot decode at once
 TIMEOUT_SECONDS = 3600.0
 SERVED_NAME = "policy"
+WEIGHTS = "rollout-weights"  # below the job's folder, while it runs
 
 
 class Engine(Protocol):
@@ -67,20 +69,24 @@ class WeightProbe:
 
     def __init__(self, client: CompletionsClient, tokens: Sequence[int], tolerance: float) -> None:
         self.client, self.tokens, self.tolerance = client, tuple(tokens), tolerance
-        self.before: tuple[TopK, Tensor] | None = None  # the engine's likeliest tokens, and what the trainer gave them
+        # What the engine said when it last said something new, and the trainer's view of those tokens then.
+        self.before: tuple[TopK, Tensor] | None = None
 
     def gap(self, log_probs_TV: Tensor) -> float:
         """Mean |Δ log p| over the engine's likeliest tokens, nats; `log_probs_TV` are the trainer's, from token 1 on.
 
-        Raises TrainingError where it is above the tolerance, or where the engine answers to the bit as before the
-        load although the trainer has moved by more than a tenth of that.
+        Raises TrainingError where it is above the tolerance, or where the engine answers to the bit as it did before
+        although the trainer has since moved by more than a tenth of that.
         """
         found = self.client.complete([ScoreRequest("probe", self.tokens, 1, PROBE_K)])[0].top_k
         assert found is not None
         own_TK = at_ids(log_probs_TV, found)
         gap = mean_distance(own_TK, torch.from_numpy(found.log_probs_TK))
-        stale = self._is_stale(found, log_probs_TV)
-        self.before = found, own_TK
+        stale = False
+        if self.before is not None and same(found, self.before[0]):
+            stale = mean_distance(own_TK, self.before[1]) > STALE_SHARE * self.tolerance
+        else:
+            self.before = found, own_TK
         if gap > self.tolerance or stale:
             reason = "the engine still answers with the weights it had before" if stale else "its weights are others"
             raise TrainingError(
@@ -89,14 +95,6 @@ class WeightProbe:
                 f"limit ({reason})"
             )
         return gap
-
-    def _is_stale(self, found: TopK, log_probs_TV: Tensor) -> bool:
-        if self.before is None:
-            return False
-        old, old_own_TK = self.before
-        if (found.ids_TK != old.ids_TK).any() or (found.log_probs_TK != old.log_probs_TK).any():
-            return False
-        return mean_distance(at_ids(log_probs_TV, old), old_own_TK) > STALE_SHARE * self.tolerance
 
 
 class VLLMRollouts:
@@ -113,7 +111,7 @@ class VLLMRollouts:
     ) -> None:
         self.job, self.model, self.tokenizer = job, model, tokenizer
         self.engines, self.client, self.probes = engines, client, probes
-        self.folder = job.out / "rollout-weights"
+        self.folder = job.out / WEIGHTS
         self.loads = 0
 
     @contextmanager
@@ -191,6 +189,7 @@ def open_vllm_rollouts(
     probe = contexts[0][-PROBE_TOKENS:]
     params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
     with ExitStack() as opened:
+        opened.callback(shutil.rmtree, job.out / WEIGHTS, ignore_errors=True)
         engines: list[Engine] = [VLLMAt(url) for url in job.rollout_urls]
         if not engines:
             options = engine_options(job, max(map(len, contexts)), cuda=torch.cuda.is_available())
@@ -253,6 +252,11 @@ def require_tempered(model: Model, drawn: Sequence[Rollout], temperature: float)
 def at_ids(log_probs_TV: Tensor, found: TopK) -> Tensor:
     """Those of the found tokens, [T, K]."""
     return log_probs_TV.gather(-1, torch.from_numpy(found.ids_TK).long())
+
+
+def same(one: TopK, other: TopK) -> bool:
+    """Equal to the bit."""
+    return np.array_equal(one.ids_TK, other.ids_TK) and np.array_equal(one.log_probs_TK, other.log_probs_TK)
 
 
 def mean_distance(one: Tensor, other: Tensor) -> float:

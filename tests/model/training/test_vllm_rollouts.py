@@ -58,6 +58,8 @@ def test_rollouts_are_drawn_from_the_weights_as_they_are_now(job: GRPOJob, monke
             told_N = torch.tensor([log_prob for rollout in drawn for log_prob in rollout.log_probs or ()])
             torch.testing.assert_close(told_N, completion_log_probs(model, batch, 1.0), atol=1e-5, rtol=1e-5)
             assert synced["sync_gap"] < 1e-5
+            assert (job.out / "rollout-weights/model.safetensors").exists()
+    assert not (job.out / "rollout-weights").exists()
     assert engines[0].calls == ["start", "load", "sleep", "wake", "load", "sleep", "stop"]
     assert len({rollout.text for rollout in drawn}) > 1
 
@@ -95,10 +97,18 @@ def test_weights_that_do_not_arrive_end_the_run(job: GRPOJob, monkeypatch: pytes
         move(model, 1e-6)
         with rollouts.current():
             pass  # less than rounding: no one can tell
-        move(model, 0.01)
-        message = r"does not have the trainer's weights.*the weights it had before"
-        with pytest.raises(TrainingError, match=message), rollouts.current():
-            pytest.fail("sampled from stale weights")
+        moves = 0
+
+        def go_on_by_small_moves() -> None:
+            nonlocal moves
+            for moves in range(40):  # noqa: B007 - asked for below
+                move(model, 0.0003)
+                with rollouts.current():
+                    pass
+
+        with pytest.raises(TrainingError, match=r"not have the trainer's weights.*the weights it had before"):
+            go_on_by_small_moves()
+    assert moves >= 1  # one such move is still too small to see; together they are not
 
 
 def test_an_engine_with_other_weights_is_refused_at_once(job: GRPOJob, monkeypatch: pytest.MonkeyPatch) -> None:

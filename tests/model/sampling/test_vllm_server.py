@@ -359,7 +359,7 @@ def check_rollouts(folder: Path, server: VLLMServer, tmp_path: Path) -> None:
             move(model)
             with rollouts.current() as synced:
                 drawn = rollouts.sample([prompt] * 16)
-            assert synced["sync_gap"] < 0.2  # 0.04 to 0.11 measured
+            assert synced["sync_gap"] < 0.2  # 0.08 to 0.13 measured
             for rollout in drawn:
                 assert rollout.text == cut_after_stop(
                     tokenizer.decode(rollout.row.completion, skip_special_tokens=True), job.stop

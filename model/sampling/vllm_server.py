@@ -167,6 +167,8 @@ class VLLMServer:
         """
         check_model_folder(folder)
         put_weights(self._post, folder)
+        if not self.options.gpus:
+            self._post("/collective_rpc", {"method": "repack_tied_heads"})
 
     def sleep(self) -> None:
         """Gives the GPU's memory back until `wake_up`; needs `--enable-sleep-mode`. No request may be running."""
@@ -183,6 +185,9 @@ class VLLMServer:
         python = self.options.python or sys.executable
         command = [python, *server_arguments(self.model, self.served_name, self.port, self.options)]
         supervised = [sys.executable, "-I", reaper.__file__, str(os.getpid()), "--", *command]
+        # vLLM's interpreter may not have us installed; its workers import `worker_extension` from here.
+        ours = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+        environment = server_environment(self.options, local=Path(self.model).is_dir(), given=os.environ)
         with self.log_path.open("wb") as log:
             return subprocess.Popen(
                 supervised,
@@ -190,7 +195,7 @@ class VLLMServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
-                env=os.environ | server_environment(self.options, local=Path(self.model).is_dir(), given=os.environ),
+                env=os.environ | environment | {"PYTHONPATH": ours},
             )
 
     def _wait_until_ready(self) -> None:
@@ -295,7 +300,8 @@ def _device_arguments(options: EngineOptions) -> list[str]:
     # A step that prefills only part of a seeded request's prompt kills vLLM 0.32 on the CPU ("CPU Generator
     # does not use offset"), so a prompt is always prefilled whole.
     step_tokens = max(options.max_model_len, CPU_STEP_TOKENS)
-    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(step_tokens)]
+    extension = ["--worker-extension-cls", "model.sampling.worker_extension.TiedHead"]
+    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(step_tokens), *extension]
 
 
 def server_environment(options: EngineOptions, *, local: bool, given: Iterable[str]) -> dict[str, str]:

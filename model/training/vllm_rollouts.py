@@ -38,7 +38,7 @@ from model.training.job import GRPOJob, JobError, Precision
 from model.training.rollouts import Rollout, cut_after_stop
 
 # Largest mean |Δ log p| of a probe, nats, at which engine and trainer count as equal (docs/training.md: measured gaps).
-TOLERANCE = {Precision.BFLOAT16: 0.3, Precision.FLOAT32: 0.005}
+TOLERANCE = {Precision.BFLOAT16: 0.3, Precision.FLOAT32: 0.0005}
 STALE_SHARE = 0.1  # of that tolerance: a move of the trainer after which an engine cannot answer to the bit as before
 PROBE_TOKENS = 64  # the last ones of the first problem's prompt
 PROBE_K = 8

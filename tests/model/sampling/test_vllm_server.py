@@ -29,7 +29,7 @@ from model.sampling.vllm_server import (
 )
 from model.training.data import collate, tokenize
 from model.training.forward import Model, completion_log_probs, load_model
-from model.training.job import GRPOJob
+from model.training.job import GRPOJob, Precision
 from model.training.rollouts import cut_after_stop
 from model.training.vllm_rollouts import TOLERANCE, VLLMRollouts, WeightProbe, mean_distance
 from tests.fake_endpoint import FakeEndpoint
@@ -119,12 +119,13 @@ def test_a_server_serves_and_leaves_nothing(
 def test_new_weights_and_then_a_fresh_prefix_cache(folder: Path, tmp_path: Path, stand_in: str) -> None:
     with make_server(folder, tmp_path, stand_in) as server:
         server.load_weights(folder)
-        wait_until(lambda: "reset_prefix_cache" in server.log_path.read_text())
+        wait_until(lambda: "repack_tied_heads" in server.log_path.read_text())
         log = server.log_path.read_text()
         with pytest.raises(ModelFolderError, match="no model"):
             server.load_weights(tmp_path)
     assert f"'method': 'reload_weights', 'kwargs': {{'weights_path': '{folder}'}}" in log
     assert log.index("reload_weights") < log.index("reset_prefix_cache")
+    assert "repack_tied_heads" in log  # a CPU engine's; see `worker_extension`
 
 
 def test_a_gpu_engine_sleeps_and_wakes_and_a_cpu_engine_does_neither(
@@ -324,7 +325,8 @@ def test_real_vllm_from_start_to_end(tmp_path: Path, started: Callable[[], list[
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     model = resolve_model("builtin:smollm2-135m-instruct")
     logprobs = ("--logprobs-mode", "processed_logprobs")
-    options = EngineOptions(max_model_len=512, max_num_seqs=16, extra_args=logprobs)
+    # In float32 engine and trainer agree to 1e-5, so that a single matrix which a reload left out is seen.
+    options = EngineOptions(max_model_len=512, max_num_seqs=16, dtype="float32", extra_args=logprobs)
     server = VLLMServer(model, "teacher", log_path=tmp_path / "vllm.log", options=options)
     params = SamplingParams(temperature=0.7, stop=("</answer>",))
     shots = "Question: 1 + 1\n<answer>2</answer>\nQuestion: 2 + 3\n<answer>5</answer>\n" * 5
@@ -348,7 +350,8 @@ def test_real_vllm_from_start_to_end(tmp_path: Path, started: Callable[[], list[
 
 def check_rollouts(folder: Path, server: VLLMServer, tmp_path: Path) -> None:
     """Rollouts of weights that move and arrive, at a temperature other than 1; then of weights that do not arrive."""
-    job = GRPOJob(init=folder, out=tmp_path, problems=folder, temperature=0.7, max_tokens=24, stop=("7",))
+    settings = {"temperature": 0.7, "max_tokens": 24, "stop": ("7",), "dtype": Precision.FLOAT32}
+    job = GRPOJob(init=folder, out=tmp_path, problems=folder, **settings)
     model, tokenizer = load_model(folder, job.dtype, torch.device("cpu"))
     prompt = "<|im_start|>user\nCalculate 3 + 4.<|im_end|>\n<|im_start|>assistant\n<think>\n"
     params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
@@ -359,7 +362,7 @@ def check_rollouts(folder: Path, server: VLLMServer, tmp_path: Path) -> None:
             move(model)
             with rollouts.current() as synced:
                 drawn = rollouts.sample([prompt] * 16)
-            assert synced["sync_gap"] < 0.2  # 0.08 to 0.13 measured
+            assert synced["sync_gap"] < 1e-4  # 0.163 for the embeddings' move while the tied head kept its old copy
             for rollout in drawn:
                 assert rollout.text == cut_after_stop(
                     tokenizer.decode(rollout.row.completion, skip_special_tokens=True), job.stop
@@ -368,7 +371,7 @@ def check_rollouts(folder: Path, server: VLLMServer, tmp_path: Path) -> None:
                 assert ended == (rollout.finish_reason == "stop")
         batch = collate([rollout.row for rollout in drawn], [1.0] * 16, model.device)
         told_N = torch.tensor([value for rollout in drawn for value in rollout.log_probs or ()])
-        assert mean_distance(told_N, completion_log_probs(model, batch, 0.7)) < 0.15
+        assert mean_distance(told_N, completion_log_probs(model, batch, 0.7)) < 1e-4
         assert len({rollout.text for rollout in drawn}) > 4
         move(model)
         server.load_weights = lambda _folder: None  # type: ignore[method-assign]
@@ -377,10 +380,10 @@ def check_rollouts(folder: Path, server: VLLMServer, tmp_path: Path) -> None:
 
 
 def move(model: Model) -> None:
-    """A step of 1e-4 in every weight, more or less up."""
+    """Noise in every matrix, 5 % of its spread: embeddings and tied head too."""
     with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.rand_like(weight), alpha=1e-4)
+        for weight in (weight for weight in model.parameters() if weight.dim() > 1):
+            weight.add_(torch.randn_like(weight) * weight.std(), alpha=0.05)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:

@@ -102,7 +102,7 @@ def test_weights_that_do_not_arrive_end_the_run(job: GRPOJob, monkeypatch: pytes
         def go_on_by_small_moves() -> None:
             nonlocal moves
             for moves in range(40):  # noqa: B007 - asked for below
-                move(model, 0.0003)
+                move(model, 0.00003)
                 with rollouts.current():
                     pass
 

@@ -537,6 +537,35 @@ class GRPOSection(OptimiserSection):
     """(r - mean)/std of the group, r - mean alone (Dr. GRPO), or r - mean of the others (RLOO, arXiv 2402.14740)."""
     updates_per_step: int = Field(default=1, ge=1, le=64)
     """Optimizer steps per round of sampling."""
+    rollouts: Literal["transformers", "vllm"] = "transformers"
+    """What samples: the student in its own process, or a vLLM beside it that is given its weights every round."""
+    rollout_python: str = ""
+    """`vllm`: interpreter that has vLLM; empty: the teacher's."""
+    rollout_urls: tuple[str, ...] = ()
+    """`vllm`: engines of yours that serve the student as `policy` and read this machine's folders; none: our own."""
+    rollout_gpu_memory: float = Field(default=0.4, gt=0.0, lt=1.0)
+    """`vllm`: share of the training GPU that our engine may fill; it sleeps while the student is trained."""
+    rollout_args: tuple[str, ...] = ()
+    """`vllm`: further arguments of our engine's command line."""
+    mismatch: Literal["none", "tis", "icepop"] = "none"
+    """`vllm`: each token's ρ = π_trainer/π_engine as a weight: min(ρ, high) (TIS), or ρ within [low, high] and else 0
+    (IcePop); docs/math.md."""
+    mismatch_low: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """IcePop's lower bound (Ring-1T: 0.5)."""
+    mismatch_high: float = Field(default=2.0, gt=1.0, le=1000.0)
+    """Upper bound of both (TIS as verl has it: 2; Ring-1T's IcePop: 5)."""
+    max_refills: int = Field(default=0, ge=0, le=1000)
+    """DAPO's dynamic sampling: rounds in which groups with one reward are dropped and others sampled; 0: they stay."""
+    degenerate_window: int = Field(default=20, ge=0, le=100_000)
+    """Rounds that must all have gone wrong, by a limit below, before the stage is stopped with the reason; 0: never."""
+    degenerate_silent_share: Share = 0.99
+    """Share of groups with one reward from which a round teaches nothing."""
+    degenerate_truncated_share: Share = 0.95
+    """Share of completions cut at `max_tokens` (trl #5697: 0.97 to 0.99 under a default limit)."""
+    degenerate_entropy: float = Field(default=0.001, ge=0.0, le=100.0)
+    """Entropy in nats per token at which the policy has collapsed (the demo's small sums: 0.04 to 0.12)."""
+    degenerate_clip_share: Share = 0.9
+    """Share of tokens that are clipped, or at a bound of `mismatch` (a verl run: clamped in 415 of 467 steps)."""
     normalise: Normalise = "sequence"
     """What a loss is divided by (GRPO: each sequence's 1/|o|; Dr. GRPO: a constant; DAPO: all tokens)."""
     checkpoint_every: int = Field(default=5, ge=1)
@@ -546,6 +575,15 @@ class GRPOSection(OptimiserSection):
     def _room_before_the_penalty(self) -> Self:
         if self.overlong_tokens > self.max_tokens:
             raise ValueError(f"overlong_tokens = {self.overlong_tokens} is more than max_tokens = {self.max_tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _engine_of_the_rollouts(self) -> Self:
+        if self.rollouts != "vllm" and (self.rollout_urls or self.mismatch != "none"):
+            name = "rollout_urls" if self.rollout_urls else "mismatch"
+            raise ValueError(f'{name} is for rollouts = "vllm": the student itself does not differ from the student')
+        if not self.mismatch_low < 1 < self.mismatch_high:
+            raise ValueError(f"1 must lie between mismatch_low = {self.mismatch_low} and mismatch_high")
         return self
 
 

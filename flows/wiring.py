@@ -264,7 +264,9 @@ def training_job(recipe: Recipe, run: Run, stage: str, data: Path, stored: Path 
         "out": str(run.dataset.file(f"{STUDENTS}/{stage}")),
     }
     if isinstance(section, GRPOSection):
-        return job | _rewards(recipe) | {"problems": str(data)}
+        own = recipe.teacher.python if isinstance(recipe.teacher, VLLMTeacher) else ""
+        python = {"rollout_python": section.rollout_python or own}
+        return job | _rewards(recipe) | python | {"problems": str(data)}
     if stored is not None:
         job["stored"] = str(stored)
     elif stage == "distill":

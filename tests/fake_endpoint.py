@@ -8,6 +8,7 @@ It knows one trade: `Calculate a + b.` (also −, ×, any number of terms), solv
 `accuracy`, in `<think>…</think>` `<answer>…</answer>` form, continuing the prompt's prefill. It counts tokens
 as words and obeys `max_tokens` and `stop`. It is no model: what students learn from it is worth nothing.
 Of a prompt in token ids it says, by `prompt_logprobs`, that each token had half of the mass, the next id a quarter, ….
+A completion in token ids is `continue_tokens`' answer.
 Starts in milliseconds; asyncio and the standard library only.
 """
 
@@ -29,6 +30,9 @@ from typing import Any, Self
 
 # (prompt, seed) -> the whole completion, before stop strings and max_tokens
 Answerer = Callable[[str, int | None], str]
+
+# the request's body -> tokens, their log-probabilities, why they end
+TokenAnswerer = Callable[[dict[str, Any]], tuple[list[int], list[float], str]]
 
 _QUESTION = re.compile(r"Calculate (-?\d+(?: [-+*×−] -?\d+)*)\.")
 _WORD = re.compile(r"\s*\S+\s*")
@@ -94,6 +98,7 @@ class FakeEndpoint:
     model: str = "fake"
     api_key: str | None = None
     port: int = 0
+    continue_tokens: TokenAnswerer = lambda body: ([body["stop_token_ids"][0]], [0.0], "stop")
     logits: Callable[[str], list[float]] = lambda text: [float(len(text))]  # of a classified text
     requests: list[dict[str, Any]] = field(default_factory=list)
     engine_calls: list[tuple[str, Any]] = field(default_factory=list)  # vLLM's development routes
@@ -164,7 +169,7 @@ class FakeEndpoint:
             return 200, b"{}"
         if path == "/v1/models":
             return 200, json.dumps({"object": "list", "data": [{"id": self.model, "object": "model"}]}).encode()
-        if path in ("/collective_rpc", "/reset_prefix_cache"):
+        if path in ("/collective_rpc", "/reset_prefix_cache", "/sleep", "/wake_up"):
             self.engine_calls.append((path, json.loads(body)))
             return 200, b'{"success": true}'
         if path not in ("/v1/completions", "/v1/chat/completions", "/classify"):
@@ -188,6 +193,8 @@ class FakeEndpoint:
             body = body | {"prompt": body["input"]}
         if "prompt_logprobs" in body:
             return await self._score(body)
+        if body.get("return_token_ids"):
+            return self._continue_tokens(body)
         if len(body["prompt"]) > self.faults.max_prompt_chars:
             return _error(400, f"maximum context length is {self.faults.max_prompt_chars}: {body['prompt']}")
         await asyncio.sleep(self.faults.seconds)
@@ -206,6 +213,15 @@ class FakeEndpoint:
         answer = _answer("", "length", len(tokens), 1)
         answer["choices"][0]["prompt_logprobs"] = [None, *(score(token, k) for token in tokens[1:])]
         answer["choices"][0]["prompt_token_ids"] = tokens if body.get("return_token_ids") else None
+        return 200, json.dumps(answer).encode()
+
+    def _continue_tokens(self, body: dict[str, Any]) -> tuple[int, bytes]:
+        if len(body["prompt"]) > self.faults.max_prompt_chars:
+            return _error(400, f"maximum context length is {self.faults.max_prompt_chars} tokens")
+        tokens, log_probs, reason = self.continue_tokens(body)
+        answer = _answer("", reason, len(body["prompt"]), len(tokens))
+        answer["choices"][0] |= {"token_ids": tokens, "prompt_token_ids": body["prompt"]}
+        answer["choices"][0]["logprobs"] = {"token_logprobs": log_probs}
         return 200, json.dumps(answer).encode()
 
     def _is_hit(self, body: dict[str, Any]) -> bool:

@@ -7,8 +7,8 @@
     cispo   ℓ = −sg(clip(ρ))·A·log π_θ             (MiniMax-M1, arXiv:2506.13585, equations 4 and 5)
 
 with clip(x) = min(max(x, 1−ε_low), 1+ε_high), and a KL penalty from `kl_estimators.py`. Advantages come from
-`model/advantages.py`, denominators from `normalise.py`. No correction for a sampler whose numbers differ from the
-trainer's. Axes: N completion tokens of all rows, one after another; B rows.
+`model/advantages.py`, denominators from `normalise.py`, weights for a sampler whose numbers differ from the trainer's
+from `mismatch.py`. Axes: N completion tokens of all rows, one after another; B rows.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def grpo_terms(
     sequence_ratios_N: Tensor | None = None,
     kl_estimator: KLEstimator = KLEstimator.K3,
     kl_in: KLPlace = KLPlace.LOSS,
+    sampler_weights_N: Tensor | None = None,
 ) -> GRPOTerms:
     """The loss ℓ at every token, to be summed with `normalise.token_weights`.
 
@@ -65,6 +66,7 @@ def grpo_terms(
         objective: the line of the module's table.
         sequence_ratios_N: s of each token's sequence, from `sequence_ratios`; gspo's, unused otherwise.
         kl_estimator: k1, k2 or k3.
+        sampler_weights_N: from `mismatch.sampler_weights`; multiply the objective, not a KL penalty in the loss.
         kl_in: ℓ + β·k(log π_ref − log π_θ), or A − β·k(log π_ref − log π_old) in A's place.
 
     Raises:
@@ -85,6 +87,8 @@ def grpo_terms(
             ratio_N = (log_probs_N.detach() - old_N).exp()
             weight_N = ratio_N.clamp(1 - clip_low, 1 + clip_high)
             gain_N, clipped_N = weight_N * advantages_N * log_probs_N, weight_N != ratio_N
+    if sampler_weights_N is not None:
+        gain_N = sampler_weights_N.detach() * gain_N
     loss_N = -gain_N + kl_weight * kl_N if kl_in is KLPlace.LOSS else -gain_N
     return GRPOTerms(loss_N, kl_N.detach(), clipped_N.detach().float())
 

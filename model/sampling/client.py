@@ -4,7 +4,8 @@ One background thread runs one event loop. Threads that call `complete` at the s
 come, first served, so that the next shard's requests fill the engine while the last long answer of a shard is
 still being written. Text in, text out (`/v1/completions`): what the model sees is what the caller rendered; a
 ChatRequest is rendered by its server (`/v1/chat/completions`). A ClassifyRequest is not completed but classified, by
-a vLLM that serves a sequence classifier; a ScoreRequest, in tokens, is only read, by a vLLM.
+a vLLM that serves a sequence classifier; a ScoreRequest, in tokens, is only read, by a vLLM, and a TokensRequest
+completed in tokens.
 
 What an endpoint does (5xx, 429, lost connections, time-outs) is tried again, on another URL where there is
 one, and then ends the call with SamplerError. What it says of one prompt (400, 413, 422) is that row's data:
@@ -27,6 +28,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
@@ -35,7 +37,15 @@ import httpx
 
 from model.errors import SamplerError
 from model.records import FinishReason
-from model.sampling.request import AnyRequest, ChatRequest, ClassifyRequest, Completion, SamplingParams, ScoreRequest
+from model.sampling.request import (
+    AnyRequest,
+    ChatRequest,
+    ClassifyRequest,
+    Completion,
+    SamplingParams,
+    ScoreRequest,
+    TokensRequest,
+)
 from model.sampling.top_k import read_top_k
 
 TRIES = 4  # of one request within one call
@@ -277,6 +287,8 @@ class CompletionsClient:
             return _classified(request.key, response, seconds)
         if isinstance(request, ScoreRequest):
             return _scored(request, response, seconds)
+        if isinstance(request, TokensRequest):
+            return _tokens(request, response, seconds)
         return _completion(request.key, response, self._params_of(request).stop, seconds)
 
     def _params_of(self, request: AnyRequest) -> SamplingParams:
@@ -289,6 +301,8 @@ class CompletionsClient:
             return CLASSIFY, {"model": self.model, "input": request.text, **raw}
         if isinstance(request, ScoreRequest):
             return "completions", {"model": self.model, **_scoring(request)}
+        if isinstance(request, TokensRequest):
+            return "completions", {"model": self.model, **_rollout(request, self.params)}
         params = self._params_of(request)
         seed = {} if request.seed is None else {"seed": request.seed}
         shared = seed | {"model": self.model, "n": 1, "temperature": params.temperature, "top_p": params.top_p}
@@ -356,6 +370,24 @@ def _scoring(request: ScoreRequest) -> dict[str, Any]:
     """One token must be written; what was read is answered with, so that it can be compared."""
     asked = {"prompt_logprobs": request.k, "return_token_ids": True}
     return {"prompt": list(request.tokens), "max_tokens": 1, "temperature": 0.0, **asked}
+
+
+def _rollout(request: TokensRequest, params: SamplingParams) -> dict[str, Any]:
+    """Nothing is left to a server's defaults, which may cut the distribution (a model's own top_k, a penalty)."""
+    whole = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+    return whole | {
+        "prompt": list(request.tokens),
+        "max_tokens": request.max_tokens,
+        "seed": request.seed,
+        "n": 1,
+        "temperature": params.temperature,
+        "stop": list(params.stop),
+        "include_stop_str_in_output": True,
+        "ignore_eos": True,  # a model may name several ends of turn; the trainer knows one
+        "stop_token_ids": [request.end],
+        "return_token_ids": True,
+        "logprobs": 0,
+    }
 
 
 def _next(done: queue.SimpleQueue[Completion | None], timeout: float) -> Completion | None:
@@ -455,6 +487,21 @@ def _scored(request: ScoreRequest, response: httpx.Response, seconds: float) -> 
     except (ValueError, KeyError, TypeError) as error:
         raise SamplerError(f"{request.key}: {error}", retryable=False) from None
     return Completion(request.key, "", FinishReason.STOP, len(read), 0, seconds, top_k=top_k)
+
+
+def _tokens(request: TokensRequest, response: httpx.Response, seconds: float) -> Completion:
+    done = _completion(request.key, response, (), seconds)
+    if done.finish_reason is FinishReason.REFUSED:
+        return done
+    choice = response.json()["choices"][0]
+    tokens, log_probs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+    if tokens is None or log_probs is None:
+        raise SamplerError("the endpoint answers without token ids: only vLLM can be asked", retryable=False)
+    if choice.get("prompt_token_ids") != list(request.tokens):
+        raise SamplerError(f"{request.key}: the endpoint has read other tokens than it was sent", retryable=False)
+    if len(tokens) != len(log_probs):
+        raise SamplerError(f"{request.key}: {len(tokens)} tokens with {len(log_probs)} log-probabilities")
+    return replace(done, tokens=tuple(tokens), log_probs=tuple(log_probs))
 
 
 def _unreadable(what: str, error: Exception, response: httpx.Response) -> _TryAgainError:

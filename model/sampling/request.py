@@ -69,7 +69,24 @@ class ScoreRequest:
     k: int
 
 
-AnyRequest = Request | ChatRequest | ClassifyRequest | ScoreRequest
+@dataclass(frozen=True, slots=True)
+class TokensRequest:
+    """One completion of a prompt in tokens, answered in tokens, each with its log-probability: a rollout.
+
+    Drawn from all of softmax(logits / T) at the client's temperature T, whatever defaults the server has (its
+    `top_p` is not used). Ends at the token `end`, a `stop` text of the client or the limit. Answered by vLLM alone;
+    the log-probabilities are those at T where it was started with `--logprobs-mode processed_logprobs`, those at
+    T = 1 otherwise.
+    """
+
+    key: str
+    tokens: tuple[int, ...]
+    seed: int
+    max_tokens: int
+    end: int
+
+
+AnyRequest = Request | ChatRequest | ClassifyRequest | ScoreRequest | TokensRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +95,7 @@ class Completion:
 
     `seconds` is the time from sending the successful try to its last byte. `refused` completions have empty
     text, zero tokens and the endpoint's words in `error`. A classified text has no completion but `logits`, a scored
-    one `top_k`.
+    one `top_k`; one in tokens has `tokens` and the `log_probs` of each, in nats.
     """
 
     key: str
@@ -90,3 +107,5 @@ class Completion:
     error: str | None = None
     logits: tuple[float, ...] = ()
     top_k: TopK | None = None
+    tokens: tuple[int, ...] = ()
+    log_probs: tuple[float, ...] = ()

@@ -166,15 +166,28 @@ class VLLMServer:
         No request may be running. Raises ModelFolderError, or SamplerError when the engine refuses.
         """
         check_model_folder(folder)
-        self._post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
-        if self._post("/reset_prefix_cache", {}).get("success") is False:
-            raise SamplerError("vLLM kept old prefixes because requests are running; load weights between calls")
+        put_weights(self._post, folder)
+        if not self.options.gpus:
+            self._post("/collective_rpc", {"method": "repack_tied_heads"})
+
+    def sleep(self) -> None:
+        """Gives the GPU's memory back until `wake_up`; needs `--enable-sleep-mode`. No request may be running."""
+        if self.options.gpus:  # a CPU engine would stop answering and keep its memory
+            self._post("/sleep?level=1", {})
+
+    def wake_up(self) -> None:
+        """Ends `sleep`: the weights come back as they were, the prefix cache is empty."""
+        if self.options.gpus:
+            self._post("/wake_up", {})
 
     def _launch(self) -> subprocess.Popen[bytes]:
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         python = self.options.python or sys.executable
         command = [python, *server_arguments(self.model, self.served_name, self.port, self.options)]
         supervised = [sys.executable, "-I", reaper.__file__, str(os.getpid()), "--", *command]
+        # vLLM's interpreter may not have us installed; its workers import `worker_extension` from here.
+        ours = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+        environment = server_environment(self.options, local=Path(self.model).is_dir(), given=os.environ)
         with self.log_path.open("wb") as log:
             return subprocess.Popen(
                 supervised,
@@ -182,7 +195,7 @@ class VLLMServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
-                env=os.environ | server_environment(self.options, local=Path(self.model).is_dir(), given=os.environ),
+                env=os.environ | environment | {"PYTHONPATH": ours},
             )
 
     def _wait_until_ready(self) -> None:
@@ -216,14 +229,53 @@ class VLLMServer:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         self.check()
-        root = self.url.removesuffix("/v1")
-        try:
-            answer = httpx.post(root + path, json=body, timeout=RELOAD_SECONDS, trust_env=False)
-        except httpx.TransportError as error:
-            raise SamplerError(f"vLLM did not answer {path} ({type(error).__name__}); see {self.log_path}") from None
-        if answer.status_code != httpx.codes.OK:
-            raise SamplerError(f"vLLM refused {path}: HTTP {answer.status_code}, see {self.log_path}")
-        return answer.json() if answer.content else {}
+        return post_development(self.url, path, body, f"see {self.log_path}")
+
+
+class VLLMAt:
+    """A vLLM that someone else runs, as far as a trainer needs one: it reads new weights from a shared folder.
+
+    Started with VLLM_SERVER_DEV_MODE=1, it obeys anyone who reaches it. It keeps its memory while training runs.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def check(self) -> bool:
+        """Its process is not ours to watch: a request that fails says so."""
+        return True
+
+    def load_weights(self, folder: Path) -> None:
+        """See `VLLMServer.load_weights`; the folder has the same name on its machine."""
+        check_model_folder(folder)
+        put_weights(self._post, folder)
+
+    def sleep(self) -> None:
+        """Nothing: it has a device of its own."""
+
+    def wake_up(self) -> None:
+        """Nothing."""
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return post_development(self.url, path, body, f"is {self.url} a vLLM with VLLM_SERVER_DEV_MODE=1?")
+
+
+def put_weights(post: Callable[[str, dict[str, Any]], dict[str, Any]], folder: Path) -> None:
+    """New weights into a running vLLM, and nothing left of what the old ones had computed."""
+    post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+    if post("/reset_prefix_cache", {}).get("success") is False:
+        raise SamplerError("vLLM kept old prefixes because requests are running; load weights between calls")
+
+
+def post_development(url: str, path: str, body: dict[str, Any], remedy: str) -> dict[str, Any]:
+    """What a development endpoint answers. Raises SamplerError, with the remedy."""
+    try:
+        answer = httpx.post(url.removesuffix("/v1") + path, json=body, timeout=RELOAD_SECONDS, trust_env=False)
+    except httpx.TransportError as error:
+        raise SamplerError(f"vLLM did not answer {path} ({type(error).__name__}); {remedy}") from None
+    if answer.status_code != httpx.codes.OK:
+        raise SamplerError(f"vLLM refused {path}: HTTP {answer.status_code}, {remedy}")
+    return answer.json() if answer.content else {}
 
 
 def server_arguments(model: Path | str, served_name: str, port: int, options: EngineOptions) -> list[str]:
@@ -248,7 +300,8 @@ def _device_arguments(options: EngineOptions) -> list[str]:
     # A step that prefills only part of a seeded request's prompt kills vLLM 0.32 on the CPU ("CPU Generator
     # does not use offset"), so a prompt is always prefilled whole.
     step_tokens = max(options.max_model_len, CPU_STEP_TOKENS)
-    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(step_tokens)]
+    extension = ["--worker-extension-cls", "model.sampling.worker_extension.TiedHead"]
+    return ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(step_tokens), *extension]
 
 
 def server_environment(options: EngineOptions, *, local: bool, given: Iterable[str]) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """GRPO: sample a group per problem, score it with the verifiers, raise what did better than its group.
 
 The reference of the KL term is the model that the job starts from (None without that term). On the first update of a
-step the policy is the sampler, so its own log-probabilities stand for π_old; further updates use those of the step's
-beginning. With one update a step every ratio is 1, and gspo is grpo.
+step the policy has not moved, so its own log-probabilities stand for π_old; further updates use those of the step's
+beginning. With one update a step every ratio is 1, and gspo is grpo. Where an engine sampled, π_old is still the
+trainer's, and what lies between the two is measured and, if asked for, corrected (`model/losses/mismatch.py`).
 
 Axes: P problems of a step, G rollouts of a problem, B = P·G rollouts, N their completion tokens.
 """
@@ -22,6 +23,7 @@ from model.advantages import group_advantages, silent_groups
 from model.losses.grpo import Objective, grpo_terms, sequence_ratios
 from model.losses.head import Kernel, Part
 from model.losses.log_probs import log_prob_part
+from model.losses.mismatch import SamplerWeights, sampler_weights
 from model.losses.normalise import token_weights
 from model.records import PROBLEM_SCHEMA, FinishReason, Problem, from_table
 from model.training.data import TokenBatch, collate, micro_batches
@@ -44,6 +46,7 @@ class GRPOStage:
         self.job, self.model, self.reference = job, model, reference
         self.rollouts, self.reward = rollouts, reward
         self.problems = read_problems(job)
+        self.drawn = 0  # problems, of all steps so far
 
     @property
     def total_steps(self) -> int:
@@ -53,20 +56,52 @@ class GRPOStage:
     def prepare(self, step: int) -> StepWork:
         """Samples and scores the step's groups."""
         job = self.job
-        chosen = [problem for problem in self.step_problems(step) for _ in range(job.group_size)]
-        rollouts = self.rollouts.sample([problem.prompt + job.prefill for problem in chosen])
-        rewards_B = torch.tensor(self.reward(rollouts, chosen))
-        rewards_PG = fill_unjudged(rewards_B.view(-1, job.group_size))
-        advantages_B = group_advantages(rewards_PG, job.advantage).flatten()
+        if not job.max_refills:
+            self.drawn = (step - 1) * job.problems_per_step
+        with self.rollouts.current() as synced:
+            rounds = self._rounds()
+        rewards_PG = torch.cat([rewards_PG for _, rewards_PG in rounds])
+        rollouts = [rollout for sampled, _ in rounds for rollout in sampled]
+        metrics = {**rollout_metrics(rollouts, fill_unjudged(rewards_PG)), **synced}
+        metrics |= {"unjudged_share": rewards_PG.isnan().float().mean().item()}
+        rewards_PG = fill_unjudged(rewards_PG)
+        if job.max_refills:
+            groups = len(rewards_PG)
+            rollouts, rewards_PG = without_silent(rollouts, rewards_PG)
+            dropped = {"groups_sampled": groups, "dropped_share": 1 - len(rewards_PG) / groups}
+            metrics |= dropped | {"refills": len(rounds) - 1}
+        advantages_B = group_advantages(rewards_PG, job.advantage).flatten() if len(rewards_PG) else rewards_PG
         micros = self.micro_batches(rollouts, advantages_B)
-        metrics = rollout_metrics(rollouts, rewards_PG) | {"unjudged_share": rewards_B.isnan().float().mean().item()}
         return StepWork(micros, job.updates_per_step, metrics)
 
-    def step_problems(self, step: int) -> list[Problem]:
-        """The problems of a step: the next ones of an endless shuffle that depends on the job's seed alone."""
-        count, total = self.job.problems_per_step, len(self.problems)
-        places = range((step - 1) * count, step * count)
+    def _rounds(self) -> list[tuple[list[Rollout], Tensor]]:
+        """Rollouts and rewards, [P, G], of the step's problems; then of others in place of those that teach nothing."""
+        rounds: list[tuple[list[Rollout], Tensor]] = []
+        missing = self.job.problems_per_step
+        while missing and len(rounds) <= self.job.max_refills:
+            rounds.append(self.sampled(self.next_problems(missing)))
+            missing = int(silent_groups(fill_unjudged(rounds[-1][1])).sum())
+        return rounds
+
+    def sampled(self, problems: Sequence[Problem]) -> tuple[list[Rollout], Tensor]:
+        """A group of rollouts for each problem, and their rewards, [P, G]."""
+        chosen = [problem for problem in problems for _ in range(self.job.group_size)]
+        rollouts = self.rollouts.sample([problem.prompt + self.job.prefill for problem in chosen])
+        return rollouts, torch.tensor(self.reward(rollouts, chosen)).view(-1, self.job.group_size)
+
+    def next_problems(self, count: int) -> list[Problem]:
+        """The next ones of an endless shuffle that depends on the job's seed alone; moves its cursor."""
+        total, places = len(self.problems), range(self.drawn, self.drawn + count)
+        self.drawn += count
         return [self.problems[self._shuffled(place // total)[place % total]] for place in places]
+
+    def state_dict(self) -> dict[str, int]:
+        """The shuffle's cursor: refills make it more than the step number tells."""
+        return {"problems_drawn": self.drawn}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Puts back what `state_dict` gave."""
+        self.drawn = state["problems_drawn"]
 
     def _shuffled(self, epoch: int) -> list[int]:
         order: list[int] = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.problems)).tolist()
@@ -89,7 +124,8 @@ class GRPOStage:
         batch = collate(rows, weights_B[chosen].tolist(), device)
         lengths_B = torch.tensor([len(row.completion) for row in rows], device=device)
         advantages_N = advantages_B[chosen].to(device).repeat_interleave(lengths_B)
-        loss = PolicyLoss(self.job, self.model, self.reference, batch, lengths_B, advantages_N)
+        sampler_N = sampler_log_probs([rollouts[b] for b in chosen], device)
+        loss = PolicyLoss(self.job, self.model, self.reference, batch, lengths_B, advantages_N, sampler_N)
         return MicroBatch(batch, Kernel(loss.part))
 
 
@@ -97,10 +133,17 @@ class PolicyLoss:
     """The objective on one micro-batch, some of its completion tokens at a time."""
 
     def __init__(
-        self, job: GRPOJob, policy: Model, reference: Model, batch: TokenBatch, lengths_B: Tensor, advantages_N: Tensor
+        self,
+        job: GRPOJob,
+        policy: Model,
+        reference: Model,
+        batch: TokenBatch,
+        lengths_B: Tensor,
+        advantages_N: Tensor,
+        sampler_N: Tensor | None = None,
     ) -> None:
         self.job, self.policy, self.batch = job, policy, batch
-        self.lengths_B, self.advantages_N = lengths_B, advantages_N
+        self.lengths_B, self.advantages_N, self.sampler_N = lengths_B, advantages_N, sampler_N
         self.old_N = self._scored_by(policy) if job.updates_per_step > 1 else None
         self.reference_N = self._scored_by(reference) if job.kl_weight else None
         self.sequence_ratios_N = torch.ones_like(advantages_N)
@@ -115,9 +158,11 @@ class PolicyLoss:
     def loss(self, log_probs_N: Tensor, rows: slice) -> tuple[Tensor, Mapping[str, Tensor]]:
         """A chunk's loss and sums of its metrics."""
         job, itself_N = self.job, log_probs_N.detach()
+        old_N = itself_N if self.old_N is None else self.old_N[rows]
+        mismatch = self._mismatch(old_N, rows)
         terms = grpo_terms(
             log_probs_N,
-            itself_N if self.old_N is None else self.old_N[rows],
+            old_N,
             itself_N if self.reference_N is None else self.reference_N[rows],
             self.advantages_N[rows],
             clip_low=job.clip_low,
@@ -127,9 +172,18 @@ class PolicyLoss:
             sequence_ratios_N=self.sequence_ratios_N[rows],
             kl_estimator=job.kl_estimator,
             kl_in=job.kl_in,
+            sampler_weights_N=mismatch.weights_N if mismatch else None,
         )
         metrics = {"kl": terms.kl_N.sum(), "clip_share": terms.clipped_N.sum(), "entropy": -itself_N.sum()}
+        if mismatch:
+            metrics |= mismatch.sums()
         return (self.batch.weights_N[rows] * terms.loss_N).sum(), metrics
+
+    def _mismatch(self, old_N: Tensor, rows: slice) -> SamplerWeights | None:
+        job = self.job
+        if self.sampler_N is None:
+            return None
+        return sampler_weights(old_N, self.sampler_N[rows], job.mismatch, low=job.mismatch_low, high=job.mismatch_high)
 
     def _measure_sequences(self) -> None:
         """gspo: a pass over whole sequences, before tokens are taken chunk by chunk."""
@@ -138,6 +192,15 @@ class PolicyLoss:
 
     def _scored_by(self, model: Model) -> Tensor:
         return completion_log_probs(model, self.batch, self.job.temperature)
+
+
+def sampler_log_probs(rollouts: Sequence[Rollout], device: torch.device) -> Tensor | None:
+    """log π of an engine that sampled, of all completion tokens, [N]; None where the trained model sampled itself."""
+    told = [rollout.log_probs for rollout in rollouts if rollout.log_probs is not None]
+    if not told:
+        return None
+    assert len(told) == len(rollouts)
+    return torch.tensor([log_prob for row in told for log_prob in row], device=device)
 
 
 def read_problems(job: GRPOJob) -> list[Problem]:
@@ -157,12 +220,20 @@ def fill_unjudged(rewards_PG: Tensor) -> Tensor:
     return torch.where(rewards_PG.isnan(), means_P1, rewards_PG)
 
 
+def without_silent(rollouts: Sequence[Rollout], rewards_PG: Tensor) -> tuple[list[Rollout], Tensor]:
+    """The groups that teach something: their rollouts, group after group, and their rewards."""
+    kept_P = ~silent_groups(rewards_PG)
+    kept_B = kept_P.repeat_interleave(rewards_PG.shape[1])
+    return [rollout for rollout, kept in zip(rollouts, kept_B, strict=True) if kept], rewards_PG[kept_P]
+
+
 def rollout_metrics(rollouts: Sequence[Rollout], rewards_PG: Tensor) -> dict[str, float]:
     """What a step's rollouts look like: means over rollouts, shares of rollouts and of groups, lengths in tokens."""
     lengths = [len(rollout.row.completion) for rollout in rollouts]
     cut = [rollout.finish_reason is FinishReason.LENGTH for rollout in rollouts]
     return {
         "reward": rewards_PG.mean().item(),
+        "reward_max": rewards_PG.max().item(),
         "reward_std": rewards_PG.std(-1, correction=0).mean().item(),
         "silent_group_share": silent_groups(rewards_PG).float().mean().item(),
         "completion_length": sum(lengths) / len(lengths),

@@ -21,6 +21,7 @@ from model.errors import TrainingError
 from model.losses.grpo import Objective
 from model.losses.kl import Divergence
 from model.losses.kl_estimators import KLEstimator, KLPlace
+from model.losses.mismatch import Mismatch
 from model.losses.normalise import Normalise
 
 
@@ -36,6 +37,17 @@ class Schedule(StrEnum):
     COSINE = "cosine"
     LINEAR = "linear"
     CONSTANT = "constant"
+
+
+class Sampler(StrEnum):
+    """What writes a step's rollouts: the trained model itself in this process, or a vLLM that is given its weights."""
+
+    TRANSFORMERS = "transformers"
+    VLLM = "vllm"
+
+
+# Arguments of vLLM after which a token's log-probability is not log softmax(logits / T) at the job's T.
+BIASED_ARGS = ("--logprobs-mode", "--logits-processors", "--speculative-config")
 
 
 class Precision(StrEnum):
@@ -130,6 +142,31 @@ class GRPOJob(Job):
     checks: tuple[str, ...] = ("format", "math")
     check_settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of model.rewards.settings.CheckSettings
     check_timeout_seconds: float = 5.0
+    rollouts: Sampler = Sampler.TRANSFORMERS
+    rollout_python: str = ""  # vllm: interpreter that has it; empty: this one
+    rollout_urls: tuple[str, ...] = ()  # vllm: engines of yours that read this machine's folders; empty: one of ours
+    rollout_gpu_memory: float = 0.4  # vllm: share of the trainer's GPU that its engine may fill
+    rollout_args: tuple[str, ...] = ()  # vllm: further command-line arguments of its engine
+    mismatch: Mismatch = Mismatch.NONE
+    mismatch_low: float = 0.5  # icepop: lower bound of ρ
+    mismatch_high: float = 2.0  # tis, icepop: upper bound of ρ
+    max_refills: int = 0  # rounds in which groups without advantage are dropped and others sampled; 0: they stay
+    degenerate_window: int = 20  # steps that must all have gone wrong before the run is stopped; 0: never
+    degenerate_silent_share: float = 0.99  # at least so many groups with one reward
+    degenerate_truncated_share: float = 0.95  # at least so many completions cut at max_tokens
+    degenerate_entropy: float = 0.001  # nats a token, at most
+    degenerate_clip_share: float = 0.9  # at least so many tokens clipped, or at a bound of `mismatch`
+
+    def __post_init__(self) -> None:
+        if self.rollouts is not Sampler.VLLM and (self.rollout_urls or self.mismatch is not Mismatch.NONE):
+            raise JobError("rollout_urls and mismatch are for rollouts = 'vllm'")
+        if not self.mismatch_low < 1 < self.mismatch_high:
+            raise JobError(f"1 must lie between mismatch_low = {self.mismatch_low} and {self.mismatch_high}")
+        biased = [word for word in self.rollout_args if word.split("=")[0] in BIASED_ARGS]
+        if biased:
+            raise JobError(
+                f"rollout_args: {biased[0]} would tell log-probabilities of another distribution than the trainer's"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from model.errors import TrainingError
 from model.losses.head import Kernel
 from model.training.checkpoint import Checkpoints, disk_errors, write_file
 from model.training.data import TokenBatch, Tokenizer
+from model.training.degenerate import degenerate, require_healthy
 from model.training.forward import Model, backward
 from model.training.job import Job
 from model.training.optimizer import MasterAdamW, learning_rate
@@ -102,6 +103,7 @@ def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: Stop
     Raises:
         Stopped: `stop` was received; a checkpoint of the step that had just ended is on disk.
         DivergedError: the loss is no number any more, and going back did not help.
+        DegenerateError: the run learns nothing; a checkpoint of its last step is on disk.
         DiskError: the disk takes no more.
     """
     optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world)
@@ -109,6 +111,7 @@ def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: Stop
     with closing(Checkpoints(job.out / "checkpoints", job.dtype, world)) as checkpoints:
         step = checkpoints.restore(optimizer, stage)
         log.keep(step)
+        require_healthy(job, log.lines)  # a run that was stopped for it does not go on as it is
         while step < stage.total_steps:
             step += 1
             if step in bad.steps:
@@ -121,12 +124,13 @@ def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: Stop
                 step = checkpoints.restore(optimizer, stage)
                 log.keep(step)
                 continue
-            stops = world.any(stop.received)
+            stops = world.any(stop.received) or bool(degenerate(job, log.lines))
             due = step % job.checkpoint_every == 0 and step < stage.total_steps and "skipped" not in log.lines[-1]
             if stops or due:
                 checkpoints.save(step, model, tokenizer, optimizer, stage)
             if stops:
                 checkpoints.wait()
+                require_healthy(job, log.lines)
                 raise Stopped(f"stopped after step {step} of {stage.total_steps}; start the same job to go on")
     return log.lines[-1] if log.lines else {}
 

@@ -22,6 +22,7 @@ from model.advantages import Advantage
 from model.gae import explained_variance, generalised_advantages, token_rewards, whitened
 from model.losses.head import Kernel
 from model.losses.kl_estimators import KLPlace, estimate
+from model.losses.mismatch import Mismatch
 from model.losses.normalise import token_weights
 from model.training.data import TokenBatch, collate, micro_batches
 from model.training.forward import Model, completion_log_probs
@@ -77,12 +78,12 @@ class PPOStage(GRPOStage):
     def prepare(self, step: int) -> StepWork:
         """Samples, scores and assesses the step's rollouts; those that could not be judged teach neither model."""
         job = self.job
-        chosen = [problem for problem in self.step_problems(step) for _ in range(job.group_size)]
-        rollouts = self.rollouts.sample([problem.prompt + job.prefill for problem in chosen])
-        rewards_B = torch.tensor(self.reward(rollouts, chosen))
-        metrics = rollout_metrics(rollouts, fill_unjudged(rewards_B.view(-1, job.group_size)))
-        metrics["unjudged_share"] = rewards_B.isnan().float().mean().item()
-        assessed = self.assess(rollouts, rewards_B)
+        self.drawn = (step - 1) * job.problems_per_step
+        with self.rollouts.current() as synced:
+            rollouts, rewards_PG = self.sampled(self.next_problems(job.problems_per_step))
+        metrics = {**rollout_metrics(rollouts, fill_unjudged(rewards_PG)), **synced}
+        metrics["unjudged_share"] = rewards_PG.isnan().float().mean().item()
+        assessed = self.assess(rollouts, rewards_PG.flatten())
         self.value_model.begin([ValueBatch(each.tokens, each.values_N, each.returns_N) for each in assessed])
         micros = self.policy_batches(assessed)
         return StepWork(micros, job.updates_per_step, metrics | value_metrics(assessed))
@@ -138,6 +139,8 @@ def require_settings(job: PPOJob) -> None:
     for name in ("discount", "gae_lambda"):
         if not 0 <= getattr(job, name) <= 1:
             raise JobError(f"{name} must lie in [0, 1], got {getattr(job, name)}")
+    if job.max_refills or job.mismatch is not Mismatch.NONE:
+        raise JobError("ppo takes neither max_refills nor mismatch: it keeps every rollout, as it was sampled")
     if job.value_clip < 0:
         raise JobError(f"value_clip must be at least 0, got {job.value_clip}")
 

@@ -1,4 +1,5 @@
-"""Completions of the policy as it is now. `Rollouts` is the interface; here transformers generates in this process.
+"""Completions of the policy as it is now. `Rollouts` is the interface; here transformers generates in this process,
+`vllm_rollouts.py` has an engine do it.
 
 Token ids come back as they were sampled, never re-tokenised from text, so that their probabilities are those that
 training scores.
@@ -6,7 +7,8 @@ training scores.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,15 +22,23 @@ from model.training.forward import Model
 
 @dataclass(frozen=True)
 class Rollout:
-    """One sampled completion: its tokens behind their context, and its text up to and with the stop string."""
+    """One sampled completion: its tokens behind their context, and its text up to and with the stop string.
+
+    `log_probs`: of the tokens, nats, as a sampler that is not the trained model itself had them at its temperature.
+    """
 
     row: Row
     text: str
     finish_reason: FinishReason
+    log_probs: list[float] | None = None
 
 
 class Rollouts(Protocol):
     """A sampler of the current policy. Randomness comes from torch's generator, which the step has seeded."""
+
+    def current(self) -> AbstractContextManager[Mapping[str, float]]:
+        """A block in which `sample` draws from the policy as it was at its beginning; gives metrics of the change."""
+        ...
 
     def sample(self, contexts: Sequence[str]) -> list[Rollout]:
         """One completion of every context (prompt and prefill), in order."""
@@ -43,6 +53,10 @@ class LocalRollouts:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.temperature, self.max_tokens, self.stop = temperature, max_tokens, tuple(stop)
+
+    def current(self) -> AbstractContextManager[Mapping[str, float]]:
+        """See `Rollouts`: the policy is the sampler."""
+        return nullcontext({})
 
     @torch.no_grad()
     def sample(self, contexts: Sequence[str]) -> list[Rollout]:

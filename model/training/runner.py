@@ -18,15 +18,15 @@ from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
 from model.training.forward import Model, load_model
-from model.training.grpo import GRPOStage
-from model.training.job import DistillJob, GRPOJob, Job, PPOJob, SFTJob
+from model.training.grpo import GRPOStage, read_problems
+from model.training.job import DistillJob, GRPOJob, Job, PPOJob, Sampler, SFTJob
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
 from model.training.parallel import World, joined, require_alone
 from model.training.ppo import PPOStage
 from model.training.process import sole_owner
 from model.training.rewards import verifier_reward
-from model.training.rollouts import LocalRollouts
+from model.training.rollouts import LocalRollouts, Rollouts
 from model.training.sft import SFTStage
 from model.training.value_model import ValueModel
 
@@ -109,10 +109,7 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World) -> It
         case GRPOJob():
             require_alone(world, job.stage)
             reference = load_model(job.init, job.dtype, world.device)[0] if job.kl_weight else None
-            rollouts = LocalRollouts(
-                model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop
-            )
-            with verifier_reward(job) as reward:
+            with verifier_reward(job) as reward, open_rollouts(job, model, tokenizer) as rollouts:
                 if isinstance(job, PPOJob):
                     value_model = ValueModel(job, load_model(job.init, job.dtype, world.device)[0])
                     yield PPOStage(job, model, reference, rollouts, reward, value_model)
@@ -120,3 +117,17 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World) -> It
                     yield GRPOStage(job, model, reference, rollouts, reward)
         case _:
             raise AssertionError(f"no stage for {job.stage}")
+
+
+@contextmanager
+def open_rollouts(job: GRPOJob, model: Model, tokenizer: Tokenizer) -> Iterator[Rollouts]:
+    """What samples the policy, while it is needed."""
+    if job.rollouts is Sampler.TRANSFORMERS:
+        yield LocalRollouts(model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop)
+        return
+    # Needs httpx, which a machine that trains without an engine need not have.
+    from model.training.vllm_rollouts import open_vllm_rollouts
+
+    prompts = [problem.prompt + job.prefill for problem in read_problems(job)]
+    with open_vllm_rollouts(job, model, tokenizer, prompts) as rollouts:
+        yield rollouts

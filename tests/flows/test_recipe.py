@@ -219,6 +219,8 @@ def test_empty_file_says_what_is_missing(tmp_path: Path) -> None:
         ("accept.pass_rate=[0.9]", "accept.pass_rate: list should have at least 2 items"),
         ("grpo.overlong_tokens=2048", "overlong_tokens = 2048 is more than max_tokens = 1024"),
         ("grpo.objective=ppo", "grpo.objective = 'ppo': input should be 'grpo', 'gspo' or 'cispo'"),
+        ("grpo.rollout_urls=['http://a/v1']", 'rollout_urls is for rollouts = "vllm"'),
+        ("grpo.mismatch=tis", 'mismatch is for rollouts = "vllm"'),
         ("evaluate.k=[8]", "evaluate.k asks for pass@8, but evaluate.replicas = 4"),
         ("generate.max_tokens=4096", "generate.max_tokens = 4096 leaves no room for a prompt"),
     ],
@@ -365,7 +367,7 @@ def test_choices_of_the_grpo_section_are_those_of_the_code() -> None:
     from model.training.job import GRPOJob
 
     section, hints = Recipe.model_json_schema()["$defs"]["GRPOSection"]["properties"], get_type_hints(GRPOJob)
-    for name in ("objective", "advantage", "kl_estimator", "kl_in", "normalise", "schedule"):
+    for name in ("objective", "advantage", "kl_estimator", "kl_in", "normalise", "schedule", "rollouts", "mismatch"):
         assert section[name]["enum"] == [choice.value for choice in hints[name]], name
 
 

@@ -22,6 +22,7 @@ from model.sampling.request import (
     Request,
     SamplingParams,
     ScoreRequest,
+    TokensRequest,
 )
 from tests import fake_endpoint
 from tests.fake_endpoint import FakeEndpoint, solve
@@ -411,3 +412,28 @@ def test_what_is_said_of_other_tokens_is_an_error_at_once(
         client.complete([ScoreRequest("a", (5, 6, 9), first=1, k=2)])
     assert not caught.value.retryable
     assert len(endpoint.requests) == 1
+
+
+def test_a_rollout_goes_and_comes_in_tokens_and_is_drawn_from_the_whole_distribution(endpoint: FakeEndpoint) -> None:
+    """The client's top_p of 0.9 would make the log-probabilities those of another distribution."""
+    endpoint.continue_tokens = lambda _: ([8, 2], [-0.5, -0.25], "stop")
+    with make_client(endpoint.url) as client:
+        [done] = client.complete([TokensRequest("a", (5, 6, 9), seed=3, max_tokens=4, end=2)])
+    sent = endpoint.requests[0]
+    assert (sent["prompt"], sent["seed"], sent["max_tokens"], sent["stop"]) == ([5, 6, 9], 3, 4, ["</answer>"])
+    assert (sent["top_p"], sent["top_k"], sent["min_p"], sent["repetition_penalty"]) == (1.0, 0, 0.0, 1.0)
+    assert (sent["temperature"], sent["stop_token_ids"], sent["ignore_eos"]) == (0.7, [2], True)
+    assert (done.tokens, done.log_probs, done.finish_reason) == ((8, 2), (-0.5, -0.25), "stop")
+
+
+def test_a_rollout_without_a_log_probability_for_each_token_is_an_error(endpoint: FakeEndpoint) -> None:
+    endpoint.continue_tokens = lambda _: ([8, 2], [-0.5], "stop")
+    with make_client(endpoint.url) as client, pytest.raises(SamplerError, match="2 tokens with 1 log-probabilities"):
+        client.complete([TokensRequest("a", (5, 6, 9), seed=3, max_tokens=4, end=2)])
+
+
+def test_a_rollout_that_does_not_fit_is_refused_and_not_an_error(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.max_prompt_chars = 2
+    with make_client(endpoint.url) as client:
+        [done] = client.complete([TokensRequest("a", (5, 6, 9), seed=3, max_tokens=4, end=2)])
+    assert (done.finish_reason, done.tokens) == ("refused", ())

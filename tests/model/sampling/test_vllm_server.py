@@ -12,19 +12,27 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from model.errors import ModelFolderError, SamplerError
+from model.errors import ModelFolderError, SamplerError, TrainingError
 from model.pretrained import resolve_model
 from model.sampling import reaper, vllm_server
 from model.sampling.client import CompletionsClient
 from model.sampling.request import Request, SamplingParams
 from model.sampling.vllm_server import (
     EngineOptions,
+    VLLMAt,
     VLLMServer,
     core_ranges,
     describe_death,
     server_environment,
 )
+from model.training.data import collate, tokenize
+from model.training.forward import Model, completion_log_probs, load_model
+from model.training.job import GRPOJob, Precision
+from model.training.rollouts import cut_after_stop
+from model.training.vllm_rollouts import TOLERANCE, VLLMRollouts, WeightProbe, mean_distance
+from tests.fake_endpoint import FakeEndpoint
 
 REPOSITORY = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a managed server is Linux only")
@@ -119,12 +127,37 @@ def test_a_server_serves_and_leaves_nothing(
 def test_new_weights_and_then_a_fresh_prefix_cache(folder: Path, tmp_path: Path, stand_in: str) -> None:
     with make_server(folder, tmp_path, stand_in) as server:
         server.load_weights(folder)
-        wait_until(lambda: "reset_prefix_cache" in server.log_path.read_text())
+        wait_until(lambda: "repack_tied_heads" in server.log_path.read_text())
         log = server.log_path.read_text()
         with pytest.raises(ModelFolderError, match="no model"):
             server.load_weights(tmp_path)
     assert f"'method': 'reload_weights', 'kwargs': {{'weights_path': '{folder}'}}" in log
     assert log.index("reload_weights") < log.index("reset_prefix_cache")
+    assert "repack_tied_heads" in log  # a CPU engine's; see `worker_extension`
+
+
+def test_a_gpu_engine_sleeps_and_wakes_and_a_cpu_engine_does_neither(
+    folder: Path, tmp_path: Path, stand_in: str
+) -> None:
+    for gpus, calls in ((0, []), (1, ["('/sleep', {})", "('/wake_up', {})"])):
+        server = make_server(folder, tmp_path, stand_in)
+        server.options = EngineOptions(python=stand_in, gpus=gpus)
+        with server:
+            server.sleep()
+            server.wake_up()
+            wait_until(lambda calls=calls, server=server: server.log_path.read_text().count("('/") == len(calls))
+            assert [line for line in server.log_path.read_text().splitlines() if line.startswith("('/")] == calls
+
+
+def test_an_engine_of_ones_own_is_given_weights_by_url(folder: Path) -> None:
+    with FakeEndpoint() as endpoint:
+        engine = VLLMAt(f"{endpoint.url}/")
+        assert engine.check()
+        engine.load_weights(folder)
+        engine.sleep()
+    assert [path for path, _ in endpoint.engine_calls] == ["/collective_rpc", "/reset_prefix_cache"]
+    with pytest.raises(SamplerError, match=r"did not answer /collective_rpc .*with VLLM_SERVER_DEV_MODE=1\?"):
+        engine.load_weights(folder)
 
 
 def test_a_server_that_dies_while_it_serves(
@@ -296,10 +329,12 @@ def test_a_known_cause_comes_with_its_remedy(line: str, remedy: str) -> None:
 
 @pytest.mark.vllm
 def test_real_vllm_from_start_to_end(tmp_path: Path, started: Callable[[], list[int]]) -> None:
-    """Start, eight completions, new weights, the same completions, stop, nothing left. About a minute."""
+    """Start, eight completions, new weights, the same completions, rollouts, stop, nothing left. About a minute."""
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     model = resolve_model("builtin:smollm2-135m-instruct")
-    options = EngineOptions(max_model_len=512, max_num_seqs=16)
+    logprobs = ("--logprobs-mode", "processed_logprobs")
+    # In float32 engine and trainer agree to 1e-5, so that a single matrix which a reload left out is seen.
+    options = EngineOptions(max_model_len=512, max_num_seqs=16, dtype="float32", extra_args=logprobs)
     server = VLLMServer(model, "teacher", log_path=tmp_path / "vllm.log", options=options)
     params = SamplingParams(temperature=0.7, stop=("</answer>",))
     shots = "Question: 1 + 1\n<answer>2</answer>\nQuestion: 2 + 3\n<answer>5</answer>\n" * 5
@@ -316,8 +351,47 @@ def test_real_vllm_from_start_to_end(tmp_path: Path, started: Callable[[], list[
             assert refused.finish_reason == "refused"
             server.load_weights(Path(model))
             again = client.complete(requests)
+        check_rollouts(Path(model), server, tmp_path)
     assert sum(one.text == two.text for one, two in zip(first, again, strict=True)) >= 6
     assert not any(Path(f"/proc/{pid}").exists() for pid in members)
+
+
+def check_rollouts(folder: Path, server: VLLMServer, tmp_path: Path) -> None:
+    """Rollouts of weights that move and arrive, at a temperature other than 1; then of weights that do not arrive."""
+    settings = {"temperature": 0.7, "max_tokens": 24, "stop": ("7",), "dtype": Precision.FLOAT32}
+    job = GRPOJob(init=folder, out=tmp_path, problems=folder, **settings)
+    model, tokenizer = load_model(folder, job.dtype, torch.device("cpu"))
+    prompt = "<|im_start|>user\nCalculate 3 + 4.<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
+    with CompletionsClient([server.url], "teacher", params, concurrency=16, timeout_seconds=120) as client:
+        probe = WeightProbe(client, tokenize(tokenizer, prompt), TOLERANCE[job.dtype])
+        rollouts = VLLMRollouts(job, model, tokenizer, [server], client, [probe])
+        for _ in range(2):
+            move(model)
+            with rollouts.current() as synced:
+                drawn = rollouts.sample([prompt] * 16)
+            assert synced["sync_gap"] < 1e-4  # 0.163 for the embeddings' move while the tied head kept its old copy
+            for rollout in drawn:
+                assert rollout.text == cut_after_stop(
+                    tokenizer.decode(rollout.row.completion, skip_special_tokens=True), job.stop
+                )
+                ended = rollout.text.endswith("7") or rollout.row.completion[-1] == tokenizer.eos_token_id
+                assert ended == (rollout.finish_reason == "stop")
+        batch = collate([rollout.row for rollout in drawn], [1.0] * 16, model.device)
+        told_N = torch.tensor([value for rollout in drawn for value in rollout.log_probs or ()])
+        assert mean_distance(told_N, completion_log_probs(model, batch, 0.7)) < 1e-4
+        assert len({rollout.text for rollout in drawn}) > 4
+        move(model)
+        server.load_weights = lambda _folder: None  # type: ignore[method-assign]
+        with pytest.raises(TrainingError, match="the weights it had before"), rollouts.current():
+            pytest.fail("sampled from stale weights")
+
+
+def move(model: Model) -> None:
+    """Noise in every matrix, 5 % of its spread: embeddings and tied head too."""
+    with torch.no_grad():
+        for weight in (weight for weight in model.parameters() if weight.dim() > 1):
+            weight.add_(torch.randn_like(weight) * weight.std(), alpha=0.05)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:

@@ -14,11 +14,12 @@ from model.losses import head
 from model.losses.grpo import Objective
 from model.losses.kl_estimators import KLEstimator, KLPlace
 from model.losses.log_probs import token_log_probs
+from model.losses.mismatch import Mismatch
 from model.records import FinishReason, Problem
-from model.training.data import Row
+from model.training.data import Row, collate
 from model.training.forward import Model, backward, completion_hidden, completion_log_probs
 from model.training.grpo import GRPOStage, fill_unjudged, rollout_metrics
-from model.training.job import GRPOJob, JobError, Precision
+from model.training.job import GRPOJob, JobError, Precision, Sampler
 from model.training.loop import run_step
 from model.training.optimizer import MasterAdamW
 from model.training.rewards import as_scored, overlong_penalty, verifier_reward
@@ -50,9 +51,91 @@ def make_stage(job: GRPOJob) -> GRPOStage:
 
 def test_problems_come_in_a_shuffle_that_starts_anew_when_all_were_seen(tiny_folder: Path, problems_file: Path) -> None:
     stage = make_stage(make_job(tiny_folder, problems_file))
-    seen = [problem.gold for step in range(1, 6) for problem in stage.step_problems(step)]
+    seen = [problem.gold for _ in range(5) for problem in stage.next_problems(2)]
     assert sorted(seen[:5]) == sorted(seen[5:]) == ["1", "2", "3", "4", "5"]
-    assert stage.step_problems(3) == make_stage(stage.job).step_problems(3)
+    other = make_stage(stage.job)
+    other.load_state_dict({"problems_drawn": 4})
+    assert [problem.gold for problem in other.next_problems(3)] == seen[4:7]
+    assert other.state_dict() == {"problems_drawn": 7}
+
+
+class Paid:
+    """Rewards by hand: one list per round; what was sampled for is kept."""
+
+    def __init__(self, *rounds: list[float]) -> None:
+        self.rounds, self.asked = list(rounds), list[list[str | None]]()
+
+    def __call__(self, _rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[float]:
+        self.asked.append([problem.gold for problem in problems[::2]])
+        return self.rounds.pop(0)
+
+
+def test_groups_that_teach_nothing_are_refilled_with_the_next_problems(tiny_folder: Path, problems_file: Path) -> None:
+    """Three groups of two; the first round keeps one, the second another, the third none, and no fourth is allowed."""
+    settings = {"problems_per_step": 3, "group_size": 2, "max_refills": 2, "kl_weight": 0.0}
+    stage = make_stage(make_job(tiny_folder, problems_file, **settings))
+    order = [problem.gold for problem in make_stage(stage.job).next_problems(6)]
+    stage.reward = paid = Paid([1.0, 0.0, 1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [1.0, 1.0])
+    work = stage.prepare(1)
+    assert paid.asked == [order[:3], order[3:5], order[5:6]]
+    assert stage.state_dict() == {"problems_drawn": 6}
+    found = {name: work.metrics[name] for name in ("groups_sampled", "refills", "reward", "silent_group_share")}
+    assert found == {"groups_sampled": 6, "refills": 2, "reward": 0.5, "silent_group_share": pytest.approx(4 / 6)}
+    assert work.metrics["dropped_share"] == pytest.approx(4 / 6)
+    lengths = [len(micro.tokens.documents.lengths) for micro in work.micro_batches]
+    assert sum(lengths) == 4
+    total = sum(micro.tokens.weights_N.sum().item() for micro in work.micro_batches)
+    assert total == pytest.approx(1.0)  # normalise = "sequence": a mean over the kept rollouts alone
+
+
+def test_no_refill_once_every_group_teaches(tiny_folder: Path, problems_file: Path) -> None:
+    stage = make_stage(make_job(tiny_folder, problems_file, group_size=2, max_refills=5))
+    stage.reward = Paid([1.0, 0.0, 0.0, 1.0])
+    work = stage.prepare(1)
+    assert (work.metrics["groups_sampled"], work.metrics["refills"], work.metrics["dropped_share"]) == (2, 0, 0.0)
+
+
+def test_a_step_without_a_group_that_teaches_updates_nothing(tiny_folder: Path, problems_file: Path) -> None:
+    stage = make_stage(make_job(tiny_folder, problems_file, group_size=2, max_refills=1))
+    stage.reward = Paid([1.0, 1.0, 0.0, 0.0], [math.nan, math.nan, 1.0, math.nan])
+    line = run_step(stage.job, stage, stage.model, MasterAdamW(stage.model, 0.0), 1)
+    assert (line["groups_sampled"], line["dropped_share"], line["tokens"]) == (4, 1.0, 0)
+    assert line["unjudged_share"] == pytest.approx(3 / 8)
+    assert "loss" not in line
+
+
+def test_a_token_outside_icepops_band_has_no_gradient_and_is_counted(tiny_folder: Path, problems_file: Path) -> None:
+    """Two rollouts of two tokens; the engine found one token e times likelier than the trainer does."""
+    settings = {"rollouts": Sampler.VLLM, "mismatch": Mismatch.ICEPOP, "kl_weight": 0.0, "group_size": 2}
+    stage = make_stage(make_job(tiny_folder, problems_file, **settings))
+    rows = [Row([3, 4], [5, 6]), Row([3, 4], [7, 8])]
+    batch = collate(rows, [1.0, 1.0], stage.model.device)
+    told_N = completion_log_probs(stage.model, batch, 1.0) + torch.tensor([0.0, 0.0, 1.0, 0.0])
+    rollouts = [
+        Rollout(row, "", FinishReason.STOP, part.tolist()) for row, part in zip(rows, told_N.split(2), strict=True)
+    ]
+    (micro,) = stage.micro_batches(rollouts, torch.tensor([1.0, -1.0]))
+    loss, sums = backward(stage.model, micro.tokens, micro.kernel, head_of(stage.model))
+    assert loss == pytest.approx(-(1 + 1 - 0 - 1) / 4, abs=1e-5)
+    assert sums["mismatch_capped_share"] == 1
+    assert sums["mismatch_ratio"] == pytest.approx(3 + math.exp(-1), abs=1e-4)
+    assert sums["mismatch_log_ratio"] == pytest.approx(1, abs=1e-4)
+    assert sums["mismatch_kl"] == pytest.approx(math.exp(-1), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"mismatch": Mismatch.TIS}, "for rollouts = 'vllm'"),
+        ({"rollouts": Sampler.VLLM, "mismatch_low": 1.5}, "1 must lie between mismatch_low = 1.5 and"),
+        ({"rollouts": Sampler.VLLM, "rollout_args": ("--logprobs-mode=raw_logprobs",)}, "of another distribution"),
+    ],
+)
+def test_a_ratio_that_compares_two_distributions_is_refused(
+    settings: dict[str, Any], says: str, tiny_folder: Path, problems_file: Path
+) -> None:
+    with pytest.raises(JobError, match=says):
+        make_job(tiny_folder, problems_file, **settings)
 
 
 def test_on_policy_the_loss_is_minus_the_weighted_advantage(tiny_folder: Path, problems_file: Path) -> None:
@@ -174,6 +257,7 @@ def test_metrics_by_hand() -> None:
     ]
     assert rollout_metrics(rollouts, torch.tensor([[1.0, 0.0], [1.0, 1.0]])) == {
         "reward": 0.75,
+        "reward_max": 1.0,
         "reward_std": 0.25,
         "silent_group_share": 0.5,
         "completion_length": 3.0,

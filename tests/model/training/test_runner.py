@@ -23,11 +23,13 @@ from model.errors import TrainingError
 from model.training import optimizer
 from model.training.checkpoint import DiskError, disk_errors
 from model.training.data import Row
+from model.training.degenerate import DegenerateError
 from model.training.job import JOBS, JobError, job_from
 from model.training.loop import DivergedError, MetricsLog, Stopped
 from model.training.process import StopRequest, sole_owner
 from model.training.runner import run_job
 from tests.model.training.tiny import ALONE, PREFILL, make_tokenizer
+from tests.model.training.tiny_engine import install
 
 MakeJob = Callable[..., dict[str, Any]]
 
@@ -111,6 +113,49 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_job: MakeJob, sta
     again = run(parted)
     assert read_metrics(again / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
     assert (again / "model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
+
+
+def test_a_stopped_run_with_an_engine_gives_it_the_checkpoints_weights(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines = install(monkeypatch)
+    whole = run(make_job("grpo", "whole", dtype="float32", rollouts="vllm"))
+    parted = make_job("grpo", "parted", dtype="float32", rollouts="vllm")
+    with pytest.raises(Stopped, match="after step 4"):
+        run(parted, Stop(Path(parted["out"]) / "metrics.jsonl", after=4))
+    again = run(parted)
+    assert read_losses(again / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+    assert [engine.calls[-1] for engine in engines] == ["stop"] * 3
+
+
+def test_kill_9_and_resume_with_refills_gives_the_same_metrics_bit_for_bit(make_job: MakeJob) -> None:
+    """The number of problems a step takes is known only once it is over: the cursor is in the checkpoint."""
+    # The tiny model is mostly paid nothing (λ·format alone), so most groups are dropped.
+    settings = {"max_refills": 3, "steps": 10, "problems_per_step": 2, "kl_weight": 0.0, "dtype": "float32"}
+    whole = run(make_job("grpo", "whole", **settings))
+    killed = make_job("grpo", "killed", **settings)
+    out = Path(killed["out"])
+    with subprocess.Popen(command(killed)) as process:
+        wait_for(lambda: (out / "checkpoints/step-000006").exists() or process.poll() is not None)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    subprocess.run(command(killed), check=True)
+    assert read_metrics(out / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
+    lines = read_metrics(out / "metrics.jsonl")
+    assert len({line["groups_sampled"] for line in lines}) > 1
+    assert sum(line["refills"] for line in lines) > 3
+
+
+def test_a_run_that_learns_nothing_is_stopped_with_its_reason_and_its_checkpoint(make_job: MakeJob) -> None:
+    settings = {"degenerate_window": 2, "degenerate_truncated_share": 0.0, "checkpoint_every": 100}
+    job = make_job("grpo", **settings)
+    for _ in range(2):  # the second time it does not go on either
+        with pytest.raises(DegenerateError, match=r"after step 2, .* were cut at max_tokens = 6: raise it") as caught:
+            run(job)
+        assert not caught.value.retryable
+        assert [path.name for path in (Path(job["out"]) / "checkpoints").iterdir()] == ["step-000002"]
+    out = run(job | {"degenerate_window": 0})
+    assert [step["step"] for step in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize(("stage", "long"), [("sft", {"epochs": 15}), ("ppo", {"steps": 15})])

@@ -1,0 +1,264 @@
+"""Rollouts by vLLM: a process of its own beside the trainer, given the policy's weights before every step.
+
+    the policy's folder is written → the engine loads it → a probe compares both → tokens in, tokens out
+
+Each rollout keeps the log-probabilities that the engine sampled with, at the job's temperature, so that training can
+weigh tokens by how far engine and trainer are apart (`model/losses/mismatch.py`). A rollout's seed comes from the
+step's, so a run is as reproducible as the engine is: how requests meet in a batch changes vLLM's arithmetic, and with
+it now and then a token. After every load the engine is asked what it thinks of a fixed text; where that is not what
+the trainer thinks, the run ends. What the probe cannot see: a load that took part of the weights only and leaves less
+than its tolerance, until they have moved further. The first load, of whatever the trainer has then, is also a resume's.
+
+One trainer process. Axes: T tokens of the probe, K likeliest tokens at each, N drawn tokens.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model.errors import TrainingError
+from model.records import FinishReason
+from model.sampling.client import CompletionsClient
+from model.sampling.request import SamplingParams, ScoreRequest, TokensRequest
+from model.sampling.top_k import TopK
+from model.sampling.vllm_server import EngineOptions, VLLMAt, VLLMServer
+from model.training.checkpoint import disk_errors, save_model
+from model.training.data import Row, Tokenizer, collate, tokenize
+from model.training.forward import Model, completion_hidden, completion_log_probs
+from model.training.job import GRPOJob, JobError, Precision
+from model.training.rollouts import Rollout, cut_after_stop
+
+# Largest mean |Δ log p| of a probe, nats, at which engine and trainer count as equal (docs/training.md: measured gaps).
+TOLERANCE = {Precision.BFLOAT16: 0.3, Precision.FLOAT32: 0.0005}
+STALE_SHARE = 0.1  # of that tolerance: a move of the trainer after which an engine cannot answer to the bit as before
+PROBE_TOKENS = 64  # the last ones of the first problem's prompt
+PROBE_K = 8
+DRAWS, DRAWN_TOKENS = 4, 16  # completions whose own log-probabilities are compared once, at the job's temperature
+CONCURRENCY = 1024  # requests in flight; the engine queues what it cannot decode at once
+TIMEOUT_SECONDS = 3600.0
+SERVED_NAME = "policy"
+WEIGHTS = "rollout-weights"  # below the job's folder, while it runs
+
+
+class Engine(Protocol):
+    """What a trainer asks of a vLLM beside completions: `VLLMServer`, or `VLLMAt` for someone else's."""
+
+    @property
+    def url(self) -> str: ...
+
+    def check(self) -> bool: ...
+
+    def load_weights(self, folder: Path) -> None: ...
+
+    def sleep(self) -> None: ...
+
+    def wake_up(self) -> None: ...
+
+
+class WeightProbe:
+    """Does one engine have the trainer's weights? Asked after every load."""
+
+    def __init__(self, client: CompletionsClient, tokens: Sequence[int], tolerance: float) -> None:
+        self.client, self.tokens, self.tolerance = client, tuple(tokens), tolerance
+        # What the engine said when it last said something new, and the trainer's view of those tokens then.
+        self.before: tuple[TopK, Tensor] | None = None
+
+    def gap(self, log_probs_TV: Tensor) -> float:
+        """Mean |Δ log p| over the engine's likeliest tokens, nats; `log_probs_TV` are the trainer's, from token 1 on.
+
+        Raises TrainingError where it is above the tolerance, or where the engine answers to the bit as it did before
+        although the trainer has since moved by more than a tenth of that.
+        """
+        found = self.client.complete([ScoreRequest("probe", self.tokens, 1, PROBE_K)])[0].top_k
+        assert found is not None
+        own_TK = at_ids(log_probs_TV, found)
+        gap = mean_distance(own_TK, torch.from_numpy(found.log_probs_TK))
+        stale = False
+        if self.before is not None and same(found, self.before[0]):
+            stale = mean_distance(own_TK, self.before[1]) > STALE_SHARE * self.tolerance
+        else:
+            self.before = found, own_TK
+        if gap > self.tolerance or stale:
+            reason = "the engine still answers with the weights it had before" if stale else "its weights are others"
+            raise TrainingError(
+                f"the rollout engine at {self.client.urls[0]} does not have the trainer's weights after loading them: "
+                f"log-probabilities of a fixed text differ by {gap:.3f} nats on average, {self.tolerance:g} is the "
+                f"limit ({reason})"
+            )
+        return gap
+
+
+class VLLMRollouts:
+    """`Rollouts` over engines that serve one model; `open_vllm_rollouts` makes it."""
+
+    def __init__(
+        self,
+        job: GRPOJob,
+        model: Model,
+        tokenizer: Tokenizer,
+        engines: Sequence[Engine],
+        client: CompletionsClient,
+        probes: Sequence[WeightProbe],
+    ) -> None:
+        self.job, self.model, self.tokenizer = job, model, tokenizer
+        self.engines, self.client, self.probes = engines, client, probes
+        self.folder = job.out / WEIGHTS
+        self.loads = 0
+
+    @contextmanager
+    def current(self) -> Iterator[Mapping[str, float]]:
+        """See `Rollouts`. Raises TrainingError where an engine does not have the weights after all."""
+        started = time.perf_counter()
+        if self.loads:
+            self._wake()
+        self._write_weights()
+        for engine in self.engines:
+            engine.load_weights(self.folder)
+        gap = self._verified()
+        self.loads += 1
+        yield {"sync_seconds": time.perf_counter() - started, "sync_gap": gap}
+        for engine in self.engines:
+            engine.sleep()
+
+    def sample(self, contexts: Sequence[str]) -> list[Rollout]:
+        """See `Rollouts`."""
+        return self._complete([tokenize(self.tokenizer, context) for context in contexts], self.job.max_tokens)
+
+    def _complete(self, contexts: Sequence[list[int]], max_tokens: int) -> list[Rollout]:
+        seeds = torch.randint(2**31, (len(contexts),)).tolist()
+        end = self.tokenizer.eos_token_id
+        requests = [
+            TokensRequest(str(b), tuple(context), seed, max_tokens, end)
+            for b, (context, seed) in enumerate(zip(contexts, seeds, strict=True))
+        ]
+        rollouts = []
+        for context, done in zip(contexts, self.client.complete(requests), strict=True):
+            if done.finish_reason is FinishReason.REFUSED:
+                raise JobError(f"the rollout engine refuses a prompt of {len(context)} tokens: {done.error}")
+            text = cut_after_stop(self.tokenizer.decode(done.tokens, skip_special_tokens=True), self.job.stop)
+            row = Row(list(context), list(done.tokens))
+            rollouts.append(Rollout(row, text, done.finish_reason, list(done.log_probs)))
+        return rollouts
+
+    def _wake(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what torch keeps for later is what a waking engine needs
+        for engine in self.engines:
+            engine.wake_up()
+
+    def _write_weights(self) -> None:
+        """Not synced to disk and no checkpoint: it lives as long as the step. New files, as an engine may map old."""
+        with disk_errors(self.folder):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            save_model(self.folder, self.model, self.tokenizer, None)
+
+    def _verified(self) -> float:
+        """The largest gap of any engine, nats."""
+        log_probs_TV = next_log_probs(self.model, self.probes[0].tokens)
+        gap = max(probe.gap(log_probs_TV) for probe in self.probes)
+        if not self.loads:
+            with torch.random.fork_rng(devices=[]):  # a resumed run checks once more than one that went through
+                drawn = self._complete([list(self.probes[0].tokens)] * DRAWS, DRAWN_TOKENS)
+            require_tempered(self.model, drawn, self.job.temperature)
+        return gap
+
+
+@contextmanager
+def open_vllm_rollouts(
+    job: GRPOJob, model: Model, tokenizer: Tokenizer, prompts: Sequence[str]
+) -> Iterator[VLLMRollouts]:
+    """Starts the engine (or takes those of `rollout_urls`), and ends it with the block.
+
+    Args:
+        prompts: every context that may be sampled for; the longest makes the engine's room, the first is the probe.
+
+    Raises:
+        SamplerError: vLLM does not come up.
+    """
+    contexts = [tokenize(tokenizer, prompt) for prompt in prompts]
+    probe = contexts[0][-PROBE_TOKENS:]
+    params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
+    with ExitStack() as opened:
+        opened.callback(shutil.rmtree, job.out / WEIGHTS, ignore_errors=True)
+        engines: list[Engine] = [VLLMAt(url) for url in job.rollout_urls]
+        if not engines:
+            options = engine_options(job, max(map(len, contexts)), cuda=torch.cuda.is_available())
+            server = VLLMServer(job.init, SERVED_NAME, log_path=job.out / "vllm.log", options=options)
+            engines = [opened.enter_context(server)]
+
+        def client(*of: Engine) -> CompletionsClient:
+            made = CompletionsClient(
+                [engine.url for engine in of],
+                SERVED_NAME,
+                params,
+                concurrency=CONCURRENCY * len(of),
+                timeout_seconds=TIMEOUT_SECONDS,
+                alive=lambda: all(engine.check() for engine in of),
+            )
+            return opened.enter_context(made)
+
+        probes = [WeightProbe(client(engine), probe, TOLERANCE[job.dtype]) for engine in engines]
+        yield VLLMRollouts(job, model, tokenizer, engines, client(*engines), probes)
+
+
+def engine_options(job: GRPOJob, longest_prompt: int, *, cuda: bool) -> EngineOptions:
+    """How the job's own engine is started; on a GPU it shares the trainer's, and sleeps while that works."""
+    arguments = ["--logprobs-mode", "processed_logprobs"]
+    if cuda:
+        arguments += ["--gpu-memory-utilization", str(job.rollout_gpu_memory), "--enable-sleep-mode"]
+    return EngineOptions(
+        python=job.rollout_python,
+        max_model_len=longest_prompt + max(job.max_tokens, DRAWN_TOKENS),
+        dtype=str(job.dtype),
+        enforce_eager=not cuda,
+        gpus=int(cuda),
+        extra_args=(*arguments, *job.rollout_args),
+    )
+
+
+@torch.no_grad()
+def next_log_probs(model: Model, tokens: Sequence[int]) -> Tensor:
+    """log π(· | tokens before) at every token but the first, nats, float32, [T, V], on the CPU."""
+    batch = collate([Row(list(tokens[:1]), list(tokens[1:]))], [1.0], model.device)
+    logits_TV: Tensor = model.get_output_embeddings()(completion_hidden(model, batch))
+    return logits_TV.float().log_softmax(-1).cpu()
+
+
+def require_tempered(model: Model, drawn: Sequence[Rollout], temperature: float) -> None:
+    """Raises JobError where the engine's log-probabilities of what it drew are nearer to those at T = 1 than at T."""
+    rows = [rollout.row for rollout in drawn]
+    batch = collate(rows, [1.0] * len(rows), model.device)
+    told_N = torch.tensor([log_prob for rollout in drawn for log_prob in rollout.log_probs or ()])
+    at_temperature, at_one = (
+        mean_distance(completion_log_probs(model, batch, t).cpu(), told_N) for t in (temperature, 1.0)
+    )
+    if at_one < at_temperature:
+        raise JobError(
+            f"the rollout engine tells log-probabilities at temperature 1 ({at_one:.3f} nats from the trainer's), not "
+            f"at {temperature:g} ({at_temperature:.3f}): start it with --logprobs-mode processed_logprobs"
+        )
+
+
+def at_ids(log_probs_TV: Tensor, found: TopK) -> Tensor:
+    """Those of the found tokens, [T, K]."""
+    return log_probs_TV.gather(-1, torch.from_numpy(found.ids_TK).long())
+
+
+def same(one: TopK, other: TopK) -> bool:
+    """Equal to the bit."""
+    return np.array_equal(one.ids_TK, other.ids_TK) and np.array_equal(one.log_probs_TK, other.log_probs_TK)
+
+
+def mean_distance(one: Tensor, other: Tensor) -> float:
+    """Mean |a − b|."""
+    return (one - other).abs().mean().item()

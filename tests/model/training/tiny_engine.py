@@ -1,0 +1,100 @@
+"""Stands in for vLLM in tests of rollouts: the tiny model, read from the folders that the trainer writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.records import FinishReason
+from model.sampling.request import AnyRequest, Completion, SamplingParams, ScoreRequest, TokensRequest
+from model.sampling.top_k import TopK
+from model.training import vllm_rollouts
+from model.training.forward import Model
+
+
+class TinyEngine:
+    """A "server" and its client in one. `deaf`: loads nothing; `raw`: tells log-probabilities at temperature 1."""
+
+    def __init__(self, folder: Path, *, temperature: float = 1.0, deaf: bool = False, raw: bool = False) -> None:
+        self.url, self.urls = "tiny", ["tiny"]
+        self.temperature, self.deaf, self.raw = temperature, deaf, raw
+        self.model = read(folder)
+        self.calls: list[str] = []
+
+    def __enter__(self) -> TinyEngine:
+        self.calls.append("start")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.calls.append("stop")
+
+    def check(self) -> bool:
+        return True
+
+    def load_weights(self, folder: Path) -> None:
+        self.calls.append("load")
+        if not self.deaf:
+            self.model = read(folder)
+
+    def sleep(self) -> None:
+        self.calls.append("sleep")
+
+    def wake_up(self) -> None:
+        self.calls.append("wake")
+
+    def complete(self, requests: Sequence[AnyRequest]) -> list[Completion]:
+        return [self._scored(r) if isinstance(r, ScoreRequest) else self._drawn(r) for r in requests]
+
+    @torch.no_grad()
+    def _scored(self, request: ScoreRequest) -> Completion:
+        logits_TV = self.model(input_ids=torch.tensor([request.tokens]), use_cache=False).logits[0, :-1].float()
+        best = logits_TV.log_softmax(-1).topk(request.k)
+        top_k = TopK(best.indices.numpy().astype(np.int32), best.values.numpy())
+        return Completion(request.key, "", FinishReason.STOP, len(request.tokens), 0, 0.0, top_k=top_k)
+
+    @torch.no_grad()
+    def _drawn(self, request: AnyRequest) -> Completion:
+        assert isinstance(request, TokensRequest)
+        generator = torch.Generator().manual_seed(request.seed)
+        tokens: list[int] = []
+        log_probs: list[float] = []
+        while len(tokens) < request.max_tokens and request.end not in tokens:
+            ids = torch.tensor([[*request.tokens, *tokens]])
+            logits_V = self.model(input_ids=ids, use_cache=False).logits[0, -1].float()
+            tempered_V = (logits_V / self.temperature).log_softmax(-1)
+            token = int(torch.multinomial(tempered_V.exp(), 1, generator=generator))
+            tokens.append(token)
+            log_probs.append((logits_V.log_softmax(-1) if self.raw else tempered_V)[token].item())
+        reason = FinishReason.STOP if request.end in tokens else FinishReason.LENGTH
+        told = {"tokens": tuple(tokens), "log_probs": tuple(log_probs)}
+        return Completion(request.key, "", reason, len(request.tokens), len(tokens), 0.0, **told)
+
+
+def read(folder: Path) -> Model:
+    from transformers import AutoModelForCausalLM
+
+    # The trainer's attention, so that both compute the same to the last bit.
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def install(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[TinyEngine]:
+    """Has every job with `rollouts = "vllm"` start a tiny engine; returns those started."""
+    engines: list[TinyEngine] = []
+
+    def start(folder: Path, _name: str, **_: Any) -> TinyEngine:
+        engines.append(TinyEngine(folder, **settings))
+        return engines[-1]
+
+    def client(_urls: Sequence[str], _name: str, _params: SamplingParams, **_: Any) -> AbstractContextManager[Any]:
+        return nullcontext(engines[-1])
+
+    make: dict[str, Callable[..., Any]] = {"VLLMServer": start, "CompletionsClient": client}
+    for name, stand_in in make.items():
+        monkeypatch.setattr(vllm_rollouts, name, stand_in)
+    return engines

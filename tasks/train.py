@@ -2,12 +2,15 @@
 
 The process resumes from its last complete checkpoint by itself, so a retry is the same call again. A stage that
 is done (its manifest fits the job) costs nothing; one whose inputs changed is moved aside, never overwritten.
+A process that ran out of memory is tried again with half the tokens at once: the global batch, and so the result, is
+the same.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,7 +21,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from model.errors import TrainingError
-from model.training.process import EXIT_DONE, EXIT_STOPPED, EXIT_WRONG_JOB
+from model.training.process import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_WRONG_JOB
 from tasks.attempts import attempt
 from tasks.processes import last_lines, run_watched
 from tasks.progress import Ticker, ticking
@@ -28,6 +31,8 @@ from tasks.store import STUDENTS
 
 # Spinning OpenMP threads beside another busy process fall to 1-3 tokens/s; waiting ones do not.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+
+MEMORY_FILE = "memory.json"  # of a student: how many tokens at once did fit, once more did not
 
 _SHOWN = ("loss", "kl", "reward", "accuracy", "tokens_per_second")
 
@@ -53,7 +58,11 @@ def train(run: Run, student: str, job: Mapping[str, Any]) -> Path:
         command = [sys.executable, "-m", "model.training", str(job_file), "--parent", str(os.getpid())]
         status = run_watched(command, log, ENVIRONMENT, follower.poll)
         if status != EXIT_DONE:
-            raise _failure(student, status, log, begun)
+            error = _failure(student, status, log, begun)
+            if status in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL):
+                half = _halve_token_budget(run, student, job)
+                error.args = (f"{error}; the next attempt runs at most {half} tokens at once",)
+            raise error
         record.rows = follower.step
     return out / "model"
 
@@ -69,7 +78,27 @@ def _prepare(run: Run, student: str, job: Mapping[str, Any]) -> None:
     begun = _begun(out)
     if begun is not None and begun != _identity(job):
         out.rename(run.dataset.file(f"{STUDENTS}/{SET_ASIDE}{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
-    run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps(dict(job), indent=1))
+    affordable = {"tokens_per_micro_batch": _token_budget(out, job)}
+    run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps({**job, **affordable}, indent=1))
+
+
+def _token_budget(out: Path, job: Mapping[str, Any]) -> int:
+    """Tokens to run at once: the job's, or fewer where that many did not fit into memory before."""
+    # Imports torch, so not before a training stage needs it.
+    from model.training.job import Job
+
+    wanted: int = job.get("tokens_per_micro_batch", Job.tokens_per_micro_batch)
+    try:
+        return min(wanted, int(json.loads((out / MEMORY_FILE).read_text(encoding="utf-8"))["tokens_per_micro_batch"]))
+    except (OSError, ValueError, KeyError):
+        return wanted
+
+
+def _halve_token_budget(run: Run, student: str, job: Mapping[str, Any]) -> int:
+    """Half of what did not fit, kept for the next attempt; it is no part of the job's identity."""
+    half = max(1, _token_budget(run.dataset.file(f"{STUDENTS}/{student}"), job) // 2)
+    run.dataset.write_text(f"{STUDENTS}/{student}/{MEMORY_FILE}", json.dumps({"tokens_per_micro_batch": half}))
+    return half
 
 
 def _identity(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +147,7 @@ def _failure(student: str, status: int, log: Path, begun: int) -> TrainingError:
     lines = last_lines(log, start=begun)
     why = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no output")
     if status < 0:
-        why = f"killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
+        why = f"killed by signal {-status}" + (" (out of memory?)" if status == -signal.SIGKILL else "")
     if status == EXIT_STOPPED:
         why = "it was asked to stop, and saved a checkpoint"
     error = TrainingError(f"training {student} ended with status {status}: {why} (log: {log})")

@@ -1,7 +1,8 @@
 """`python -m model.training JOB.json [--parent PID]`: one training stage as a process of its own.
 
 Exit status: 0 done (also if it was done before), 1 failed, 2 failed and would again (the job is wrong, the loss
-diverged, the disk is full or read-only), 75 stopped on request and resumable.
+diverged, the disk is full or read-only), 3 out of memory (fewer tokens at once may fit), 75 stopped on request and
+resumable.
 With --parent the process ends when that process does. Start it again to go on from the last checkpoint.
 """
 
@@ -14,7 +15,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from model.errors import StillhouseError
-from model.training.process import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_WRONG_JOB, StopRequest, die_with
+from model.training.process import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_STOPPED,
+    EXIT_WRONG_JOB,
+    StopRequest,
+    die_with,
+)
 
 
 def main() -> int:
@@ -33,13 +42,16 @@ def run_file(path: Path) -> int:
     stop = StopRequest()
     from model.training.job import read_job
     from model.training.loop import Stopped
-    from model.training.runner import run_job
+    from model.training.runner import OutOfMemoryError, run_job
 
     try:
         run_job(read_job(path), stop)
     except Stopped as stopped:
         say(str(stopped))
         return EXIT_STOPPED
+    except OutOfMemoryError as error:
+        say(f"{type(error).__name__}: {error}")
+        return EXIT_OUT_OF_MEMORY
     except StillhouseError as error:
         say(f"{type(error).__name__}: {error}")
         return EXIT_FAILED if error.retryable else EXIT_WRONG_JOB

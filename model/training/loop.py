@@ -118,7 +118,7 @@ def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: Stop
                 log.append({"step": step, "total_steps": stage.total_steps, "skipped": 1})
                 continue
             log.append(run_step(job, stage, model, optimizer, step, norm_limit(job, log.lines)))
-            if weights_are_broken(log.lines):
+            if weights_are_broken(log.lines, last=step == stage.total_steps):
                 checkpoints.wait()
                 bad.add(log.lines, kept=checkpoints.newest_step())
                 step = checkpoints.restore(optimizer, stage)
@@ -195,11 +195,13 @@ def norm_limit(job: Job, lines: Sequence[Line]) -> float:
     return job.spike_ratio * median(norms)
 
 
-def weights_are_broken(lines: Sequence[Line]) -> bool:
-    """Was loss or gradient no number twice in a row? Once, it may be the batch's fault; twice, it is the weights'."""
-    return len(lines) > 1 and all(
-        "skipped" in line and "lr" in line and not line.keys() >= _GIVEN for line in lines[-2:]
-    )
+def weights_are_broken(lines: Sequence[Line], *, last: bool) -> bool:
+    """Was loss or gradient no number twice in a row, or in the last step?
+
+    Once, it may be the batch's fault; twice, it is the weights', and after the last step nobody would find out.
+    """
+    tried = [line for line in lines[-1 if last else -2 :] if "skipped" in line and "lr" in line]
+    return len(tried) == (1 if last else 2) and not any(line.keys() >= _GIVEN for line in tried)
 
 
 class BadBatches:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from model.errors import TrainingError
 
-EXIT_DONE, EXIT_FAILED, EXIT_WRONG_JOB, EXIT_STOPPED = 0, 1, 2, 75  # 75: EX_TEMPFAIL, "resume me"
+EXIT_DONE, EXIT_FAILED, EXIT_WRONG_JOB, EXIT_OUT_OF_MEMORY = 0, 1, 2, 3
+EXIT_STOPPED = 75  # EX_TEMPFAIL, "resume me"
 _PR_SET_PDEATHSIG = 1
 
 

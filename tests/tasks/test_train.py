@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import tasks.train as train_module
 from model.errors import TrainingError
+from model.sampling import reaper
 from tasks.attempts import read_attempts
 from tasks.run import Run
 from tasks.store import Dataset
@@ -63,3 +68,33 @@ def test_a_job_that_fails_says_so_in_the_last_words_of_its_log(run: Run, job: di
     assert (failed.state, failed.error_type, failed.error) == ("failed", "TrainingError", str(caught.value))
     assert "DivergedError" in run.dataset.file("logs/train-sft.log").read_text()
     assert not run.dataset.file("students/sft/manifest.json").exists()
+
+
+def test_a_process_that_is_killed_for_memory_goes_on_with_half_the_tokens_at_once(
+    run: Run, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel kills with SIGKILL, as is done here; the job that a retry carries out is the same in all else."""
+    job |= {"max_steps": 100_000, "epochs": 100_000, "tokens_per_micro_batch": 60, "checkpoint_every": 5}
+    poll = train_module._Follower.poll
+
+    def kill_once(follower: Any) -> None:
+        poll(follower)
+        if follower.step > 10 and not killed:
+            killed.extend(pid for pid in reaper.descendants(os.getpid()) if "model.training" in command_line(pid))
+            os.kill(killed[0], signal.SIGKILL)
+
+    killed: list[int] = []
+    monkeypatch.setattr(train_module._Follower, "poll", kill_once)
+    with pytest.raises(TrainingError, match=r"killed by signal 9 .*the next attempt runs at most 30 tokens at once"):
+        train.fn(run, "sft", job)
+    train_module._prepare(run, "sft", job)
+    written = json.loads(run.dataset.file("students/sft/job.json").read_text())
+    assert written["tokens_per_micro_batch"] == 30
+    assert {**written, "tokens_per_micro_batch": 60} == job
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

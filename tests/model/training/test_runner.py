@@ -20,14 +20,14 @@ import pytest
 import torch
 
 from model.errors import TrainingError
-from model.training import optimizer
+from model.training import forward, optimizer
 from model.training.checkpoint import DiskError, disk_errors
 from model.training.data import Row
 from model.training.degenerate import DegenerateError
 from model.training.job import JOBS, JobError, job_from
 from model.training.loop import DivergedError, MetricsLog, Stopped
 from model.training.process import StopRequest, sole_owner
-from model.training.runner import run_job
+from model.training.runner import OutOfMemoryError, run_job
 from tests.model.training.tiny import ALONE, PREFILL, make_tokenizer
 from tests.model.training.tiny_engine import install
 
@@ -192,6 +192,16 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     again = run(parted)
     assert "step-000007 is damaged" in capfd.readouterr().err
     assert read_losses(again / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+
+
+def test_out_of_memory_is_told_by_its_name_and_may_be_tried_again(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A petabyte is more than any machine has: torch's own error, in torch's own words."""
+    monkeypatch.setattr(forward, "completion_hidden", lambda *_: torch.empty(1 << 50, dtype=torch.uint8))
+    with pytest.raises(OutOfMemoryError, match="tokens_per_micro_batch = 60: lower it") as caught:
+        run(make_job())
+    assert caught.value.retryable
 
 
 def test_a_batch_that_breaks_the_weights_is_left_out_from_the_last_checkpoint(

@@ -24,6 +24,7 @@ from model.rewards.settings import CheckSettings, CodeSettings, ContaminationSet
 from model.rewards.workers.pool import VerifierPool
 
 HEALTHY = 1000
+WALL_SECONDS = 10.0  # what must end needs a second or two of a core, and shares the cores with other tests
 QUOTED = "A shepherd counts seven times as many sheep as dogs, and there are four dogs; how many legs is that?"
 NAMES = [name for name in CHECKS if name != "code"]  # programs have a shard of their own
 TEXT_CHECKS = [
@@ -106,7 +107,7 @@ def with_and_without(pool: VerifierPool, items: list[Scored], poison: Sequence[S
 @pytest.fixture(scope="module")
 def shards(settings: CheckSettings) -> tuple[Rows, Rows, Rows]:
     items = [healthy(number) for number in range(HEALTHY)]
-    with VerifierPool(NAMES, settings, workers=2, timeout_seconds=5.0) as pool:
+    with VerifierPool(NAMES, settings, workers=2, timeout_seconds=WALL_SECONDS) as pool:
         return with_and_without(pool, items, [poison for poison, _ in POISON.values()])
 
 
@@ -228,7 +229,7 @@ CODE_POISON: dict[str, tuple[Scored, str]] = {
 
 @pytest.fixture(scope="module")
 def code_shards() -> tuple[Rows, Rows, Rows]:
-    settings = CheckSettings(code=CodeSettings(cpu_seconds=0.5, total_seconds=3.0, most_timeouts=1))
+    settings = CheckSettings(code=CodeSettings(cpu_seconds=0.5, total_seconds=WALL_SECONDS, most_timeouts=1))
     with VerifierPool(["code"], settings, workers=2) as pool:
         items = [honest(number) for number in range(HEALTHY)]
         return with_and_without(pool, items, [poison for poison, _ in CODE_POISON.values()])

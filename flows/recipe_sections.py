@@ -463,6 +463,8 @@ class SFTSection(OptimiserSection):
     """Weights to start from."""
     max_length: Tokens = 4096
     """Longest prompt plus completion, in tokens; longer examples are left out and counted."""
+    activation_checkpointing: bool = False
+    """Runs each layer again in the backward pass instead of keeping what it found: less memory, a third more work."""
     epochs: int = Field(default=2, ge=1, le=1000)
     """Passes over the accepted samples (R1's distillation: 2 to 3)."""
     tokens_per_batch: int = Field(default=65_536, ge=1, le=100_000_000)

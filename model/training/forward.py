@@ -43,6 +43,20 @@ def load_model(folder: Path, precision: Precision, device: torch.device) -> tupl
     return model.to(device).eval(), tokenizer
 
 
+def checkpoint_activations(model: Model) -> None:
+    """Has a model's layers run again in the backward pass: memory of one layer instead of all, for a third more work.
+
+    transformers does so only in training mode, which must not mean dropout here. Raises JobError where it would.
+    """
+    dropout = {name: value for name, value in model.config.to_dict().items() if "drop" in name and value}
+    if dropout:
+        raise JobError(
+            f"activation_checkpointing would turn on the model's dropout {dropout}: set it to 0 in its config"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+
+
 def completion_hidden(model: Model, batch: TokenBatch) -> Tensor:
     """The trunk's last hidden state where completion tokens are predicted, [N, H]."""
     hidden_1TH: Tensor = model.base_model(

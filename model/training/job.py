@@ -92,6 +92,7 @@ class SFTJob(Job):
     max_steps: int = 0  # 0: all epochs
     tokens_per_batch: int = 2048  # prompt and completion tokens per optimizer step, without padding
     max_length: int = 512  # tokens; longer examples are left out and counted
+    activation_checkpointing: bool = False  # layers are run again in the backward pass instead of being remembered
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from model.training.job import Job, JobError, as_json
 
 # How the work is carried out; not what comes out of it.
 _NOT_IDENTITY = {"out", "threads", "checkpoint_every", "tokens_per_micro_batch", "check_timeout_seconds"}
+_NOT_IDENTITY |= {"activation_checkpointing"}
 _NOT_IDENTITY |= {
     f"degenerate_{name}" for name in ("window", "silent_share", "truncated_share", "entropy", "clip_share")
 }

@@ -17,7 +17,7 @@ from model.training.checkpoint import disk_errors, save_model, whole_weights, wr
 from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
-from model.training.forward import Model, load_model
+from model.training.forward import Model, checkpoint_activations, load_model
 from model.training.grpo import GRPOStage, read_problems
 from model.training.job import DistillJob, GRPOJob, Job, PPOJob, Sampler, SFTJob
 from model.training.loop import Stage, StopSignal, train
@@ -65,6 +65,8 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         torch.set_num_threads(job.threads)
     disable_progress_bar()  # metrics.jsonl tells how far it is
     model, tokenizer = load_model(job.init, job.dtype, world.device)
+    if isinstance(job, SFTJob) and job.activation_checkpointing:
+        checkpoint_activations(model)
     world.shard(model, job.dtype)
     with out_of_memory(job), open_stage(job, model, tokenizer, world) as stage:
         last = train(job, stage, model, tokenizer, stop, world)

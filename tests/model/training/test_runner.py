@@ -7,6 +7,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,6 +193,36 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     again = run(parted)
     assert "step-000007 is damaged" in capfd.readouterr().err
     assert read_losses(again / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+
+
+def test_layers_that_are_run_again_change_no_bit_and_are_run_again(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    real, calls = LlamaMLP.forward, [0]
+
+    def counted(self: Any, hidden: Any) -> Any:
+        calls[0] += 1
+        return real(self, hidden)
+
+    monkeypatch.setattr(LlamaMLP, "forward", counted)
+    plain, once = run(make_job(out="plain")), calls[0]
+    again = run(make_job(out="again", activation_checkpointing=True))
+    assert calls[0] - once == 2 * once
+    assert read_metrics(again / "metrics.jsonl") == read_metrics(plain / "metrics.jsonl")
+    assert (again / "model/model.safetensors").read_bytes() == (plain / "model/model.safetensors").read_bytes()
+
+
+def test_a_model_with_dropout_is_not_put_into_training_mode(
+    make_job: MakeJob, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "drops"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
+    with pytest.raises(JobError, match="would turn on the model's dropout"):
+        run(make_job(init=folder, activation_checkpointing=True))
 
 
 def test_out_of_memory_is_told_by_its_name_and_may_be_tried_again(

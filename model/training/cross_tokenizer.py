@@ -21,15 +21,13 @@ from torch import Tensor
 from model.losses.head import Kernel, Part, project
 from model.losses.uld import uld_part
 from model.training.data import TokenBatch, Tokenizer, completion_row
-from model.training.distill import PrefixedModel, shared_prefix, vocabulary_of, without_padding
+from model.training.distill import LiveTeacherStage, PrefixedModel, shared_prefix, vocabulary_of, without_padding
 from model.training.forward import load_model
 from model.training.job import DistillJob, JobError
-from model.training.loop import MicroBatch, StepWork
 from model.training.parallel import World
-from model.training.sft import ExampleStage
 
 
-class CrossTokenizerStage(ExampleStage):
+class CrossTokenizerStage(LiveTeacherStage):
     """Cross-entropy, and sorted probabilities drawn to the teacher's where both stand at the same place of the text."""
 
     def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World) -> None:
@@ -45,14 +43,9 @@ class CrossTokenizerStage(ExampleStage):
         self.partners = [partners(token_starts(tokenizer, text), token_starts(theirs, text)) for text in texts]
         self.teacher = PrefixedModel(model, shared_prefix([row.context for row in self.teacher_rows]), self.device)
 
-    def prepare(self, step: int) -> StepWork:
-        """The step's examples, with the teacher's last hidden states for its own tokens of them."""
-        micros = []
-        for indices, weights in self.step_rows(step):
-            batch = self.collate(indices, weights)
-            hidden_NH = self.teacher.completion_hidden([self.teacher_rows[i] for i in indices])
-            micros.append(MicroBatch(batch, self.kernel(batch, hidden_NH, self.partners_of(indices))))
-        return StepWork(micros)
+    def kernel_of(self, indices: Sequence[int], batch: TokenBatch, teacher_hidden_NH: Tensor) -> Kernel:
+        """See `LiveTeacherStage`."""
+        return self.kernel(batch, teacher_hidden_NH, self.partners_of(indices))
 
     def partners_of(self, indices: Sequence[int]) -> Tensor:
         """For each of the student's tokens of some examples the row of the teacher's hidden states, or −1; [N]."""

@@ -28,7 +28,27 @@ from model.training.sft import ExampleStage
 from model.training.teacher_rows import TeacherRows
 
 
-class DistillStage(ExampleStage):
+class LiveTeacherStage(ExampleStage):
+    """What stages with a teacher beside the student share: its last hidden states for a step's examples."""
+
+    teacher: PrefixedModel
+    teacher_rows: list[Row]  # of all examples, as the teacher reads them
+
+    def prepare(self, step: int) -> StepWork:
+        """The step's examples, with the teacher's last hidden states for its tokens of them."""
+        micros = []
+        for indices, weights in self.step_rows(step):
+            batch = self.collate(indices, weights)
+            hidden_NH = self.teacher.completion_hidden([self.teacher_rows[i] for i in indices])
+            micros.append(MicroBatch(batch, self.kernel_of(indices, batch, hidden_NH)))
+        return StepWork(micros)
+
+    def kernel_of(self, indices: Sequence[int], batch: TokenBatch, teacher_hidden_NH: Tensor) -> Kernel:
+        """The loss on some examples' tokens."""
+        raise NotImplementedError
+
+
+class DistillStage(LiveTeacherStage):
     """Forward, reverse or Jensen-Shannon distance to a live teacher, token by token."""
 
     def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World) -> None:
@@ -41,14 +61,9 @@ class DistillStage(ExampleStage):
         self.teacher_rows = teacher_rows(self, tokenizer)
         self.teacher = PrefixedModel(model, shared_prefix([row.context for row in self.teacher_rows]), self.device)
 
-    def prepare(self, step: int) -> StepWork:
-        """The step's examples, with the teacher's last hidden states for them."""
-        micros = []
-        for indices, weights in self.step_rows(step):
-            batch = self.collate(indices, weights)
-            hidden_NH = self.teacher.completion_hidden([self.teacher_rows[i] for i in indices])
-            micros.append(MicroBatch(batch, self.kernel(batch, hidden_NH)))
-        return StepWork(micros)
+    def kernel_of(self, _indices: Sequence[int], batch: TokenBatch, teacher_hidden_NH: Tensor) -> Kernel:
+        """See `LiveTeacherStage`."""
+        return self.kernel(batch, teacher_hidden_NH)
 
     def kernel(self, batch: TokenBatch, teacher_hidden_NH: Tensor) -> Kernel:
         """Distance at some of a batch's completion tokens, over the token ids that both models have."""

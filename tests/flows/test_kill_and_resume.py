@@ -78,16 +78,7 @@ def test_an_interrupted_run_ends_soon_and_says_how_to_go_on(
 ) -> None:
     endpoint.faults.seconds = 300.0  # as hour-long answers: nothing ends by itself
     recipe = write_recipe(endpoint.url)
-    run = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", str(recipe)],
-        env=os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home")},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not endpoint.in_flight:
-        assert run.poll() is None
-        time.sleep(0.1)
+    run = _at_work(recipe, endpoint, PREFECT_API_URL=prefect_api, PREFECT_HOME=str(tmp_path / "home"))
     run.send_signal(number)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130, errors
@@ -104,16 +95,7 @@ def test_ctrl_c_in_a_terminal_spares_the_temporary_server(
     write_recipe: Callable[..., Path], endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     endpoint.faults.seconds = 300.0
-    run = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", str(write_recipe(endpoint.url))],
-        env=os.environ | {"PREFECT_HOME": str(tmp_path / "home")},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while not endpoint.in_flight:
-        assert run.poll() is None
-        time.sleep(0.1)
+    run = _at_work(write_recipe(endpoint.url), endpoint, PREFECT_HOME=str(tmp_path / "home"))
     server = [pid for pid in reaper.descendants(run.pid) if "uvicorn" in _command_line(pid)]
     os.killpg(run.pid, signal.SIGINT)  # as the terminal does
     _, errors = run.communicate(timeout=60)
@@ -123,6 +105,21 @@ def test_ctrl_c_in_a_terminal_spares_the_temporary_server(
     assert "Traceback" not in errors
     assert server
     assert not [pid for pid in server if "uvicorn" in _command_line(pid)]
+
+
+def _at_work(recipe: Path, endpoint: FakeEndpoint, **env: str) -> subprocess.Popen[str]:
+    """A run in a session of its own that has asked the endpoint for something."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "run", str(recipe)],
+        env=os.environ | env,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not endpoint.in_flight:
+        assert run.poll() is None
+        time.sleep(0.1)
+    return run
 
 
 def _command_line(pid: int) -> str:

@@ -12,7 +12,8 @@ Q and K attention heads of queries and of keys (Q a multiple of K), E entries of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -193,3 +194,16 @@ def attend_by_document(model: Any) -> None:
     AttentionInterface.register(PACKED, packed_attention)
     AttentionMaskInterface.register(PACKED, sdpa_mask)
     model.set_attn_implementation(PACKED)
+
+
+@contextmanager
+def generating(model: Any) -> Iterator[None]:
+    """For `generate`: plain products on a CPU, where short bfloat16 rows take 0.8 of the fused kernel's time by them."""
+    if model.device.type != "cpu" or model.config._attn_implementation != PACKED:
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(PACKED)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model.records import FinishReason
 from model.training.data import Row, Tokenizer, tokenize
+from model.training.documents import generating
 from model.training.forward import Model
 
 
@@ -64,17 +65,18 @@ class LocalRollouts:
         contexts_ids = [tokenize(self.tokenizer, context) for context in contexts]
         tokens_BT, mask_BT = pad_left(contexts_ids, self.tokenizer.eos_token_id, self.model.device)
         ended = StopTexts(self.tokenizer, self.stop, tokens_BT.shape)
-        out_BT = self.model.generate(
-            input_ids=tokens_BT,
-            attention_mask=mask_BT,
-            logits_processor=[DrawnTokens(self.temperature)],
-            stopping_criteria=[ended],
-            do_sample=False,  # of the tokens that are left: the one drawn
-            repetition_penalty=1.0,
-            max_new_tokens=self.max_tokens,
-            eos_token_id=self.tokenizer.eos_token_id,
-            pad_token_id=self.tokenizer.eos_token_id,
-        )
+        with generating(self.model):
+            out_BT = self.model.generate(
+                input_ids=tokens_BT,
+                attention_mask=mask_BT,
+                logits_processor=[DrawnTokens(self.temperature)],
+                stopping_criteria=[ended],
+                do_sample=False,  # of the tokens that are left: the one drawn
+                repetition_penalty=1.0,
+                max_new_tokens=self.max_tokens,
+                eos_token_id=self.tokenizer.eos_token_id,
+                pad_token_id=self.tokenizer.eos_token_id,
+            )
         new = out_BT[:, tokens_BT.shape[1] :].tolist()
         return [self._rollout(c, n, e) for c, n, e in zip(contexts_ids, new, ended.lengths, strict=True)]
 

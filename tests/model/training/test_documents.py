@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.errors import TrainingError
 from model.training import documents as documents_module
-from model.training.documents import PACKED, Documents, attend_by_document
+from model.training.documents import PACKED, Documents, attend_by_document, generating
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 300, 17, 1, 40, 41, 39)
@@ -103,6 +103,14 @@ def test_calls_without_documents_are_masked_as_ever() -> None:
     torch.testing.assert_close(
         make("Llama", PACKED).base_model(**arguments).last_hidden_state[mask.bool()], expected, atol=1e-6, rtol=0
     )
+
+
+def test_generating_leaves_the_model_as_it_was() -> None:
+    model = make("Llama", PACKED)
+    with generating(model):
+        assert model.config._attn_implementation == "eager"
+    assert model.config._attn_implementation == PACKED
+    torch.testing.assert_close(packed(model, texts()), alone(make("Llama"), texts()), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("long", [2, 1000])

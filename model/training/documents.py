@@ -198,7 +198,7 @@ def attend_by_document(model: Any) -> None:
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """For `generate`: plain products on a CPU, where short bfloat16 rows take 0.8 of the fused kernel's time by them."""
+    """For `generate`: plain products on a CPU, where short bfloat16 rows take 0.8 of the fused kernel's time."""
     if model.device.type != "cpu" or model.config._attn_implementation != PACKED:
         yield
         return

@@ -23,6 +23,7 @@ from flows.wiring import (
     training_job,
 )
 from tasks.capture import capture_shard, write_places
+from tasks.engine import Engine
 from tasks.progress import ticking
 from tasks.run import Run, worth_retrying
 from tasks.select import Rendering, select_examples
@@ -62,10 +63,15 @@ def capture(recipe: Recipe, run: Run, examples: Path) -> Path:
     return write_places(run.dataset, questions, Stage.DISTILL.value)
 
 
-def run_stage(recipe: Recipe, run: Run, stage: Stage, data: Path, stored: Path | None = None) -> Path:
-    """One training process with the recipe's tries; each resumes from the last complete checkpoint."""
+def run_stage(
+    recipe: Recipe, run: Run, stage: Stage, data: Path, stored: Path | None = None, engine: Engine | None = None
+) -> Path:
+    """One training process with the recipe's tries; each resumes from the last complete checkpoint.
+
+    `engine`: what is lent to it for its rollouts.
+    """
     attempts = getattr(recipe, stage).attempts
     training = train.with_options(retries=attempts - 1, retry_delay_seconds=2, retry_condition_fn=worth_retrying)
-    folder = training(run, stage.value, training_job(recipe, run, stage, data, stored))
+    folder = training(run, stage.value, training_job(recipe, run, stage, data, stored), engine)
     publish_curve(run.dataset, stage)
     return folder

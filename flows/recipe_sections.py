@@ -105,6 +105,9 @@ class VLLMTeacher(Section):
     """GPUs per engine (tensor parallel); 0 runs the engine on the CPU."""
     extra_args: tuple[str, ...] = ()
     """Further words for vLLM's command line, as they are."""
+    keep_running: bool = False
+    """Keeps our engine, idle, between the stages of a run, which swap their weights into it (rollouts too): saves its
+    starts, costs its memory while a student trains. Not where it would share a GPU with training."""
 
 
 class OpenAITeacher(Section):
@@ -544,7 +547,7 @@ class GRPOSection(OptimiserSection):
     rollout_python: str = ""
     """`vllm`: interpreter that has vLLM; empty: the teacher's."""
     rollout_urls: tuple[str, ...] = ()
-    """`vllm`: engines of yours that serve the student as `policy` and read this machine's folders; none: our own."""
+    """`vllm`: engines of yours that serve the student and read this machine's folders; none: our own."""
     rollout_gpu_memory: float = Field(default=0.4, gt=0.0, lt=1.0)
     """`vllm`: share of the training GPU that our engine may fill; it sleeps while the student is trained."""
     rollout_args: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from model.sampling.vllm_server import EngineOptions
 from model.templates import ChatTokenizer, PromptTemplate
 from tasks.capture import Questions
 from tasks.duplicates import DuplicateCheck
-from tasks.engine import Engine, EngineSpec
+from tasks.engine import Engine, EngineSpec, Standby
 from tasks.judge import judge_check
 from tasks.progress import announce
 from tasks.reward_model import reward_model_check
@@ -52,8 +52,8 @@ def opened(recipe: Recipe) -> Iterator[Run]:
     if dataset.path in _open_runs:
         yield _open_runs[dataset.path]
         return
-    run = Run(dataset, flow_run.id or uuid.uuid4().hex)
-    with dataset.lock(run.run_id):
+    with Standby() as standby, dataset.lock(run_id := flow_run.id or uuid.uuid4().hex):
+        run = Run(dataset, run_id, standby if keeps_engine(recipe) else None)
         before = dataset.read_json(RECIPE)
         dataset.bind(recipe.fingerprint_fields(), recipe.resolved())
         _open_runs[dataset.path] = run
@@ -66,6 +66,11 @@ def opened(recipe: Recipe) -> Iterator[Run]:
             raise
         finally:
             del _open_runs[dataset.path]
+
+
+def keeps_engine(recipe: Recipe) -> bool:
+    """Whether one engine serves all stages of a run."""
+    return isinstance(recipe.teacher, VLLMTeacher) and recipe.teacher.keep_running
 
 
 def template_of(recipe: Recipe) -> PromptTemplate:
@@ -117,9 +122,16 @@ def evaluation_engine(recipe: Recipe, run: Run) -> Engine:
 
 def capture_engine(recipe: Recipe, run: Run) -> Engine:
     """The engine of the model to distil from, not started yet; it tells as many log-probabilities as are stored."""
-    spec = distill_spec(recipe)
-    options = replace(spec.options, max_logprobs=recipe.distill.top_k)
-    return _engine(recipe, run, recipe.generate, "capture", replace(spec, options=options))
+    return _engine(recipe, run, recipe.generate, "capture", distill_spec(recipe))
+
+
+def lent_engine(recipe: Recipe, run: Run) -> AbstractContextManager[Engine | None]:
+    """The engine that the run keeps, not started yet, for GRPO's rollouts; None where the trainer sees to its own."""
+    grpo = recipe.grpo
+    if run.standby is None or grpo.rollouts != "vllm" or grpo.rollout_urls:
+        return nullcontext()
+    student = str(weights_of(recipe, run, grpo.init))
+    return _engine(recipe, run, recipe.evaluate, "rollouts", student_spec(recipe, student))
 
 
 def _engine(
@@ -131,6 +143,7 @@ def _engine(
         concurrency=recipe.generate.concurrency,
         timeout_seconds=recipe.generate.timeout_seconds,
         log_path=run.dataset.file(f"logs/vllm-{name}.log"),
+        standby=run.standby,
     )
 
 
@@ -138,7 +151,7 @@ def teacher_spec(recipe: Recipe) -> EngineSpec:
     """What serves the teacher: a server of ours, or the recipe's endpoints."""
     teacher = recipe.teacher
     if isinstance(teacher, VLLMTeacher):
-        return EngineSpec(teacher.model, teacher.revision, options=_options(teacher))
+        return EngineSpec(teacher.model, teacher.revision, options=_options(recipe, teacher))
     return EngineSpec(teacher.model, teacher.revision, teacher.urls, teacher.api_key_env)
 
 
@@ -165,10 +178,13 @@ def student_spec(recipe: Recipe, model: str) -> EngineSpec:
     room = student.max_model_len or like.max_model_len
     own = student.revision if model == student.model else "main"
     extra = like.extra_args if like.model == student.model else ()
-    return EngineSpec(model, own, options=replace(_options(like), revision=own, max_model_len=room, extra_args=extra))
+    options = replace(_options(recipe, like), revision=own, max_model_len=room, extra_args=extra)
+    return EngineSpec(model, own, options=options)
 
 
-def _options(teacher: VLLMTeacher) -> EngineOptions:
+def _options(recipe: Recipe, teacher: VLLMTeacher) -> EngineOptions:
+    """The same for every stage, so that one engine can serve them all."""
+    stores = recipe.distill.enabled and recipe.distill.teacher_logits == "stored"
     return EngineOptions(
         python=teacher.python,
         revision=teacher.revision,
@@ -177,6 +193,8 @@ def _options(teacher: VLLMTeacher) -> EngineOptions:
         dtype=teacher.dtype,
         enforce_eager=teacher.enforce_eager,
         gpus=teacher.gpus,
+        max_logprobs=max(EngineOptions().max_logprobs, recipe.distill.top_k if stores else 0),
+        logprobs_mode="processed_logprobs",  # rollouts are weighed by them; nothing else reads those of written tokens
         extra_args=teacher.extra_args,
     )
 

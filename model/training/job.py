@@ -146,6 +146,7 @@ class GRPOJob(Job):
     rollouts: Sampler = Sampler.TRANSFORMERS
     rollout_python: str = ""  # vllm: interpreter that has it; empty: this one
     rollout_urls: tuple[str, ...] = ()  # vllm: engines of yours that read this machine's folders; empty: one of ours
+    rollout_lent: str = ""  # vllm: engine that the starter of this process runs and lends, instead of both
     rollout_gpu_memory: float = 0.4  # vllm: share of the trainer's GPU that its engine may fill
     rollout_args: tuple[str, ...] = ()  # vllm: further command-line arguments of its engine
     mismatch: Mismatch = Mismatch.NONE

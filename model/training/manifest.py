@@ -22,7 +22,7 @@ _NOT_IDENTITY |= {"activation_checkpointing"}
 _NOT_IDENTITY |= {
     f"degenerate_{name}" for name in ("window", "silent_share", "truncated_share", "entropy", "clip_share")
 }
-_NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_gpu_memory", "rollout_args"}
+_NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_lent", "rollout_gpu_memory", "rollout_args"}
 
 
 def identity(job: Job) -> dict[str, Any]:

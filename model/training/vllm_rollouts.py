@@ -30,7 +30,7 @@ from model.records import FinishReason
 from model.sampling.client import CompletionsClient
 from model.sampling.request import SamplingParams, ScoreRequest, TokensRequest
 from model.sampling.top_k import TopK
-from model.sampling.vllm_server import EngineOptions, VLLMAt, VLLMServer
+from model.sampling.vllm_server import EngineOptions, VLLMAt, VLLMServer, served_model
 from model.training.checkpoint import disk_errors, save_model
 from model.training.data import Row, Tokenizer, collate, tokenize
 from model.training.forward import Model, completion_hidden, completion_log_probs
@@ -191,6 +191,8 @@ def open_vllm_rollouts(
     with ExitStack() as opened:
         opened.callback(shutil.rmtree, job.out / WEIGHTS, ignore_errors=True)
         engines: list[Engine] = [VLLMAt(url) for url in job.rollout_urls]
+        if job.rollout_lent:
+            engines = [VLLMAt(job.rollout_lent, repack=not torch.cuda.is_available())]
         if not engines:
             options = engine_options(job, max(map(len, contexts)), cuda=torch.cuda.is_available())
             server = VLLMServer(job.init, SERVED_NAME, log_path=job.out / "vllm.log", options=options)
@@ -199,7 +201,7 @@ def open_vllm_rollouts(
         def client(*of: Engine) -> CompletionsClient:
             made = CompletionsClient(
                 [engine.url for engine in of],
-                SERVED_NAME,
+                served_model(of[0].url),
                 params,
                 concurrency=CONCURRENCY * len(of),
                 timeout_seconds=TIMEOUT_SECONDS,
@@ -213,7 +215,7 @@ def open_vllm_rollouts(
 
 def engine_options(job: GRPOJob, longest_prompt: int, *, cuda: bool) -> EngineOptions:
     """How the job's own engine is started; on a GPU it shares the trainer's, and sleeps while that works."""
-    arguments = ["--logprobs-mode", "processed_logprobs"]
+    arguments: list[str] = []
     if cuda:
         arguments += ["--gpu-memory-utilization", str(job.rollout_gpu_memory), "--enable-sleep-mode"]
     return EngineOptions(
@@ -222,6 +224,7 @@ def engine_options(job: GRPOJob, longest_prompt: int, *, cuda: bool) -> EngineOp
         dtype=str(job.dtype),
         enforce_eager=not cuda,
         gpus=int(cuda),
+        logprobs_mode="processed_logprobs",
         extra_args=(*arguments, *job.rollout_args),
     )
 

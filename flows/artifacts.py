@@ -32,7 +32,7 @@ from tasks.summary import accepted_preview, rejected_preview
 
 PREVIEW = 5  # accepted samples to read; rejected ones twice as many, one for each reason
 PROGRESS_SECONDS = 5.0  # between two updates of a progress artifact
-CURVES = ("loss", "reward", "kl", "accuracy")
+CURVES = ("loss", "reward", "kl", "reverse_kl", "accuracy")
 
 
 def publish_funnel(dataset: Dataset) -> None:

@@ -228,6 +228,11 @@ class PPOJob(GRPOJob):
     value_learning_rate: float = 1e-4  # peak; the job's schedule
     value_clip: float = 0.2  # largest step of a value that the loss rewards, in units of reward; 0: no clip
 
+    def __post_init__(self) -> None:
+        if self.rollouts_ahead:
+            raise JobError("ppo takes no rollouts_ahead: its rollouts are sampled by the policy that it updates")
+        super().__post_init__()
+
 
 JOBS: dict[str, type[Job]] = {job.stage: job for job in (SFTJob, DistillJob, OnPolicyJob, GRPOJob, PPOJob)}
 

@@ -21,7 +21,7 @@ from model.records import FinishReason
 from model.sampling.request import AnyRequest, Completion, ScoreRequest
 from model.training.checkpoint import complete_checkpoints
 from model.training.data import Row
-from model.training.job import GRPOJob, JobError, OnPolicyJob, Sampler
+from model.training.job import GRPOJob, JobError, OnPolicyJob, PPOJob, Sampler
 from model.training.loop import Stopped
 from model.training.rollouts import Rollout
 from model.training.rollouts_ahead import RolloutsAhead, as_plain, from_plain
@@ -114,6 +114,7 @@ def test_a_rollout_survives_a_checkpoint() -> None:
     [
         (GRPOJob, {}, "set mismatch = 'tis' or 'icepop'"),
         (GRPOJob, {"mismatch": Mismatch.TIS, "max_refills": 1}, "max_refills exclude each other"),
+        (PPOJob, {}, "ppo takes no rollouts_ahead"),
         (GRPOJob, {"rollouts": Sampler.TRANSFORMERS}, "are for rollouts = 'vllm'"),
         (OnPolicyJob, {"teacher": HERE, "rollouts_ahead": 2}, "must be 0 or 1, got 2"),
     ],

@@ -32,7 +32,7 @@ from tasks.summary import accepted_preview, rejected_preview
 
 PREVIEW = 5  # accepted samples to read; rejected ones twice as many, one for each reason
 PROGRESS_SECONDS = 5.0  # between two updates of a progress artifact
-CURVES = ("loss", "reward", "kl", "accuracy")
+CURVES = ("loss", "reward", "kl", "reverse_kl", "accuracy")
 
 
 def publish_funnel(dataset: Dataset) -> None:
@@ -100,8 +100,7 @@ def publish_evaluations(dataset: Dataset) -> None:
 
 def _key(dataset: Dataset, what: str) -> str:
     """Prefect groups artifacts by key over all runs of a server, so the key names the dataset."""
-    name = re.sub(r"[^a-z0-9]+", "-", dataset.path.name.lower()).strip("-")
-    return f"{name}-{what}".lstrip("-")
+    return re.sub(r"[^a-z0-9]+", "-", f"{dataset.path.name}-{what}".lower()).strip("-")
 
 
 def _plot(rows: list[dict[str, Any]], stage: Stage) -> bytes:

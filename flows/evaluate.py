@@ -37,8 +37,6 @@ from tasks.run import Run
 from tasks.store import EVALUATIONS, STUDENTS
 from tasks.summary import CURRENT
 
-TRAINED = ("sft", "distill", "grpo")
-
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe.name}")
 def evaluate(recipe: Recipe, model: str = "", name: str = "") -> list[str]:

@@ -22,5 +22,5 @@ def refine(recipe: Recipe) -> None:
     with opened(recipe) as run:
         rendering = Rendering(student_tokenizer(recipe), template_of(recipe))
         problems = select_problems(run, rendering, Stage.GRPO.value, recipe.grpo.pass_rate)
-        with lent_engine(recipe, run) as engine:
+        with lent_engine(recipe, run, Stage.GRPO) as engine:
             run_stage(recipe, run, Stage.GRPO, problems, engine=engine)

@@ -17,8 +17,9 @@ from flows.recipe_sections import (
     SHARD_CHECK_NAMES,
     EvaluateSection,
     GenerateSection,
-    GRPOSection,
+    OnPolicySection,
     OptimiserSection,
+    RolloutSection,
     VLLMTeacher,
 )
 from model.errors import ModelFolderError, RecipeError
@@ -125,12 +126,12 @@ def capture_engine(recipe: Recipe, run: Run) -> Engine:
     return _engine(recipe, run, recipe.generate, "capture", distill_spec(recipe))
 
 
-def lent_engine(recipe: Recipe, run: Run) -> AbstractContextManager[Engine | None]:
-    """The engine that the run keeps, not started yet, for GRPO's rollouts; None where the trainer sees to its own."""
-    grpo = recipe.grpo
-    if run.standby is None or grpo.rollouts != "vllm" or grpo.rollout_urls:
+def lent_engine(recipe: Recipe, run: Run, stage: str) -> AbstractContextManager[Engine | None]:
+    """The engine that the run keeps, not started yet, for a stage's rollouts; None where the trainer has its own."""
+    section: RolloutSection = getattr(recipe, stage)
+    if run.standby is None or section.rollouts != "vllm" or section.rollout_urls:
         return nullcontext()
-    student = str(weights_of(recipe, run, grpo.init))
+    student = str(weights_of(recipe, run, section.init))  # type: ignore[attr-defined]  # every stage has one
     return _engine(recipe, run, recipe.evaluate, "rollouts", student_spec(recipe, student))
 
 
@@ -281,20 +282,23 @@ def training_job(recipe: Recipe, run: Run, stage: str, data: Path, stored: Path 
         "init": str(weights_of(recipe, run, section.init)),  # type: ignore[attr-defined]  # every stage has one
         "out": str(run.dataset.file(f"{STUDENTS}/{stage}")),
     }
-    if isinstance(section, GRPOSection):
+    if isinstance(section, OnPolicySection):
+        job["teacher"] = str(_live_teacher(recipe, section.teacher))
+    if isinstance(section, RolloutSection):
         own = recipe.teacher.python if isinstance(recipe.teacher, VLLMTeacher) else ""
         python = {"rollout_python": section.rollout_python or own}
         return job | _rewards(recipe) | python | {"problems": str(data)}
     if stored is not None:
         job["stored"] = str(stored)
     elif stage == "distill":
-        job["teacher"] = str(_distill_teacher(recipe))
+        job["teacher"] = str(_live_teacher(recipe, recipe.distill.teacher))
     return job | {"examples": str(data)}
 
 
-def _distill_teacher(recipe: Recipe) -> Path:
-    if recipe.distill.teacher:
-        return _local_folder(recipe.distill.teacher, "main")
+def _live_teacher(recipe: Recipe, other: str) -> Path:
+    """The folder of a teacher that runs beside the student: `other`, or the recipe's own."""
+    if other:
+        return _local_folder(other, "main")
     if isinstance(recipe.teacher, VLLMTeacher):
         return _local_folder(recipe.teacher.model, recipe.teacher.revision)
     remedy = 'set distill.teacher, or distill.teacher_logits = "stored"'
@@ -302,7 +306,7 @@ def _distill_teacher(recipe: Recipe) -> Path:
 
 
 def weights_of(recipe: Recipe, run: Run, name: str) -> Path:
-    """The folder of the student as it was (`student`) or as a stage has made it (`sft`, `distill`, `grpo`)."""
+    """The folder of the student as it was (`student`) or as a stage has made it (`sft`, `distill`, …)."""
     if name == "student":
         return _local_folder(recipe.student.model, recipe.student.revision)
     folder = run.dataset.file(f"{STUDENTS}/{name}/model")

@@ -23,6 +23,8 @@ _NOT_IDENTITY |= {
     f"degenerate_{name}" for name in ("window", "silent_share", "truncated_share", "entropy", "clip_share")
 }
 _NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_lent", "rollout_gpu_memory", "rollout_args"}
+# Came later: at their defaults they are left out, so that folders begun before them stay whose they are.
+_LATER = {"rollouts_ahead"}
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -31,7 +33,8 @@ def identity(job: Job) -> dict[str, Any]:
     values = {"stage": job.stage}
     for field in fields(job):
         value = getattr(job, field.name)
-        if field.name not in _NOT_IDENTITY and value is not None:
+        as_before = field.name in _LATER and value == field.default
+        if field.name not in _NOT_IDENTITY and value is not None and not as_before:
             values[field.name] = content_digest(value) if isinstance(value, Path) else plain[field.name]
     return values
 

@@ -170,12 +170,21 @@ class ProblemsSection(Section):
     """Problems taken from the source, in its order; 0 takes all."""
     held_out: Share = 0.0
     """Share of distinct prompts kept for evaluation only, chosen by the prompt's hash; 1 for a benchmark."""
+    validation: Share = 0.0
+    """Share kept for validation during training (`validate_every`), chosen likewise among the others: never learned,
+    and never part of an evaluation."""
     domain: str = Field(default="math", pattern=r"^[a-z][a-z0-9_]*$")
     """What kind of problem it is: `math`, `code`, `general`, …"""
     source: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", max_length=100)
     """Label in the `source` column; empty: the set's name or the file's stem."""
     max_prompt_chars: int = Field(default=32_000, ge=1, le=10_000_000)
     """Longer prompts are rejected."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.held_out + self.validation > 1:
+            raise ValueError(f"held_out = {self.held_out:g} and validation = {self.validation:g} are more than all: 1")
+        return self
 
     def to_source(self) -> ProblemSource:
         """The same settings for `tasks/problems.py`."""

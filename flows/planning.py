@@ -98,7 +98,8 @@ _Known = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """A source's problems, those held out and those for validation: read as a run reads them (`exact`), else what is to be expected."""
+    """A source's problems, those held out and those for validation: read as a run reads them (`exact`), else what is
+    to be expected."""
 
     source: ProblemSource
     problems: int | None
@@ -129,8 +130,8 @@ def _counted(sources: Sequence[ProblemSource]) -> list[_Counted]:
         rows, origin = count_rows(source)
         if source.limit and (rows is None or source.limit < rows):
             rows, origin = source.limit, "limit"
-        taken = [(rows or 0) * share for share in (source.held_out, source.validation)]
-        found.append(_Counted(source, rows, *taken, origin, exact=False))
+        held_out, validation = ((rows or 0) * share for share in (source.held_out, source.validation))
+        found.append(_Counted(source, rows, held_out, validation, origin, exact=False))
     return found
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from model.metrics import bootstrap_interval, cons_at_n, pass_at_k
+from model.metrics import answer_metrics, bootstrap_interval
 from model.records import (
     EVALUATION_SCHEMA,
     Evaluation,
@@ -244,13 +244,8 @@ def measure(key: str, answers: Sequence[Answer], contestant: Contestant, suite: 
 
 def _metrics(problems: Sequence[Sequence[Answer]], suite: Suite) -> dict[str, list[float]]:
     """Each metric's value per problem."""
-    counts = [(len(answers), sum(bool(answer.correct) for answer in answers)) for answers in problems]
-    metrics = {f"pass@{k}": [pass_at_k(n, right, k) for n, right in counts if n >= k] for k in suite.k}
-    if suite.replicas > 1:
-        metrics[f"cons@{suite.replicas}"] = [
-            cons_at_n([a.answer for a in answers], [bool(a.correct) for a in answers]) for answers in problems
-        ]
-    return metrics
+    judged = [[(bool(answer.correct), answer.answer) for answer in answers] for answers in problems]
+    return answer_metrics(judged, suite.k, suite.replicas)
 
 
 def _row(

@@ -154,7 +154,7 @@ class TwinSearch:
             self._candidates[place] = _Candidate(problem, own, normal_form(problem.prompt), turning_points(words))
 
     def twins(self) -> Iterator[tuple[str, Twin]]:
-        """Every problem that repeats a kept one, with that one; held-out problems first, then those for validation, then in order."""
+        """Every problem that repeats a kept one, with that one; in the order of `_rank`, then of loading."""
         kept: dict[int, list[int]] = {}
         for place in sorted(self._candidates, key=lambda at: (_rank(self._candidates[at]), at)):
             mine = self._candidates[place]

@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -25,11 +23,12 @@ from model.losses.head import Kernel, Part
 from model.losses.log_probs import log_prob_part
 from model.losses.mismatch import SamplerWeights, sampler_weights
 from model.losses.normalise import token_weights
-from model.records import PROBLEM_SCHEMA, FinishReason, Problem, from_table
+from model.records import FinishReason, Problem
 from model.training.data import TokenBatch, collate, micro_batches
 from model.training.forward import Model, completion_log_probs
-from model.training.job import GRPOJob, JobError
+from model.training.job import GRPOJob
 from model.training.loop import Beside, MicroBatch, StepWork
+from model.training.problems import read_problem_file
 from model.training.rollouts import Rollout, Rollouts
 
 # (rollouts, the problem of each) -> their rewards; nan where a rollout could not be judged
@@ -205,13 +204,7 @@ def sampler_log_probs(rollouts: Sequence[Rollout], device: torch.device) -> Tens
 
 def read_problems(job: GRPOJob) -> list[Problem]:
     """Every problem, its prompt as the student sees it, in the file's order. Raises JobError."""
-    try:
-        rows: list[Problem] = from_table(pq.read_table(job.problems, schema=PROBLEM_SCHEMA), Problem)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise JobError(f"{job.problems} does not hold problems: {error}") from error
-    if not rows:
-        raise JobError(f"{job.problems} holds no problems to train on")
-    return rows
+    return read_problem_file(job.problems)
 
 
 def fill_unjudged(rewards_PG: Tensor) -> Tensor:

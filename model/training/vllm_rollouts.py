@@ -15,9 +15,10 @@ One trainer process. Axes: T tokens of the probe, K likeliest tokens at each, N 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +29,7 @@ from torch import Tensor
 from model.errors import TrainingError
 from model.records import FinishReason
 from model.sampling.client import CompletionsClient
-from model.sampling.request import SamplingParams, ScoreRequest, TokensRequest
+from model.sampling.request import Request, SamplingParams, ScoreRequest, TokensRequest
 from model.sampling.top_k import TopK
 from model.sampling.vllm_server import EngineOptions, VLLMAt, VLLMServer
 from model.training.checkpoint import disk_errors, save_model
@@ -36,6 +37,7 @@ from model.training.data import Row, Tokenizer, collate, tokenize
 from model.training.forward import Model, completion_hidden, completion_log_probs
 from model.training.job import GRPOJob, JobError, Precision
 from model.training.rollouts import Rollout, cut_after_stop
+from model.training.validation import Answer
 
 # Largest mean |Δ log p| of a probe, nats, at which engine and trainer count as equal (docs/training.md: measured gaps).
 TOLERANCE = {Precision.BFLOAT16: 0.3, Precision.FLOAT32: 0.0005}
@@ -111,6 +113,7 @@ class VLLMRollouts:
     ) -> None:
         self.job, self.model, self.tokenizer = job, model, tokenizer
         self.engines, self.client, self.probes = engines, client, probes
+        self.validating: CompletionsClient | None = None  # set where the job validates
         self.folder = job.out / WEIGHTS
         self.loads = 0
 
@@ -149,6 +152,10 @@ class VLLMRollouts:
             rollouts.append(Rollout(row, text, done.finish_reason, list(done.log_probs)))
         return rollouts
 
+    def answering(self) -> VLLMAnswers | None:
+        """The same engines as a sampler of validation answers, where the job validates."""
+        return VLLMAnswers(self, self.validating) if self.validating else None
+
     def _wake(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what torch keeps for later is what a waking engine needs
@@ -171,6 +178,30 @@ class VLLMRollouts:
                 drawn = self._complete([list(self.probes[0].tokens)] * DRAWS, DRAWN_TOKENS)
             require_tempered(self.model, drawn, self.job.temperature)
         return gap
+
+
+class VLLMAnswers:
+    """`Answers` by the engines of the rollouts, asked as an evaluation asks: texts, with the validation's settings."""
+
+    at_once = sys.maxsize  # the engine queues what it cannot decode at once
+
+    def __init__(self, rollouts: VLLMRollouts, client: CompletionsClient) -> None:
+        self.rollouts, self.client = rollouts, client
+
+    def current(self) -> AbstractContextManager[Mapping[str, float]]:
+        """See `Answers`: the engines are given the weights, as for a step's rollouts."""
+        return self.rollouts.current()
+
+    def answers(self, contexts: Sequence[str]) -> list[Answer]:
+        """See `Answers`."""
+        limit = self.rollouts.job.validation_max_tokens
+        seeds = torch.randint(2**31, (len(contexts),)).tolist()
+        asked = zip(contexts, seeds, strict=True)
+        found = self.client.complete([Request(str(b), context, seed, limit) for b, (context, seed) in enumerate(asked)])
+        for done in found:
+            if done.finish_reason is FinishReason.REFUSED:
+                raise JobError(f"the rollout engine refuses a validation prompt: {done.error}")
+        return [Answer(done.text, done.finish_reason, done.completion_tokens) for done in found]
 
 
 @contextmanager
@@ -196,7 +227,7 @@ def open_vllm_rollouts(
             server = VLLMServer(job.init, SERVED_NAME, log_path=job.out / "vllm.log", options=options)
             engines = [opened.enter_context(server)]
 
-        def client(*of: Engine) -> CompletionsClient:
+        def client(params: SamplingParams, *of: Engine) -> CompletionsClient:
             made = CompletionsClient(
                 [engine.url for engine in of],
                 SERVED_NAME,
@@ -207,18 +238,29 @@ def open_vllm_rollouts(
             )
             return opened.enter_context(made)
 
-        probes = [WeightProbe(client(engine), probe, TOLERANCE[job.dtype]) for engine in engines]
-        yield VLLMRollouts(job, model, tokenizer, engines, client(*engines), probes)
+        probes = [WeightProbe(client(params, engine), probe, TOLERANCE[job.dtype]) for engine in engines]
+        rollouts = VLLMRollouts(job, model, tokenizer, engines, client(params, *engines), probes)
+        if job.validate_every:
+            rollouts.validating = client(validation_params(job), *engines)
+        yield rollouts
+
+
+def validation_params(job: GRPOJob) -> SamplingParams:
+    """How validation answers are sampled."""
+    return SamplingParams(
+        job.validation_temperature, job.validation_top_p, job.validation_max_tokens, job.validation_stop
+    )
 
 
 def engine_options(job: GRPOJob, longest_prompt: int, *, cuda: bool) -> EngineOptions:
     """How the job's own engine is started; on a GPU it shares the trainer's, and sleeps while that works."""
     arguments = ["--logprobs-mode", "processed_logprobs"]
+    validated = job.validation_max_tokens if job.validate_every else 0
     if cuda:
         arguments += ["--gpu-memory-utilization", str(job.rollout_gpu_memory), "--enable-sleep-mode"]
     return EngineOptions(
         python=job.rollout_python,
-        max_model_len=longest_prompt + max(job.max_tokens, DRAWN_TOKENS),
+        max_model_len=longest_prompt + max(job.max_tokens, DRAWN_TOKENS, validated),
         dtype=str(job.dtype),
         enforce_eager=not cuda,
         gpus=int(cuda),

@@ -6,6 +6,7 @@ Those distributions are a live teacher's, or its k likeliest tokens, captured fr
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -25,7 +26,7 @@ from flows.wiring import (
 from tasks.capture import capture_shard, write_places
 from tasks.progress import ticking
 from tasks.run import Run, worth_retrying
-from tasks.select import Rendering, select_examples
+from tasks.select import Rendering, select_examples, select_validation
 from tasks.train import train
 
 DISTILLING = (Stage.SFT, Stage.DISTILL)
@@ -66,6 +67,10 @@ def run_stage(recipe: Recipe, run: Run, stage: Stage, data: Path, stored: Path |
     """One training process with the recipe's tries; each resumes from the last complete checkpoint."""
     attempts = getattr(recipe, stage).attempts
     training = train.with_options(retries=attempts - 1, retry_delay_seconds=2, retry_condition_fn=worth_retrying)
-    folder = training(run, stage.value, training_job(recipe, run, stage, data, stored))
+    validation = None
+    if getattr(recipe, stage).validate_every:
+        validation = select_validation(run, Rendering(student_tokenizer(recipe), template_of(recipe)))
+    job = training_job(recipe, run, stage, data, stored, validation)
+    folder = training(run, stage.value, job, partial(publish_curve, run.dataset, stage))
     publish_curve(run.dataset, stage)
     return folder

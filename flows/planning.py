@@ -286,7 +286,9 @@ def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
         written = KEPT_CHECKPOINTS if count is None else max(count - 1, 0) // section.checkpoint_every
         kept = min(KEPT_CHECKPOINTS, written)
         checkpoints += kept
-        per_parameter += weights + kept * (weights + _OPTIMIZER_BYTES)
+        # Best weights: those of now, and those that each checkpoint would have as the best if a run went on from it.
+        best = (1 + kept) * weights if section.validate_every else 0
+        per_parameter += weights + kept * (weights + _OPTIMIZER_BYTES) + best
     origin = f"weights of {len(trained)}, {checkpoints:.0f} checkpoints with optimizer state"
     parameters = _parameters(recipe, "student")
     if parameters is None:

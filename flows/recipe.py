@@ -25,6 +25,7 @@ from flows.recipe_sections import (
     EvaluateSection,
     GenerateSection,
     GRPOSection,
+    OptimiserSection,
     PlanSection,
     PricesSection,
     Problems,
@@ -174,6 +175,7 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     yield from _length_conflicts(recipe)
     yield from _stage_conflicts(recipe)
     yield from _source_conflicts(recipe)
+    yield from _validation_conflicts(recipe)
 
 
 def _selection_conflicts(recipe: Recipe) -> Iterator[str]:
@@ -222,6 +224,18 @@ def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
         yield from _stored_conflicts(recipe.distill)
     if recipe.distill.divergence == "uld" and recipe.distill.temperature != 1.0:
         yield 'distill.divergence = "uld" has no temperature: write distill.temperature = 1'
+
+
+def _validation_conflicts(recipe: Recipe) -> Iterator[str]:
+    for name in ("sft", "distill", "grpo"):
+        stage: OptimiserSection = getattr(recipe, name)
+        if not stage.enabled:
+            continue
+        if stage.validate_every and not any(source.validation for source in recipe.problems):
+            wanted = f"{name}.validate_every = {stage.validate_every}"
+            yield f"{wanted}, but no [[problems]] keeps a share for it: set problems.N.validation"
+        if stage.keep == "best" and not stage.validate_every:
+            yield f'{name}.keep = "best" needs {name}.validate_every: without validation no step is the best'
 
 
 def _stored_conflicts(distill: DistillSection) -> Iterator[str]:

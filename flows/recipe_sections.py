@@ -461,6 +461,19 @@ class OptimiserSection(Section):
     """Number format of the forward pass; weights and optimizer stay in float32."""
     attempts: Attempts = 3
     """Tries at the stage, each resuming where the last one got to."""
+    validate_every: int = Field(default=0, ge=0)
+    """Steps between two validations: the student answers the problems kept by `problems.*.validation`, sampled as
+    `[evaluate]` says, also before the first and after the last step; 0: never."""
+    validation_samples: int = Field(default=4, ge=1, le=1024)
+    """Answers to each of those problems: k of pass@k, N of cons@N (`[evaluate]`'s `replicas` has the same meaning)."""
+    validation_batch: int = Field(default=64, ge=1, le=65_536)
+    """Answers that the student writes at once where it samples itself: bounds memory."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights become the student: the last step's, or those of the best validated step by pass@1."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
+    """Where metrics are shown as well (`students/STAGE/tensorboard`); none given: TensorBoard, if it is installed."""
+    peak_tflops: float = Field(default=0.0, ge=0.0)
+    """Peak of one training device for the metric `mfu`, 10^12 operations a second; 0: known from the GPU's name."""
 
 
 class SFTSection(OptimiserSection):

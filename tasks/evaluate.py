@@ -85,6 +85,7 @@ class Suite:
     confidence: float
     bootstrap: int
     seed: int
+    name: str = ""  # what all its problems together are called; empty: `all`, and each source by its own name
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,9 @@ def measure(key: str, answers: Sequence[Answer], contestant: Contestant, suite: 
         if answer.correct is not None:
             by_source[answer.source][answer.problem_id].append(answer)
             by_source[ALL][answer.problem_id].append(answer)
-    if len(by_source) == 2:  # one source: `all` would say the same twice
+    if suite.name:
+        by_source = {suite.name: by_source[ALL]}
+    elif len(by_source) == 2:  # one source: `all` would say the same twice
         del by_source[ALL]
     rows = []
     for name, problems in sorted(by_source.items()):

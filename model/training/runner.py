@@ -91,6 +91,8 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         "last_step": last,
     }
     write_manifest(job.out, job, wanted, results)
+    if validation:
+        validation.best.prune(validation.lines, [])  # nobody resumes any more
 
 
 def sampler_of(stage: Stage) -> Answers | None:

@@ -1,4 +1,4 @@
-"""The weights of the best validated step, and which weights become `model/`.
+"""The weights of the best validated step: kept crash-safe, and made the job's `model/` where it asks for them.
 
 `checkpoints/best-NNNNNN/` holds a model folder and the checksums of its files. It is written whole before the line of
 its validation, and goes only when no checkpoint is left from which a resumed run would find it to be the best: a run

@@ -1,4 +1,4 @@
-"""What is shown elsewhere of a run: metrics of steps and validations, to TensorBoard, Weights & Biases, trackio.
+"""Shows the metrics of steps and validations in TensorBoard, Weights & Biases or trackio.
 
 Only the leading process tells. `metrics.jsonl` and `validation.jsonl` are the record, a tracker is a picture of it: so
 one that fails never ends a training. Its error is said once on stderr, it is told nothing more in this process, and the

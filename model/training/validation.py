@@ -1,6 +1,6 @@
-"""Validation: before the first step, every N steps and at the end, the model in training answers problems apart.
+"""Validation of the model in training: before the first step, every N steps, at the end.
 
-Prompts are as the student sees them, answers are sampled by the job's own sampler and judged by the checks that choose
+It answers problems that are kept apart. Prompts are as the student sees them, answers are sampled by the job's own sampler and judged by the checks that choose
 training data, under the same rule. One line for each time in `validation.jsonl`. What is trained is the same bit for
 bit with and without it: it draws from a random stream of its own, seeded by job and step. A run goes on from a
 checkpoint with the lines up to that step; so none is lost, and none is there twice. One process.

@@ -1,9 +1,10 @@
 """Validation of the model in training: before the first step, every N steps, at the end.
 
-It answers problems that are kept apart. Prompts are as the student sees them, answers are sampled by the job's own sampler and judged by the checks that choose
-training data, under the same rule. One line for each time in `validation.jsonl`. What is trained is the same bit for
-bit with and without it: it draws from a random stream of its own, seeded by job and step. A run goes on from a
-checkpoint with the lines up to that step; so none is lost, and none is there twice. One process.
+It answers problems that are kept apart. Prompts are as the student sees them, answers are sampled by the job's own
+sampler and judged by the checks that choose training data, under the same rule. One line for each time in
+`validation.jsonl`. What is trained is the same bit for bit with and without it: it draws from a random stream of its
+own, seeded by job and step. A run goes on from a checkpoint with the lines up to that step; so none is lost, and none
+is there twice. One process.
 
 Not promised: the same answers where a vLLM samples (model/training/vllm_rollouts.py says why).
 """

@@ -253,7 +253,7 @@ def _measured_rates(recipe: Recipe) -> dict[str, float] | None:
     con = connect(folder)
     rates, counts = measured_rates(con), problem_counts(con)
     if (Dataset.open(folder).recipe() or {}).get("problems") == recipe.resolved()["problems"]:
-        rates |= {split: float(counts[split]) for split in ("train", "held_out")}
+        rates |= {split: float(counts[split]) for split in ("train", "validation", "held_out")}
     return rates
 
 

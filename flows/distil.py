@@ -7,6 +7,7 @@ Those distributions are a live teacher's, or its k likeliest tokens, captured fr
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -28,7 +29,7 @@ from tasks.capture import capture_shard, write_places
 from tasks.engine import Engine
 from tasks.progress import ticking
 from tasks.run import Run, worth_retrying
-from tasks.select import Rendering, select_examples, select_problems
+from tasks.select import Rendering, select_examples, select_problems, select_validation
 from tasks.train import train
 
 DISTILLING = (Stage.SFT, Stage.DISTILL, Stage.ON_POLICY)
@@ -84,6 +85,10 @@ def run_stage(
     """
     attempts = getattr(recipe, stage).attempts
     training = train.with_options(retries=attempts - 1, retry_delay_seconds=2, retry_condition_fn=worth_retrying)
-    folder = training(run, stage.value, training_job(recipe, run, stage, data, stored), engine)
+    validation = None
+    if getattr(recipe, stage).validate_every:
+        validation = select_validation(run, Rendering(student_tokenizer(recipe), template_of(recipe)))
+    job = training_job(recipe, run, stage, data, stored, validation)
+    folder = training(run, stage.value, job, engine, partial(publish_curve, run.dataset, stage))
     publish_curve(run.dataset, stage)
     return folder

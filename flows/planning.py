@@ -81,8 +81,8 @@ class _Rates:
 
 
 def plan(recipe: Recipe, measured: Mapping[str, float] | None = None) -> Plan:
-    """The plan of a recipe. `measured` may hold any of MEASURABLE (other keys and zeros are ignored), and `train` and
-    `held_out` where the recipe's very problems are loaded already.
+    """The plan of a recipe. `measured` may hold any of MEASURABLE (other keys and zeros are ignored), and `train`,
+    `validation` and `held_out` where the recipe's very problems are loaded already.
 
     Raises ProblemsError when a problems file that the recipe names is not there, or holds no problem.
     """
@@ -99,11 +99,13 @@ _Known = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """A source's problems and those held out: read as a run reads them (`exact`), else what is to be expected."""
+    """A source's problems, those held out and those for validation: read as a run reads them (`exact`), else what is
+    to be expected."""
 
     source: ProblemSource
     problems: int | None
     held_out: float
+    validation: float
     origin: str
     exact: bool
 
@@ -124,12 +126,13 @@ def _counted(sources: Sequence[ProblemSource]) -> list[_Counted]:
         if source.label in counts:
             count = counts[source.label]
             of = f"{_count(count.rows)} rows of the file"
-            found.append(_Counted(source, count.loaded, count.held_out, of, exact=True))
+            found.append(_Counted(source, count.loaded, count.held_out, count.validation, of, exact=True))
             continue
         rows, origin = count_rows(source)
         if source.limit and (rows is None or source.limit < rows):
             rows, origin = source.limit, "limit"
-        found.append(_Counted(source, rows, (rows or 0) * source.held_out, origin, exact=False))
+        held_out, validation = ((rows or 0) * share for share in (source.held_out, source.validation))
+        found.append(_Counted(source, rows, held_out, validation, origin, exact=False))
     return found
 
 
@@ -145,17 +148,23 @@ def _problems(counts: Sequence[_Counted], loaded: Mapping[str, float]) -> list[F
             return [Figure(key, label, None, "", unknown) for key, label in _PROBLEM_LABELS.items()]
     total = float(sum(one.problems or 0 for one in counts))
     held_out = float(round(sum(one.held_out for one in counts)))
+    validation = float(round(sum(one.validation for one in counts)))
     origins = [", ".join(f"{one.source.label} {_count(one.problems)} ({one.origin})" for one in counts)]
     if all(one.exact for one in counts):
         origins += ["by each question's hash, problems.*.held_out", "the others"]
     elif loaded.get("train") or loaded.get("held_out"):
-        held_out, total = loaded["held_out"], loaded["train"] + loaded["held_out"]
+        held_out, validation = loaded["held_out"], loaded.get("validation", 0.0)
+        total = loaded["train"] + validation + held_out
         origins += ["of the problems loaded, by each question's hash", "the others"]
     else:
         origins += ["about: problems.*.held_out, but each question's hash decides", "about: the others"]
-    values = (total, held_out, total - held_out)
+    values = (total, held_out, total - held_out - validation)
     labels = _PROBLEM_LABELS.items()
-    return [Figure(*label, value, "", origin) for label, value, origin in zip(labels, values, origins, strict=True)]
+    found = [Figure(*label, value, "", origin) for label, value, origin in zip(labels, values, origins, strict=True)]
+    if any(one.source.validation for one in counts):
+        apart = Figure("validation", "kept for validation", validation, "", "likewise, problems.*.validation")
+        found.insert(2, apart)
+    return found
 
 
 _PROBLEM_LABELS = {
@@ -280,7 +289,9 @@ def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
         written = KEPT_CHECKPOINTS if count is None else max(count - 1, 0) // section.checkpoint_every
         kept = min(KEPT_CHECKPOINTS, written)
         checkpoints += kept
-        per_parameter += weights + kept * (weights + _OPTIMIZER_BYTES)
+        # Best weights: those of now, and those that each checkpoint would have as the best if a run went on from it.
+        best = (1 + kept) * weights if section.validate_every else 0
+        per_parameter += weights + kept * (weights + _OPTIMIZER_BYTES) + best
     origin = f"weights of {len(trained)}, {checkpoints:.0f} checkpoints with optimizer state"
     parameters = _parameters(recipe, "student")
     if parameters is None:

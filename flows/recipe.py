@@ -26,6 +26,7 @@ from flows.recipe_sections import (
     GenerateSection,
     GRPOSection,
     OnPolicySection,
+    OptimiserSection,
     PlanSection,
     PricesSection,
     Problems,
@@ -37,6 +38,7 @@ from flows.recipe_sections import (
     VerifySection,
     VLLMTeacher,
 )
+from flows.stages import TRAINED
 from model.errors import RecipeError
 from model.rewards.rule import checks_of
 
@@ -177,6 +179,7 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     yield from _length_conflicts(recipe)
     yield from _stage_conflicts(recipe)
     yield from _source_conflicts(recipe)
+    yield from _validation_conflicts(recipe)
 
 
 def _selection_conflicts(recipe: Recipe) -> Iterator[str]:
@@ -228,6 +231,18 @@ def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
         yield 'distill.divergence = "uld" has no temperature: write distill.temperature = 1'
     if recipe.on_policy.enabled and not recipe.on_policy.teacher and not isinstance(recipe.teacher, VLLMTeacher):
         yield "on_policy needs its teacher's weights, an endpoint has none to give: set on_policy.teacher"
+
+
+def _validation_conflicts(recipe: Recipe) -> Iterator[str]:
+    for name in TRAINED:
+        stage: OptimiserSection = getattr(recipe, name)
+        if not stage.enabled:
+            continue
+        if stage.validate_every and not any(source.validation for source in recipe.problems):
+            wanted = f"{name}.validate_every = {stage.validate_every}"
+            yield f"{wanted}, but no [[problems]] keeps a share for it: set problems.N.validation"
+        if stage.keep == "best" and not stage.validate_every:
+            yield f'{name}.keep = "best" needs {name}.validate_every: without validation no step is the best'
 
 
 def _stored_conflicts(distill: DistillSection) -> Iterator[str]:

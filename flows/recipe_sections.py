@@ -173,12 +173,21 @@ class ProblemsSection(Section):
     """Problems taken from the source, in its order; 0 takes all."""
     held_out: Share = 0.0
     """Share of distinct prompts kept for evaluation only, chosen by the prompt's hash; 1 for a benchmark."""
+    validation: Share = 0.0
+    """Share kept for validation during training (`validate_every`), chosen likewise among the others: never learned,
+    and never part of an evaluation."""
     domain: str = Field(default="math", pattern=r"^[a-z][a-z0-9_]*$")
     """What kind of problem it is: `math`, `code`, `general`, …"""
     source: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", max_length=100)
     """Label in the `source` column; empty: the set's name or the file's stem."""
     max_prompt_chars: int = Field(default=32_000, ge=1, le=10_000_000)
     """Longer prompts are rejected."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.held_out + self.validation > 1:
+            raise ValueError(f"held_out = {self.held_out:g} and validation = {self.validation:g} are more than all: 1")
+        return self
 
     def to_source(self) -> ProblemSource:
         """The same settings for `tasks/problems.py`."""
@@ -455,6 +464,19 @@ class OptimiserSection(Section):
     """Number format of the forward pass; weights and optimizer stay in float32."""
     attempts: Attempts = 3
     """Tries at the stage, each resuming where the last one got to."""
+    validate_every: int = Field(default=0, ge=0)
+    """Steps between two validations: the student answers the problems kept by `problems.*.validation`, sampled as
+    `[evaluate]` says, also before the first and after the last step; 0: never."""
+    validation_samples: int = Field(default=4, ge=1, le=1024)
+    """Answers to each of those problems: k of pass@k, N of cons@N (`[evaluate]`'s `replicas` has the same meaning)."""
+    validation_batch: int = Field(default=64, ge=1, le=65_536)
+    """Answers that the student writes at once where it samples itself: bounds memory."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights become the student: the last step's, or those of the best validated step by pass@1."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
+    """Where metrics are shown as well (`students/STAGE/tensorboard`); none given: TensorBoard, if it is installed."""
+    peak_tflops: float = Field(default=0.0, ge=0.0)
+    """Peak of one training device for the metric `mfu`, 10^12 operations a second; 0: known from the GPU's name."""
 
 
 class SFTSection(OptimiserSection):

@@ -55,7 +55,8 @@ def results_screen(dataset: Path, complete: bool) -> None:
     console = Console(width=110 if not sys.stdout.isatty() else None)
     con = catalog.connect(dataset)
     counts = problem_counts(con)
-    console.print(f"problems: {counts['train']} to learn from, {counts['held_out']} held out")
+    validation = f", {counts['validation']} for validation" if counts["validation"] else ""
+    console.print(f"problems: {counts['train']} to learn from, {counts['held_out']} held out{validation}")
     if not counts["samples"]:
         console.print("nothing is generated yet; `--only generate,verify` makes the samples")
         return

@@ -27,6 +27,7 @@ from model.pretrained import load_tokenizer, resolve_model, revision_of
 from model.records import Provenance
 from model.rewards.registry import build_checks
 from model.rewards.reward import ACCURACY_CHECKS
+from model.rewards.rule import checks_of, limited_to
 from model.rewards.settings import CheckSettings
 from model.rewards.workers.pool import VerifierPool
 from model.sampling.request import SamplingParams
@@ -209,14 +210,19 @@ def check_settings(recipe: Recipe) -> CheckSettings:
 def verifier_pool(recipe: Recipe, only: Collection[str] = ()) -> VerifierPool:
     """The recipe's checks of single samples (or those with these names) in their worker processes, not started yet."""
     settings = check_settings(recipe)
-    names = [name for name in recipe.verify.checks if name not in SHARD_CHECK_NAMES]
-    chosen = [name for name, check in zip(names, build_checks(names, settings), strict=True) if check.name in only]
     return VerifierPool(
-        chosen or names,
+        list(single_checks(recipe, only)),
         settings,
         workers=recipe.verify.workers,
         timeout_seconds=recipe.verify.timeout_seconds,
     )
+
+
+def single_checks(recipe: Recipe, only: Collection[str] = ()) -> dict[str, str]:
+    """The recipe's checks of single samples (or those with these names), as they are built, and what each is called."""
+    names = [name for name in recipe.verify.checks if name not in SHARD_CHECK_NAMES]
+    built = dict(zip(names, (check.name for check in build_checks(names, check_settings(recipe))), strict=True))
+    return {name: called for name, called in built.items() if called in only} or built
 
 
 @contextmanager
@@ -268,10 +274,13 @@ def shard_checks(recipe: Recipe, run: Run, engine: Engine, rules: Mapping[str, s
 _NOT_OF_A_JOB = {"enabled", "attempts", "init", "teacher", "pass_rate", "teacher_logits", "top_k"}
 
 
-def training_job(recipe: Recipe, run: Run, stage: str, data: Path, stored: Path | None = None) -> dict[str, Any]:
+def training_job(
+    recipe: Recipe, run: Run, stage: str, data: Path, stored: Path | None = None, validation: Path | None = None
+) -> dict[str, Any]:
     """The job of one stage as `model.training` reads it: its section, with every name resolved to a path.
 
-    `stored`: the list of the teacher's rows, for KL distillation without a live teacher.
+    `stored`: the list of the teacher's rows, for KL distillation without a live teacher. `validation`: the problems
+    that the student answers meanwhile, where the stage validates.
     """
     section: OptimiserSection = getattr(recipe, stage)
     job = section.model_dump(mode="json", exclude=_NOT_OF_A_JOB)
@@ -282,6 +291,8 @@ def training_job(recipe: Recipe, run: Run, stage: str, data: Path, stored: Path 
         "init": str(weights_of(recipe, run, section.init)),  # type: ignore[attr-defined]  # every stage has one
         "out": str(run.dataset.file(f"{STUDENTS}/{stage}")),
     }
+    if validation is not None:
+        job |= _validation(recipe, validation)
     if isinstance(section, OnPolicySection):
         job["teacher"] = str(_live_teacher(recipe, section.teacher))
     if isinstance(section, RolloutSection):
@@ -324,6 +335,22 @@ def _rewards(recipe: Recipe) -> dict[str, Any]:
         "check_settings": asdict(check_settings(recipe)),
         "check_timeout_seconds": recipe.verify.timeout_seconds,
     }
+
+
+def _validation(recipe: Recipe, problems: Path) -> dict[str, Any]:
+    """Sampled as an evaluation is, and right by the same rule."""
+    sampling, checks = recipe.evaluate, single_checks(recipe, checks_of(recipe.accept.require))
+    settings = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "stop": list(recipe.template.stop),
+        "checks": list(checks),
+        "require": list(limited_to(recipe.accept.require, list(checks.values()))),
+        "check_settings": asdict(check_settings(recipe)),
+        "check_timeout_seconds": recipe.verify.timeout_seconds,
+    }
+    return {"validation": str(problems)} | {f"validation_{name}": value for name, value in settings.items()}
 
 
 def _local_folder(model: str, revision: str) -> Path:

@@ -51,7 +51,8 @@ def _canonical(value: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem. `split` is `train`, or `held_out` for questions that no training stage may see."""
+    """One problem. `split` is `train`, `held_out` for questions that no training stage may see, or
+    `validation` for those that only choose a checkpoint."""
 
     problem_id: str
     domain: str

@@ -14,11 +14,13 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from model.errors import TrainingError
+from model.errors import ProblemsError, TrainingError
 from model.records import SCHEMAS, Problem, TaughtProblem, TrainingExample, content_hash, to_table
 from model.templates import ChatTokenizer, PromptTemplate
 from tasks.catalog import connect, training_rows
 from tasks.choice import SELECTIONS, chosen_by, problems_to_learn_from
+from tasks.inputs import problems_of_split
+from tasks.problems import VALIDATION
 from tasks.run import Run
 
 
@@ -74,6 +76,23 @@ def select_problems(
             f"from {low:g} to {high:g}: widen {student}.pass_rate"
         )
     return _write(run, student, rows, chosen_by(run.dataset, band, student))
+
+
+@task(name="select validation", task_run_name="select for validation", cache_policy=NO_CACHE)
+def select_validation(run: Run, rendering: Rendering) -> Path:
+    """Writes the problems kept for validation that can be judged, rendered for the student. ProblemsError for none."""
+    alone = rendering.template.without_shots()
+    rows = [
+        replace(problem, prompt=alone.render(rendering.tokenizer, problem.prompt))
+        for problem in problems_of_split(run.dataset, VALIDATION)
+        if problem.gold or problem.tests
+    ]
+    if not rows:
+        raise ProblemsError(
+            "no problem with a gold answer or tests is kept for validation: raise `validation` on a [[problems]], or "
+            "set validate_every = 0"
+        )
+    return _write(run, VALIDATION, rows, {})
 
 
 def _write(run: Run, student: str, rows: Sequence[TrainingExample | Problem], settings: dict[str, Any]) -> Path:

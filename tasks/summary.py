@@ -39,6 +39,7 @@ def problem_counts(con: Connection) -> dict[str, int]:
         con,
         """
         select count(*) filter (where split = 'train') as train, count(*) filter (where split = 'held_out') as held_out,
+               count(*) filter (where split = 'validation') as validation,
                (select count(*) from samples) as samples from problems""",
     )[0]
 

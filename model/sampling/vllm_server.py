@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -241,6 +242,17 @@ class VLLMAt:
     def __init__(self, url: str, *, repack: bool = False) -> None:
         self.url, self.repack = url.rstrip("/"), repack
 
+    @cached_property
+    def served_name(self) -> str:
+        """What it calls its model. Raises SamplerError where it does not say."""
+        try:
+            answer = httpx.get(f"{self.url}/models", timeout=30.0, trust_env=False)
+            name: str = answer.raise_for_status().json()["data"][0]["id"]
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            remedy = "start it, or correct the URL"
+            raise SamplerError(f"no vLLM answers at {self.url} ({type(error).__name__}): {remedy}") from None
+        return name
+
     def check(self) -> bool:
         """Its process is not ours to watch: a request that fails says so."""
         return True
@@ -258,16 +270,6 @@ class VLLMAt:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return post_development(self.url, path, body, f"is {self.url} a vLLM with VLLM_SERVER_DEV_MODE=1?")
-
-
-def served_model(url: str) -> str:
-    """The name of the model that an endpoint serves. Raises SamplerError where it does not say."""
-    try:
-        answer = httpx.get(f"{url.rstrip('/')}/models", timeout=30.0, trust_env=False)
-        name: str = answer.raise_for_status().json()["data"][0]["id"]
-    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise SamplerError(f"no vLLM answers at {url} ({type(error).__name__}): start it, or correct the URL") from None
-    return name
 
 
 def put_weights(post: Callable[[str, dict[str, Any]], dict[str, Any]], folder: Path, *, repack: bool) -> None:

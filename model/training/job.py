@@ -50,6 +50,13 @@ class Sampler(StrEnum):
 BIASED_ARGS = ("--logprobs-mode", "--logits-processors", "--speculative-config")
 
 
+class Keep(StrEnum):
+    """Which weights become the job's model: the last step's, or the best validated step's."""
+
+    LAST = "last"
+    BEST = "best"
+
+
 class Precision(StrEnum):
     """What the model computes in; the optimizer's master weights are float32 in both."""
 
@@ -79,6 +86,21 @@ class Job:
     checkpoint_every: int = 50  # steps
     threads: int = 0  # 0: torch's choice
     dtype: Precision = Precision.BFLOAT16
+    validate_every: int = 0  # steps between validations, also before the first and after the last one; 0: none at all
+    validation: Path | None = None  # Parquet of PROBLEM_SCHEMA, the prompt as the student sees it; never trained on
+    validation_samples: int = 4  # answers to a problem: k of pass@k, N of cons@N
+    validation_temperature: float = 0.6
+    validation_top_p: float = 0.95
+    validation_max_tokens: int = 512
+    validation_stop: tuple[str, ...] = ()  # texts that end an answer, kept in it
+    validation_batch: int = 64  # answers that the trained model writes at once; bounds memory
+    validation_checks: tuple[str, ...] = ("math",)
+    validation_require: tuple[str, ...] = ("math",)  # checks that an answer must pass; "math|code" takes either
+    validation_check_settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # as `check_settings` of grpo
+    validation_check_timeout_seconds: float = 5.0
+    keep: Keep = Keep.LAST
+    trackers: tuple[str, ...] | None = None  # tensorboard, wandb, trackio; None: tensorboard where it is installed
+    peak_tflops: float = 0.0  # of one device, 10^12 operations a second, for the metric mfu; 0: known from its name
 
     def step_seed(self, step: int) -> int:
         """What a step's random numbers start from."""

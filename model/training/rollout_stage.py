@@ -12,13 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from model.records import SCHEMAS, FinishReason, Problem, from_table
+from model.records import FinishReason, Problem
 from model.training.forward import Model
-from model.training.job import JobError, RolloutJob
+from model.training.job import RolloutJob
 from model.training.loop import Beside
+from model.training.problems import read_problems
 from model.training.rollouts import Rollout, Rollouts
 from model.training.rollouts_ahead import RolloutsAhead
 
@@ -35,7 +34,7 @@ class RolloutStage:
 
     def __init__(self, job: RolloutJob, model: Model, rollouts: Rollouts) -> None:
         self.job, self.model, self.rollouts = job, model, rollouts
-        self.problems: Sequence[Problem] = read_problems(job, self.problem_kind)
+        self.problems: Sequence[Problem] = read_problems(job.problems, self.problem_kind)
         self.drawn = 0  # problems, of all steps so far
         self.ahead: RolloutsAhead | None = None
         if job.rollouts_ahead:
@@ -92,17 +91,6 @@ class RolloutStage:
         self.drawn = state["problems_drawn"]
         if self.ahead is not None:
             self.ahead.load_state_dict(state["ahead"])
-
-
-def read_problems(job: RolloutJob, kind: type[Problem] = Problem) -> list[Any]:
-    """Every problem, its prompt as the student sees it, in the file's order. Raises JobError."""
-    try:
-        rows: list[Any] = from_table(pq.read_table(job.problems, schema=SCHEMAS[kind]), kind)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise JobError(f"{job.problems} does not hold problems: {error}") from error
-    if not rows:
-        raise JobError(f"{job.problems} holds no problems to train on")
-    return rows
 
 
 def completion_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:

@@ -35,12 +35,15 @@ from model.training.manifest import bind, identity, is_done, write_manifest
 from model.training.on_policy import OnPolicyStage
 from model.training.parallel import World, joined, require_alone
 from model.training.ppo import PPOStage
+from model.training.problems import read_problems
 from model.training.process import sole_owner
 from model.training.rewards import verifier_reward
-from model.training.rollout_stage import read_problems
+from model.training.rollout_stage import RolloutStage
 from model.training.rollouts import LocalRollouts, Rollouts
 from model.training.sft import SFTStage
+from model.training.validation import Answers, contexts_of
 from model.training.value_model import ValueModel
+from model.training.watch import open_watch
 
 # What torch's allocators say beside OutOfMemoryError: on the CPU, and where CUDA fails inside a library.
 _MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|not enough memory")
@@ -81,18 +84,34 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         checkpoint_activations(model)
     world.shard(model, job.dtype)
     with out_of_memory(job), open_stage(job, model, tokenizer, world) as stage:
-        last = train(job, stage, model, tokenizer, stop, world)
+        with open_watch(job, model, tokenizer, sampler_of(stage), world) as watch:
+            last = train(job, stage, model, tokenizer, stop, world, watch)
+        validation = watch.validation
+    kept = validation.kept_step(stage.total_steps) if validation else stage.total_steps
     weights = whole_weights(model, job.dtype, world)
     if not world.leads:
         return
-    write_folder(job.out / "model", lambda scratch: save_model(scratch, model, tokenizer, weights))
+    if validation and kept != stage.total_steps:
+        validation.best.write_model(kept)
+    else:
+        write_folder(job.out / "model", lambda scratch: save_model(scratch, model, tokenizer, weights))
     results = {
         "steps": stage.total_steps,
+        "model_step": kept,
+        "validation": validation.results() if validation else {},
         "seconds": time.perf_counter() - started,
         "left_out": stage.left_out,
         "last_step": last,
     }
     write_manifest(job.out, job, wanted, results)
+    if validation:
+        validation.best.prune(validation.lines, [])  # nobody resumes any more
+
+
+def sampler_of(stage: Stage) -> Answers | None:
+    """What answers validation problems in place of the model in this process: the engine of a stage's rollouts."""
+    answering = getattr(stage.rollouts, "answering", None) if isinstance(stage, RolloutStage) else None
+    return answering() if answering else None
 
 
 @contextmanager
@@ -145,11 +164,11 @@ def open_rollouts(job: RolloutJob, model: Model, tokenizer: Tokenizer) -> Iterat
     if job.rollouts is Sampler.TRANSFORMERS:
         yield LocalRollouts(model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop)
         return
-    if job.rollouts_ahead and torch.cuda.is_available() and not job.rollout_urls:
+    if job.rollouts_ahead and torch.cuda.is_available() and not (job.rollout_urls or job.rollout_lent):
         raise JobError("rollouts_ahead = 1 needs engines with GPUs of their own: name them in rollout_urls")
     # Needs httpx, which a machine that trains without an engine need not have.
     from model.training.vllm_rollouts import open_vllm_rollouts
 
-    prompts = [problem.prompt + job.prefill for problem in read_problems(job)]
+    prompts = [problem.prompt + job.prefill for problem in read_problems(job.problems)] + contexts_of(job)
     with open_vllm_rollouts(job, model, tokenizer, prompts) as rollouts:
         yield rollouts

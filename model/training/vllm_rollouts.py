@@ -15,10 +15,11 @@ One trainer process. Axes: T tokens of the probe, K likeliest tokens at each, N 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -29,14 +30,15 @@ from torch import Tensor
 from model.errors import TrainingError
 from model.records import FinishReason
 from model.sampling.client import CompletionsClient
-from model.sampling.request import Completion, SamplingParams, ScoreRequest, TokensRequest
+from model.sampling.request import Completion, Request, SamplingParams, ScoreRequest, TokensRequest
 from model.sampling.top_k import TopK
-from model.sampling.vllm_server import EngineOptions, VLLMAt, VLLMServer, served_model
+from model.sampling.vllm_server import EngineOptions, VLLMAt, VLLMServer
 from model.training.checkpoint import disk_errors, save_model
 from model.training.data import Row, Tokenizer, collate, tokenize
 from model.training.forward import Model, completion_hidden, completion_log_probs
 from model.training.job import JobError, Precision, RolloutJob
 from model.training.rollouts import Rollout, cut_after_stop
+from model.training.validation import Answer
 
 # Largest mean |Δ log p| of a probe, nats, at which engine and trainer count as equal (docs/training.md: measured gaps).
 TOLERANCE = {Precision.BFLOAT16: 0.3, Precision.FLOAT32: 0.0005}
@@ -55,6 +57,9 @@ class Engine(Protocol):
 
     @property
     def url(self) -> str: ...
+
+    @property
+    def served_name(self) -> str: ...
 
     def check(self) -> bool: ...
 
@@ -114,6 +119,8 @@ class VLLMRollouts:
         self.job, self.model, self.tokenizer = job, model, tokenizer
         self.engines, self.client, self.probes = engines, client, probes
         self.worker = worker  # waits for completions that are not waited for here
+        self.in_flight: list[Future[list[Completion]]] = []
+        self.validating: CompletionsClient | None = None  # set where the job validates
         self.folder = job.out / WEIGHTS
         self.loads, self.asleep = 0, False
 
@@ -126,7 +133,8 @@ class VLLMRollouts:
         self.asleep = True
 
     def sync(self) -> Mapping[str, float]:
-        """Gives the engines the policy as it is now; no request may be running. Raises as `current` does."""
+        """Gives the engines the policy as it is now, once no request is running. Raises as `current` does."""
+        wait(self.in_flight)
         started = time.perf_counter()
         if self.asleep:
             self._wake()
@@ -149,6 +157,7 @@ class VLLMRollouts:
         contexts_ids = [tokenize(self.tokenizer, context) for context in contexts]
         requests = self._requests(contexts_ids, self.job.max_tokens, generator)
         completions = self.worker.submit(self.client.complete, requests)
+        self.in_flight = [completions]
         return lambda: self._rollouts(contexts_ids, completions.result())
 
     def _complete(self, contexts: Sequence[list[int]], max_tokens: int) -> list[Rollout]:
@@ -175,6 +184,10 @@ class VLLMRollouts:
             rollouts.append(Rollout(row, text, done.finish_reason, list(done.log_probs)))
         return rollouts
 
+    def answering(self) -> VLLMAnswers | None:
+        """The same engines as a sampler of validation answers, where the job validates."""
+        return VLLMAnswers(self, self.validating) if self.validating else None
+
     def _wake(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()  # what torch keeps for later is what a waking engine needs
@@ -197,6 +210,30 @@ class VLLMRollouts:
                 drawn = self._complete([list(self.probes[0].tokens)] * DRAWS, DRAWN_TOKENS)
             require_tempered(self.model, drawn, self.job.temperature)
         return gap
+
+
+class VLLMAnswers:
+    """`Answers` by the engines of the rollouts, asked as an evaluation asks: texts, with the validation's settings."""
+
+    at_once = sys.maxsize  # the engine queues what it cannot decode at once
+
+    def __init__(self, rollouts: VLLMRollouts, client: CompletionsClient) -> None:
+        self.rollouts, self.client = rollouts, client
+
+    def current(self) -> AbstractContextManager[Mapping[str, float]]:
+        """See `Answers`: the engines are given the weights, as for a step's rollouts."""
+        return self.rollouts.current()
+
+    def answers(self, contexts: Sequence[str]) -> list[Answer]:
+        """See `Answers`."""
+        limit = self.rollouts.job.validation_max_tokens
+        seeds = torch.randint(2**31, (len(contexts),)).tolist()
+        asked = zip(contexts, seeds, strict=True)
+        found = self.client.complete([Request(str(b), context, seed, limit) for b, (context, seed) in enumerate(asked)])
+        for done in found:
+            if done.finish_reason is FinishReason.REFUSED:
+                raise JobError(f"the rollout engine refuses a validation prompt: {done.error}")
+        return [Answer(done.text, done.finish_reason, done.completion_tokens) for done in found]
 
 
 @contextmanager
@@ -226,10 +263,10 @@ def open_vllm_rollouts(
             server = VLLMServer(job.init, SERVED_NAME, log_path=job.out / "vllm.log", options=options)
             engines = [opened.enter_context(server)]
 
-        def client(*of: Engine) -> CompletionsClient:
+        def client(params: SamplingParams, *of: Engine) -> CompletionsClient:
             made = CompletionsClient(
                 [engine.url for engine in of],
-                served_model(of[0].url),
+                of[0].served_name,
                 params,
                 concurrency=CONCURRENCY * len(of),
                 timeout_seconds=TIMEOUT_SECONDS,
@@ -237,18 +274,29 @@ def open_vllm_rollouts(
             )
             return opened.enter_context(made)
 
-        probes = [WeightProbe(client(engine), probe, TOLERANCE[job.dtype]) for engine in engines]
-        yield VLLMRollouts(job, model, tokenizer, engines, client(*engines), probes, worker)
+        probes = [WeightProbe(client(params, engine), probe, TOLERANCE[job.dtype]) for engine in engines]
+        rollouts = VLLMRollouts(job, model, tokenizer, engines, client(params, *engines), probes, worker)
+        if job.validate_every:
+            rollouts.validating = client(validation_params(job), *engines)
+        yield rollouts
+
+
+def validation_params(job: RolloutJob) -> SamplingParams:
+    """How validation answers are sampled."""
+    return SamplingParams(
+        job.validation_temperature, job.validation_top_p, job.validation_max_tokens, job.validation_stop
+    )
 
 
 def engine_options(job: RolloutJob, longest_prompt: int, *, cuda: bool) -> EngineOptions:
     """How the job's own engine is started; on a GPU it shares the trainer's, and sleeps while that works."""
     arguments: list[str] = []
+    validated = job.validation_max_tokens if job.validate_every else 0
     if cuda:
         arguments += ["--gpu-memory-utilization", str(job.rollout_gpu_memory), "--enable-sleep-mode"]
     return EngineOptions(
         python=job.rollout_python,
-        max_model_len=longest_prompt + max(job.max_tokens, DRAWN_TOKENS),
+        max_model_len=longest_prompt + max(job.max_tokens, DRAWN_TOKENS, validated),
         dtype=str(job.dtype),
         enforce_eager=not cuda,
         gpus=int(cuda),

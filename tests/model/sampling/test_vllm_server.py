@@ -25,7 +25,6 @@ from model.sampling.vllm_server import (
     VLLMServer,
     core_ranges,
     describe_death,
-    served_model,
     server_environment,
 )
 from model.training.data import collate, tokenize
@@ -125,7 +124,7 @@ def test_an_engine_of_ones_own_is_given_weights_by_url(folder: Path) -> None:
         assert engine.check()
         engine.load_weights(folder)
         engine.sleep()
-        assert served_model(endpoint.url) == "teacher"
+        assert engine.served_name == "teacher"
         VLLMAt(endpoint.url, repack=True).load_weights(folder)
     called = [body.get("method", path) for path, body in endpoint.engine_calls]
     assert called == [
@@ -136,7 +135,7 @@ def test_an_engine_of_ones_own_is_given_weights_by_url(folder: Path) -> None:
         "/reset_prefix_cache",
     ]
     with pytest.raises(SamplerError, match=f"no vLLM answers at {endpoint.url} .*start it, or correct the URL"):
-        served_model(endpoint.url)
+        _ = VLLMAt(endpoint.url).served_name
     with pytest.raises(SamplerError, match=r"did not answer /collective_rpc .*with VLLM_SERVER_DEV_MODE=1\?"):
         engine.load_weights(folder)
 

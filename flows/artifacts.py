@@ -107,8 +107,7 @@ def publish_evaluations(dataset: Dataset) -> None:
 
 def _key(dataset: Dataset, what: str) -> str:
     """Prefect groups artifacts by key over all runs of a server, so the key names the dataset."""
-    name = re.sub(r"[^a-z0-9]+", "-", dataset.path.name.lower()).strip("-")
-    return f"{name}-{what}".lstrip("-")
+    return re.sub(r"[^a-z0-9]+", "-", f"{dataset.path.name}-{what}".lower()).strip("-")
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -58,7 +58,10 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     only: Annotated[
-        str, typer.Option(metavar="STAGE,…", help="problems, audit, generate, verify, sft, distill, grpo, evaluate")
+        str,
+        typer.Option(
+            metavar="STAGE,…", help="problems, audit, generate, verify, sft, distill, on_policy, grpo, evaluate"
+        ),
     ] = "",
 ) -> None:
     """Runs the whole recipe, or some of its stages, here and now; what is done already is not done again."""

@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flows.recipe import Recipe
-from flows.recipe_sections import OptimiserSection, VLLMTeacher
+from flows.recipe_sections import OptimiserSection, RolloutSection, VLLMTeacher
+from flows.stages import TRAINED
 from model.sampling.stored_size import stored_bytes
 from tasks.sources import ProblemSource, count_rows, nothing_held_out, quick_to_read
 
@@ -215,6 +216,8 @@ def _training(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
         figures += _stage(recipe, "distill", tokens, _times(teacher, _FORWARD))
     if recipe.distill.enabled and recipe.distill.teacher_logits == "stored":
         figures.append(_stored(recipe, rates, accepted))
+    if recipe.on_policy.enabled:
+        figures += _on_policy(recipe, rates)
     if recipe.grpo.enabled:
         figures += _grpo(recipe, rates)
     return figures
@@ -274,8 +277,8 @@ def _stage(recipe: Recipe, name: str, tokens: float | None, forward: float | Non
 
 def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
     """Disk for every student: its weights, and the checkpoints that stay, each with its optimizer's state."""
-    sections: dict[str, OptimiserSection] = {name: getattr(recipe, name) for name in ("sft", "distill", "grpo")}
-    steps = {**known, "grpo_steps": float(recipe.grpo.steps)}
+    sections: dict[str, OptimiserSection] = {name: getattr(recipe, name) for name in TRAINED}
+    steps = {**known, "on_policy_steps": float(recipe.on_policy.steps), "grpo_steps": float(recipe.grpo.steps)}
     trained = [(section, steps[f"{name}_steps"]) for name, section in sections.items() if section.enabled]
     if not trained:
         return []
@@ -307,23 +310,38 @@ def _stored(recipe: Recipe, rates: _Rates, accepted: float | None) -> Figure:
 
 
 def _grpo(recipe: Recipe, rates: _Rates) -> list[Figure]:
-    """Rollouts at the teacher's rate (a smaller student is quicker), updates, the reference's pass."""
-    section = recipe.grpo
+    """Rollouts, updates, the reference's pass."""
+    tokens, figures = _rollouts("grpo", recipe, recipe.grpo, rates)
+    per_token = _FORWARD_BACKWARD * recipe.grpo.updates_per_step + _FORWARD
+    operations = _times(_parameters(recipe, "student"), per_token * tokens)
+    return [*figures, _compute(recipe, "grpo", operations, "6·N·D + 2·N·D (reference)")]
+
+
+def _on_policy(recipe: Recipe, rates: _Rates) -> list[Figure]:
+    """Rollouts, updates, and the teacher's pass over them."""
+    section = recipe.on_policy
+    tokens, figures = _rollouts("on_policy", recipe, section, rates)
+    student, teacher = _parameters(recipe, "student"), _parameters(recipe, "teacher")
+    own, theirs = _times(student, _FORWARD_BACKWARD * tokens), _times(teacher, _FORWARD * tokens)
+    operations = None if own is None or theirs is None else own + theirs
+    return [*figures, _compute(recipe, "on_policy", operations, "6·N·D + 2·N(teacher)·D, prompts left out")]
+
+
+def _rollouts(name: str, recipe: Recipe, section: RolloutSection, rates: _Rates) -> tuple[float, list[Figure]]:
+    """Tokens that a student samples, and their time at the teacher's rate (a smaller student is quicker)."""
     mean, _ = rates.get("mean_completion_tokens")
-    tokens = section.steps * section.problems_per_step * section.group_size * min(mean or 0.0, section.max_tokens)
+    group: int = section.group_size  # type: ignore[attr-defined]  # every such section has one
+    tokens = section.steps * section.problems_per_step * group * min(mean or 0.0, section.max_tokens)
     speed, origin = rates.get("tokens_per_second")
-    student = _parameters(recipe, "student")
-    per_token = _FORWARD_BACKWARD * section.updates_per_step + _FORWARD
-    return [
-        Figure("grpo_tokens", "grpo: rollout tokens", tokens, "", "steps · problems_per_step · group_size"),
+    return tokens, [
+        Figure(f"{name}_tokens", f"{name}: rollout tokens", tokens, "", "steps · problems_per_step · group_size"),
         Figure(
-            "grpo_rollout_hours",
-            "grpo: rollouts",
+            f"{name}_rollout_hours",
+            f"{name}: rollouts",
             _hours(tokens, speed),
             _hour_unit(recipe),
             f"at most: {_speed(speed, origin)}",
         ),
-        _compute(recipe, "grpo", _times(student, per_token * tokens), "6·N·D + 2·N·D (reference)"),
     ]
 
 
@@ -338,9 +356,9 @@ def _compute(recipe: Recipe, stage: str, operations: float | None, formula: str)
 
 def _validation(recipe: Recipe, known: _Known) -> list[Figure]:
     """Answers that students write while they are trained; at what speed they do is not known."""
-    steps = {**known, "grpo_steps": float(recipe.grpo.steps)}
+    steps = {**known, "on_policy_steps": float(recipe.on_policy.steps), "grpo_steps": float(recipe.grpo.steps)}
     found = []
-    for name in ("sft", "distill", "grpo"):
+    for name in TRAINED:
         section: OptimiserSection = getattr(recipe, name)
         if not (section.enabled and section.validate_every):
             continue
@@ -354,11 +372,7 @@ def _validation(recipe: Recipe, known: _Known) -> list[Figure]:
 
 def _evaluation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     section = recipe.evaluate
-    running = {
-        "teacher": True,
-        "student": True,
-        **{s: getattr(recipe, s).enabled for s in ("sft", "distill", "grpo")},
-    }
+    running = {"teacher": True, "student": True} | {s.value: getattr(recipe, s).enabled for s in TRAINED}
     models = [model for model in section.models if running[model]]
     problems = known["held_out"]
     if problems is not None and section.limit:

@@ -44,6 +44,7 @@ NAMES = {
     "student": "student before training",
     "sft": "after SFT on accepted samples",
     "distill": "after KL distillation",
+    "on_policy": "after on-policy distillation",
     "grpo": "after GRPO",
 }
 VIEWS = f"views: {', '.join(PUBLIC)};\n`describe samples` lists a view's columns"
@@ -215,7 +216,7 @@ def _outdated(one: Outdated) -> str:
     """What is to be said of such a student."""
     if not one.itself:
         return f"started from {one.through}"
-    what = "problems" if one.student == "grpo" else "samples"
+    what = "problems" if one.student in ("on_policy", "grpo") else "samples"
     return f"learnt from {one.learnt} {what}, not from the {one.now} that are chosen now ({one.kept} are the same)"
 
 

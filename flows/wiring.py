@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from flows.recipe_sections import (
     SHARD_CHECK_NAMES,
     EvaluateSection,
     GenerateSection,
-    GRPOSection,
+    OnPolicySection,
     OptimiserSection,
+    RolloutSection,
     VLLMTeacher,
 )
 from model.errors import ModelFolderError, RecipeError
@@ -34,7 +35,7 @@ from model.sampling.vllm_server import EngineOptions
 from model.templates import ChatTokenizer, PromptTemplate
 from tasks.capture import Questions
 from tasks.duplicates import DuplicateCheck
-from tasks.engine import Engine, EngineSpec
+from tasks.engine import Engine, EngineSpec, Standby
 from tasks.judge import judge_check
 from tasks.progress import announce
 from tasks.reward_model import reward_model_check
@@ -53,8 +54,8 @@ def opened(recipe: Recipe) -> Iterator[Run]:
     if dataset.path in _open_runs:
         yield _open_runs[dataset.path]
         return
-    run = Run(dataset, flow_run.id or uuid.uuid4().hex)
-    with dataset.lock(run.run_id):
+    with Standby() as standby, dataset.lock(run_id := flow_run.id or uuid.uuid4().hex):
+        run = Run(dataset, run_id, standby if keeps_engine(recipe) else None)
         before = dataset.read_json(RECIPE)
         dataset.bind(recipe.fingerprint_fields(), recipe.resolved())
         _open_runs[dataset.path] = run
@@ -67,6 +68,11 @@ def opened(recipe: Recipe) -> Iterator[Run]:
             raise
         finally:
             del _open_runs[dataset.path]
+
+
+def keeps_engine(recipe: Recipe) -> bool:
+    """Whether one engine serves all stages of a run."""
+    return isinstance(recipe.teacher, VLLMTeacher) and recipe.teacher.keep_running
 
 
 def template_of(recipe: Recipe) -> PromptTemplate:
@@ -118,9 +124,16 @@ def evaluation_engine(recipe: Recipe, run: Run) -> Engine:
 
 def capture_engine(recipe: Recipe, run: Run) -> Engine:
     """The engine of the model to distil from, not started yet; it tells as many log-probabilities as are stored."""
-    spec = distill_spec(recipe)
-    options = replace(spec.options, max_logprobs=recipe.distill.top_k)
-    return _engine(recipe, run, recipe.generate, "capture", replace(spec, options=options))
+    return _engine(recipe, run, recipe.generate, "capture", distill_spec(recipe))
+
+
+def lent_engine(recipe: Recipe, run: Run, stage: str) -> AbstractContextManager[Engine | None]:
+    """The engine that the run keeps, not started yet, for a stage's rollouts; None where the trainer has its own."""
+    section: RolloutSection = getattr(recipe, stage)
+    if run.standby is None or section.rollouts != "vllm" or section.rollout_urls:
+        return nullcontext()
+    student = str(weights_of(recipe, run, section.init))  # type: ignore[attr-defined]  # every stage has one
+    return _engine(recipe, run, recipe.evaluate, "rollouts", student_spec(recipe, student))
 
 
 def _engine(
@@ -132,6 +145,7 @@ def _engine(
         concurrency=recipe.generate.concurrency,
         timeout_seconds=recipe.generate.timeout_seconds,
         log_path=run.dataset.file(f"logs/vllm-{name}.log"),
+        standby=run.standby,
     )
 
 
@@ -139,7 +153,7 @@ def teacher_spec(recipe: Recipe) -> EngineSpec:
     """What serves the teacher: a server of ours, or the recipe's endpoints."""
     teacher = recipe.teacher
     if isinstance(teacher, VLLMTeacher):
-        return EngineSpec(teacher.model, teacher.revision, options=_options(teacher))
+        return EngineSpec(teacher.model, teacher.revision, options=_options(recipe, teacher))
     return EngineSpec(teacher.model, teacher.revision, teacher.urls, teacher.api_key_env)
 
 
@@ -166,10 +180,13 @@ def student_spec(recipe: Recipe, model: str) -> EngineSpec:
     room = student.max_model_len or like.max_model_len
     own = student.revision if model == student.model else "main"
     extra = like.extra_args if like.model == student.model else ()
-    return EngineSpec(model, own, options=replace(_options(like), revision=own, max_model_len=room, extra_args=extra))
+    options = replace(_options(recipe, like), revision=own, max_model_len=room, extra_args=extra)
+    return EngineSpec(model, own, options=options)
 
 
-def _options(teacher: VLLMTeacher) -> EngineOptions:
+def _options(recipe: Recipe, teacher: VLLMTeacher) -> EngineOptions:
+    """The same for every stage, so that one engine can serve them all."""
+    stores = recipe.distill.enabled and recipe.distill.teacher_logits == "stored"
     return EngineOptions(
         python=teacher.python,
         revision=teacher.revision,
@@ -178,6 +195,8 @@ def _options(teacher: VLLMTeacher) -> EngineOptions:
         dtype=teacher.dtype,
         enforce_eager=teacher.enforce_eager,
         gpus=teacher.gpus,
+        max_logprobs=max(EngineOptions().max_logprobs, recipe.distill.top_k if stores else 0),
+        logprobs_mode="processed_logprobs",  # rollouts are weighed by them; nothing else reads those of written tokens
         extra_args=teacher.extra_args,
     )
 
@@ -274,20 +293,23 @@ def training_job(
     }
     if validation is not None:
         job |= _validation(recipe, validation)
-    if isinstance(section, GRPOSection):
+    if isinstance(section, OnPolicySection):
+        job["teacher"] = str(_live_teacher(recipe, section.teacher))
+    if isinstance(section, RolloutSection):
         own = recipe.teacher.python if isinstance(recipe.teacher, VLLMTeacher) else ""
         python = {"rollout_python": section.rollout_python or own}
         return job | _rewards(recipe) | python | {"problems": str(data)}
     if stored is not None:
         job["stored"] = str(stored)
     elif stage == "distill":
-        job["teacher"] = str(_distill_teacher(recipe))
+        job["teacher"] = str(_live_teacher(recipe, recipe.distill.teacher))
     return job | {"examples": str(data)}
 
 
-def _distill_teacher(recipe: Recipe) -> Path:
-    if recipe.distill.teacher:
-        return _local_folder(recipe.distill.teacher, "main")
+def _live_teacher(recipe: Recipe, other: str) -> Path:
+    """The folder of a teacher that runs beside the student: `other`, or the recipe's own."""
+    if other:
+        return _local_folder(other, "main")
     if isinstance(recipe.teacher, VLLMTeacher):
         return _local_folder(recipe.teacher.model, recipe.teacher.revision)
     remedy = 'set distill.teacher, or distill.teacher_logits = "stored"'
@@ -295,7 +317,7 @@ def _distill_teacher(recipe: Recipe) -> Path:
 
 
 def weights_of(recipe: Recipe, run: Run, name: str) -> Path:
-    """The folder of the student as it was (`student`) or as a stage has made it (`sft`, `distill`, `grpo`)."""
+    """The folder of the student as it was (`student`) or as a stage has made it (`sft`, `distill`, …)."""
     if name == "student":
         return _local_folder(recipe.student.model, recipe.student.revision)
     folder = run.dataset.file(f"{STUDENTS}/{name}/model")

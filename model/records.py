@@ -78,6 +78,16 @@ PROBLEM_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class TaughtProblem(Problem):
+    """A problem as a student reads it (`prompt`) and as its teacher does, worked turns included; None: alike."""
+
+    teacher_prompt: str | None = None
+
+
+TAUGHT_PROBLEM_SCHEMA = PROBLEM_SCHEMA.append(pa.field("teacher_prompt", _TEXT))
+
+
 def problem_id(domain: str, prompt: str, gold: str | None, tests: str | None = None) -> str:
     """Id of a problem's content; where it came from (`source`, `metadata`) is not part of it."""
     return content_hash("problem", domain, prompt, gold, tests)
@@ -411,6 +421,7 @@ TEACHER_PLACE_SCHEMA = pa.schema(
 
 SCHEMAS: dict[type, pa.Schema] = {
     Problem: PROBLEM_SCHEMA,
+    TaughtProblem: TAUGHT_PROBLEM_SCHEMA,
     Sample: SAMPLE_SCHEMA,
     PlannedSample: PLAN_SCHEMA,
     Verdict: VERDICT_SCHEMA,

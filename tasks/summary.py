@@ -65,7 +65,8 @@ def training_summary(con: Connection) -> Rows:
         con,
         """
         select stage, arg_max(rows, started_at) as steps, arg_max(seconds, started_at) as seconds from attempts
-        where stage in ('sft', 'distill', 'grpo') and state = 'completed' group by stage order by max(started_at)""",
+        where stage in ('sft', 'distill', 'on_policy', 'grpo') and state = 'completed'
+        group by stage order by max(started_at)""",
     )
 
 

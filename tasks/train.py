@@ -24,6 +24,7 @@ from prefect.cache_policies import NO_CACHE
 from model.errors import TrainingError
 from model.training.process import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_WRONG_JOB
 from tasks.attempts import attempt
+from tasks.engine import Engine
 from tasks.processes import last_lines, run_watched
 from tasks.progress import Ticker, announce, ticking
 from tasks.run import Run
@@ -50,17 +51,24 @@ PUBLISH_SECONDS = 60.0  # between two pictures of a run's curves
 
 
 @task(name="train", task_run_name="train {student}", cache_policy=NO_CACHE)
-def train(run: Run, student: str, job: Mapping[str, Any], publish: Callable[[], None] | None = None) -> Path:
+def train(
+    run: Run,
+    student: str,
+    job: Mapping[str, Any],
+    engine: Engine | None = None,
+    publish: Callable[[], None] | None = None,
+) -> Path:
     """Trains one student (or resumes, or finds it done) and returns its model folder.
 
+    `engine`: of the run, lent to the trainer for its rollouts; one that died is started again by the next attempt.
     `publish` is called about once a minute while there are new steps, to show them.
-
     Raises TrainingError with the process's last words; not retryable when the job itself is wrong.
     """
     out = run.dataset.file(f"{STUDENTS}/{student}")
     if is_done(out, job):
         return out / "model"
-    _prepare(run, student, job)
+    lent = {"rollout_lent": engine.lend()} if engine else {}
+    _prepare(run, student, {**job, **lent})
     job_file = out / "job.json"
     log = run.dataset.file(f"logs/train-{student}.log")
     begun = log.stat().st_size if log.exists() else 0

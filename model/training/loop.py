@@ -1,4 +1,4 @@
-"""The one training loop. A stage (sft, distill, grpo, ppo) says only how a step's data become a loss.
+"""The one training loop. A stage (sft, distill, on_policy, …) says only how a step's data become a loss.
 
     for every step: prepare micro-batches → gradients of each, summed → clip → AdamW → one line of metrics
 
@@ -183,7 +183,7 @@ def run_step(
     An update whose gradient is no number, or longer than `most_norm`, is not made: `skipped` counts it.
     """
     started = time.perf_counter()
-    torch.manual_seed(job.seed * 1_000_003 + step)
+    torch.manual_seed(job.step_seed(step))
     rate = learning_rate(job, step, stage.total_steps)
     work = stage.prepare(step)
     prepared = time.perf_counter()

@@ -22,12 +22,14 @@ _NOT_IDENTITY |= {"activation_checkpointing"}
 _NOT_IDENTITY |= {
     f"degenerate_{name}" for name in ("window", "silent_share", "truncated_share", "entropy", "clip_share")
 }
-_NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_gpu_memory", "rollout_args"}
+_NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_lent", "rollout_gpu_memory", "rollout_args"}
 _NOT_IDENTITY |= {"trackers", "peak_tflops", "validation_check_timeout_seconds"}
 # What is only looked at; with keep = "best" it chooses the weights.
 _WATCHING = {"keep", "validate_every", "validation"}
 _WATCHING |= {f"validation_{name}" for name in ("samples", "temperature", "top_p", "max_tokens", "stop", "batch")}
 _WATCHING |= {f"validation_{name}" for name in ("checks", "require", "check_settings")}
+# Came later: at their defaults they are left out, so that folders begun before them stay whose they are.
+_LATER = {"rollouts_ahead"}
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -37,7 +39,8 @@ def identity(job: Job) -> dict[str, Any]:
     left_out = _NOT_IDENTITY | (_WATCHING if job.keep is Keep.LAST else set())
     for field in fields(job):
         value = getattr(job, field.name)
-        if field.name not in left_out and value is not None:
+        as_before = field.name in _LATER and value == field.default
+        if field.name not in left_out and value is not None and not as_before:
             values[field.name] = content_digest(value) if isinstance(value, Path) else plain[field.name]
     return values
 

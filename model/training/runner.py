@@ -18,14 +18,26 @@ from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
 from model.training.forward import Model, checkpoint_activations, load_model
-from model.training.grpo import GRPOStage, read_problems
-from model.training.job import DistillJob, GRPOJob, Job, PPOJob, Sampler, SFTJob
+from model.training.grpo import GRPOStage
+from model.training.job import (
+    DistillJob,
+    GRPOJob,
+    Job,
+    JobError,
+    OnPolicyJob,
+    PPOJob,
+    RolloutJob,
+    Sampler,
+    SFTJob,
+)
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
+from model.training.on_policy import OnPolicyStage
 from model.training.parallel import World, joined, require_alone
 from model.training.ppo import PPOStage
 from model.training.process import sole_owner
 from model.training.rewards import verifier_reward
+from model.training.rollout_stage import RolloutStage, read_problems
 from model.training.rollouts import LocalRollouts, Rollouts
 from model.training.sft import SFTStage
 from model.training.validation import Answers, contexts_of
@@ -96,8 +108,13 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
 
 
 def sampler_of(stage: Stage) -> Answers | None:
-    """What answers validation problems in place of the model in this process: a GRPO stage's engine."""
-    answering = getattr(stage.rollouts, "answering", None) if isinstance(stage, GRPOStage) else None
+    """What answers validation problems in place of the model in this process: the engine of a stage with rollouts.
+
+    One that samples ahead is busy with that, and keeps its weights meanwhile.
+    """
+    if not isinstance(stage, RolloutStage) or stage.ahead is not None:
+        return None
+    answering = getattr(stage.rollouts, "answering", None)
     return answering() if answering else None
 
 
@@ -126,6 +143,12 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World) -> It
             yield DistillStage(job, tokenizer, world)
         case SFTJob():
             yield SFTStage(job, tokenizer, world)
+        case OnPolicyJob():
+            require_alone(world, job.stage)
+            with ExitStack() as held:
+                reward = held.enter_context(verifier_reward(job)) if job.checks else None
+                rollouts = held.enter_context(open_rollouts(job, model, tokenizer))
+                yield OnPolicyStage(job, model, tokenizer, rollouts, reward)
         case GRPOJob():
             require_alone(world, job.stage)
             reference = load_model(job.init, job.dtype, world.device)[0] if job.kl_weight else None
@@ -140,11 +163,13 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World) -> It
 
 
 @contextmanager
-def open_rollouts(job: GRPOJob, model: Model, tokenizer: Tokenizer) -> Iterator[Rollouts]:
+def open_rollouts(job: RolloutJob, model: Model, tokenizer: Tokenizer) -> Iterator[Rollouts]:
     """What samples the policy, while it is needed."""
     if job.rollouts is Sampler.TRANSFORMERS:
         yield LocalRollouts(model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop)
         return
+    if job.rollouts_ahead and torch.cuda.is_available() and not job.rollout_urls:
+        raise JobError("rollouts_ahead = 1 needs engines with GPUs of their own: name them in rollout_urls")
     # Needs httpx, which a machine that trains without an engine need not have.
     from model.training.vllm_rollouts import open_vllm_rollouts
 

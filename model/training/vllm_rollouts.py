@@ -17,7 +17,8 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -29,13 +30,13 @@ from torch import Tensor
 from model.errors import TrainingError
 from model.records import FinishReason
 from model.sampling.client import CompletionsClient
-from model.sampling.request import Request, SamplingParams, ScoreRequest, TokensRequest
+from model.sampling.request import Completion, Request, SamplingParams, ScoreRequest, TokensRequest
 from model.sampling.top_k import TopK
-from model.sampling.vllm_server import EngineOptions, VLLMAt, VLLMServer
+from model.sampling.vllm_server import EngineOptions, VLLMAt, VLLMServer, served_model
 from model.training.checkpoint import disk_errors, save_model
 from model.training.data import Row, Tokenizer, collate, tokenize
 from model.training.forward import Model, completion_hidden, completion_log_probs
-from model.training.job import GRPOJob, JobError, Precision
+from model.training.job import JobError, Precision, RolloutJob
 from model.training.rollouts import Rollout, cut_after_stop
 from model.training.validation import Answer
 
@@ -104,47 +105,72 @@ class VLLMRollouts:
 
     def __init__(
         self,
-        job: GRPOJob,
+        job: RolloutJob,
         model: Model,
         tokenizer: Tokenizer,
         engines: Sequence[Engine],
         client: CompletionsClient,
         probes: Sequence[WeightProbe],
+        worker: Executor,
     ) -> None:
         self.job, self.model, self.tokenizer = job, model, tokenizer
         self.engines, self.client, self.probes = engines, client, probes
+        self.worker = worker  # waits for completions that are not waited for here
         self.validating: CompletionsClient | None = None  # set where the job validates
         self.folder = job.out / WEIGHTS
-        self.loads = 0
+        self.loads, self.asleep = 0, False
 
     @contextmanager
     def current(self) -> Iterator[Mapping[str, float]]:
         """See `Rollouts`. Raises TrainingError where an engine does not have the weights after all."""
+        yield self.sync()
+        for engine in self.engines:
+            engine.sleep()
+        self.asleep = True
+
+    def sync(self) -> Mapping[str, float]:
+        """Gives the engines the policy as it is now; no request may be running. Raises as `current` does."""
         started = time.perf_counter()
-        if self.loads:
+        if self.asleep:
             self._wake()
         self._write_weights()
         for engine in self.engines:
             engine.load_weights(self.folder)
         gap = self._verified()
         self.loads += 1
-        yield {"sync_seconds": time.perf_counter() - started, "sync_gap": gap}
-        for engine in self.engines:
-            engine.sleep()
+        return {"sync_seconds": time.perf_counter() - started, "sync_gap": gap}
 
     def sample(self, contexts: Sequence[str]) -> list[Rollout]:
         """See `Rollouts`."""
         return self._complete([tokenize(self.tokenizer, context) for context in contexts], self.job.max_tokens)
 
+    def begin(self, contexts: Sequence[str], generator: torch.Generator) -> Callable[[], list[Rollout]]:
+        """Begins what `sample` does, with seeds from `generator`; what it returns waits for the rollouts.
+
+        Only the waiting is another thread's: a tokenizer is not for two at once.
+        """
+        contexts_ids = [tokenize(self.tokenizer, context) for context in contexts]
+        requests = self._requests(contexts_ids, self.job.max_tokens, generator)
+        completions = self.worker.submit(self.client.complete, requests)
+        return lambda: self._rollouts(contexts_ids, completions.result())
+
     def _complete(self, contexts: Sequence[list[int]], max_tokens: int) -> list[Rollout]:
-        seeds = torch.randint(2**31, (len(contexts),)).tolist()
+        requests = self._requests(contexts, max_tokens, torch.default_generator)
+        return self._rollouts(contexts, self.client.complete(requests))
+
+    def _requests(
+        self, contexts: Sequence[list[int]], max_tokens: int, generator: torch.Generator
+    ) -> list[TokensRequest]:
+        seeds = torch.randint(2**31, (len(contexts),), generator=generator).tolist()
         end = self.tokenizer.eos_token_id
-        requests = [
+        return [
             TokensRequest(str(b), tuple(context), seed, max_tokens, end)
             for b, (context, seed) in enumerate(zip(contexts, seeds, strict=True))
         ]
+
+    def _rollouts(self, contexts: Sequence[list[int]], completions: Sequence[Completion]) -> list[Rollout]:
         rollouts = []
-        for context, done in zip(contexts, self.client.complete(requests), strict=True):
+        for context, done in zip(contexts, completions, strict=True):
             if done.finish_reason is FinishReason.REFUSED:
                 raise JobError(f"the rollout engine refuses a prompt of {len(context)} tokens: {done.error}")
             text = cut_after_stop(self.tokenizer.decode(done.tokens, skip_special_tokens=True), self.job.stop)
@@ -206,7 +232,7 @@ class VLLMAnswers:
 
 @contextmanager
 def open_vllm_rollouts(
-    job: GRPOJob, model: Model, tokenizer: Tokenizer, prompts: Sequence[str]
+    job: RolloutJob, model: Model, tokenizer: Tokenizer, prompts: Sequence[str]
 ) -> Iterator[VLLMRollouts]:
     """Starts the engine (or takes those of `rollout_urls`), and ends it with the block.
 
@@ -221,7 +247,11 @@ def open_vllm_rollouts(
     params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
     with ExitStack() as opened:
         opened.callback(shutil.rmtree, job.out / WEIGHTS, ignore_errors=True)
+        # Ends after the client, whose end ends what the thread waits for.
+        worker = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollouts"))
         engines: list[Engine] = [VLLMAt(url) for url in job.rollout_urls]
+        if job.rollout_lent:
+            engines = [VLLMAt(job.rollout_lent, repack=not torch.cuda.is_available())]
         if not engines:
             options = engine_options(job, max(map(len, contexts)), cuda=torch.cuda.is_available())
             server = VLLMServer(job.init, SERVED_NAME, log_path=job.out / "vllm.log", options=options)
@@ -230,7 +260,7 @@ def open_vllm_rollouts(
         def client(params: SamplingParams, *of: Engine) -> CompletionsClient:
             made = CompletionsClient(
                 [engine.url for engine in of],
-                SERVED_NAME,
+                served_model(of[0].url),
                 params,
                 concurrency=CONCURRENCY * len(of),
                 timeout_seconds=TIMEOUT_SECONDS,
@@ -239,22 +269,22 @@ def open_vllm_rollouts(
             return opened.enter_context(made)
 
         probes = [WeightProbe(client(params, engine), probe, TOLERANCE[job.dtype]) for engine in engines]
-        rollouts = VLLMRollouts(job, model, tokenizer, engines, client(params, *engines), probes)
+        rollouts = VLLMRollouts(job, model, tokenizer, engines, client(params, *engines), probes, worker)
         if job.validate_every:
             rollouts.validating = client(validation_params(job), *engines)
         yield rollouts
 
 
-def validation_params(job: GRPOJob) -> SamplingParams:
+def validation_params(job: RolloutJob) -> SamplingParams:
     """How validation answers are sampled."""
     return SamplingParams(
         job.validation_temperature, job.validation_top_p, job.validation_max_tokens, job.validation_stop
     )
 
 
-def engine_options(job: GRPOJob, longest_prompt: int, *, cuda: bool) -> EngineOptions:
+def engine_options(job: RolloutJob, longest_prompt: int, *, cuda: bool) -> EngineOptions:
     """How the job's own engine is started; on a GPU it shares the trainer's, and sleeps while that works."""
-    arguments = ["--logprobs-mode", "processed_logprobs"]
+    arguments: list[str] = []
     validated = job.validation_max_tokens if job.validate_every else 0
     if cuda:
         arguments += ["--gpu-memory-utilization", str(job.rollout_gpu_memory), "--enable-sleep-mode"]
@@ -264,6 +294,7 @@ def engine_options(job: GRPOJob, longest_prompt: int, *, cuda: bool) -> EngineOp
         dtype=str(job.dtype),
         enforce_eager=not cuda,
         gpus=int(cuda),
+        logprobs_mode="processed_logprobs",
         extra_args=(*arguments, *job.rollout_args),
     )
 

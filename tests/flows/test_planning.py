@@ -272,3 +272,16 @@ def test_disk_is_readable(replicas: int, text: str) -> None:
     """80 problems, 100 tokens each, 2 bytes a token."""
     line = next(line for line in render(planned(f"generate.replicas={replicas}")).splitlines() if "disk" in line)
     assert f" {text} " in line
+
+
+def test_a_student_that_learns_from_its_own_texts() -> None:
+    """2 x 5 x 10 rollouts of 100 tokens at 1,000 a second; (6 + 2 x 2) x 10^9 operations a token at half of 10^12."""
+    sizes = [
+        f"on_policy.{name}={value}" for name, value in (("steps", 2), ("problems_per_step", 5), ("group_size", 10))
+    ]
+    found = planned("on_policy.enabled=true", *sizes)
+    assert found["on_policy_tokens"] == 10_000
+    assert found["on_policy_rollout_hours"] == pytest.approx(10 * SECOND)
+    assert found["on_policy_hours"] == pytest.approx(200 * SECOND)
+    assert found["student_bytes"] == pytest.approx(4 * 2e9)
+    assert found["evaluate_samples"] == 20 * 4 * 6

@@ -23,6 +23,7 @@ PANELS = (
     ("loss", "loss", False),
     ("reward", "reward", False),
     ("kl", "KL to the reference (nats)", False),
+    ("reverse_kl", "KL from the teacher, reverse (nats)", False),
     ("divergence", "divergence from the teacher (nats)", False),
     ("entropy", "entropy (nats a token)", True),
     ("completion_length", "completion length (tokens)", True),

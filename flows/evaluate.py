@@ -17,7 +17,7 @@ from flows.artifacts import publish_curve, publish_evaluations
 from flows.recipe import Recipe
 from flows.recipe_sections import OptimiserSection
 from flows.shards import patient
-from flows.stages import TRAINED, Stage
+from flows.stages import TRAINED
 from flows.wiring import (
     evaluation_engine,
     opened,
@@ -60,12 +60,10 @@ def evaluate(recipe: Recipe, model: str = "", name: str = "") -> list[str]:
 
 def publish_validated(recipe: Recipe, run: Run) -> None:
     """The curves of stages that validated once more, now that the teacher's value is there to compare with."""
-    for name in TRAINED:
-        if (
-            getattr(recipe, name) in validating(recipe)
-            and (run.dataset.file(f"{STUDENTS}/{name}/manifest.json")).exists()
-        ):
-            publish_curve(run.dataset, Stage(name))
+    for stage in TRAINED:
+        trained = run.dataset.file(f"{STUDENTS}/{stage}/manifest.json").exists()
+        if trained and getattr(recipe, stage) in validating(recipe):
+            publish_curve(run.dataset, stage)
 
 
 def measure_all(recipe: Recipe, run: Run, contestants: Sequence[Contestant]) -> list[str]:

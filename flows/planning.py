@@ -354,6 +354,22 @@ def _compute(recipe: Recipe, stage: str, operations: float | None, formula: str)
     return Figure(f"{stage}_hours", f"{stage}: training", hours, _hour_unit(recipe), origin)
 
 
+def _validation(recipe: Recipe, known: _Known) -> list[Figure]:
+    """Answers that students write while they are trained; at what speed they do is not known."""
+    steps = {**known, "on_policy_steps": float(recipe.on_policy.steps), "grpo_steps": float(recipe.grpo.steps)}
+    found = []
+    for name in TRAINED:
+        section: OptimiserSection = getattr(recipe, name)
+        if not (section.enabled and section.validate_every):
+            continue
+        count = steps[f"{name}_steps"]
+        times = None if count is None else 1.0 + math.ceil(count / section.validate_every)
+        answers = _times(_times(known.get("validation"), section.validation_samples), times)
+        origin = f"{section.validation_samples} for each problem, every {section.validate_every} steps"
+        found.append(Figure(f"{name}_validation", f"{name}: validation answers", answers, "", origin))
+    return found
+
+
 def _evaluation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     section = recipe.evaluate
     running = {"teacher": True, "student": True} | {s.value: getattr(recipe, s).enabled for s in TRAINED}
@@ -366,6 +382,7 @@ def _evaluation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     tokens = _times(samples, min(mean or 0.0, float(section.max_tokens)))
     speed, origin = rates.get("tokens_per_second")
     return [
+        *_validation(recipe, known),
         Figure(
             "evaluate_samples",
             "evaluation samples",

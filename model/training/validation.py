@@ -153,7 +153,7 @@ class Validation:
     def _answers(self, step: int, stop: StopSignal) -> list[Answer] | None:
         contexts = [problem.prompt + self.job.prefill for problem in self.asked]
         found: list[Answer] = []
-        with own_randomness(self.job.seed, step, self.model.device), self.sampler.current():
+        with own_randomness(self.job, step, self.model.device), self.sampler.current():
             for start in range(0, len(contexts), self.sampler.at_once):
                 if stop.received:
                     return None
@@ -234,10 +234,10 @@ def require_settings(job: Job, world: World) -> None:
 
 
 @contextmanager
-def own_randomness(seed: int, step: int, device: torch.device) -> Iterator[None]:
+def own_randomness(job: Job, step: int, device: torch.device) -> Iterator[None]:
     """Seeds torch for one validation, unlike any training step, and puts its generators back afterwards."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(-1 - (seed * 1_000_003 + step))
+        torch.manual_seed(-1 - job.step_seed(step))
         yield
 
 

@@ -201,6 +201,18 @@ def test_students_learn_from_prompts_without_the_worked_turns() -> None:
     assert "0.189 of all, measured by a pilot" in render(whole)
 
 
+def test_validation_is_planned_beside_training() -> None:
+    """100 products: 20 held out, 10 for validation. 12 rounds, validated before the first, after 5, 10 and the last."""
+    rounds = ["problems.0.validation=0.1", "grpo.steps=12", "grpo.checkpoint_every=5", "grpo.validation_samples=3"]
+    watched, unwatched = (planned(*rounds, f"grpo.validate_every={every}") for every in (5, 0))
+    assert (watched["held_out"], watched["validation"], watched["train"]) == (20, 10, 70)
+    assert watched["grpo_validation"] == 10 * 3 * 4
+    assert "grpo_validation" not in {figure.key for figure in unwatched.figures}
+    # Three times the weights, in bfloat16: the best now, and to who resumes from either checkpoint.
+    sizes = [each["student_bytes"] or 0.0 for each in (watched, unwatched)]
+    assert sizes[0] - sizes[1] == pytest.approx(3 * 2 * 1e9)
+
+
 def test_checkpoints_that_stay_are_as_many_as_the_trainer_keeps() -> None:
     from model.training.checkpoint import KEPT
 

@@ -79,6 +79,13 @@ class Job:
     checkpoint_every: int = 50  # steps
     threads: int = 0  # 0: torch's choice
     dtype: Precision = Precision.BFLOAT16
+    lora_rank: int = 0  # r of the adapters that are trained; 0: all weights are
+    lora_alpha: float = 32.0  # what they add is multiplied by alpha / r
+    lora_targets: tuple[str, ...] = ()  # last names of the linear layers that get one; none: all of the trunk
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0 or self.lora_alpha <= 0:
+            raise JobError(f"lora_rank = {self.lora_rank} must not be negative, lora_alpha = {self.lora_alpha} not 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +100,12 @@ class SFTJob(Job):
     tokens_per_batch: int = 2048  # prompt and completion tokens per optimizer step, without padding
     max_length: int = 512  # tokens; longer examples are left out and counted
     activation_checkpointing: bool = False  # layers are run again in the backward pass instead of being remembered
+    processes: int = 1  # of this machine, that train together; under torchrun it is torchrun that says how many
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.processes < 1:
+            raise JobError(f"processes = {self.processes}: at least one must train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +122,7 @@ class DistillJob(SFTJob):
     uld_weight: float = 1.5  # uld only: λ of its distance beside cross-entropy; arXiv:2402.12030's experiments
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.teacher is None) == (self.stored is None):
             raise JobError("a distill job needs either the field 'teacher' or the field 'stored'")
         if self.stored and (self.divergence, self.temperature) != (Divergence.FORWARD, 1.0):
@@ -159,6 +173,7 @@ class GRPOJob(Job):
     degenerate_clip_share: float = 0.9  # at least so many tokens clipped, or at a bound of `mismatch`
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rollouts is not Sampler.VLLM and (self.rollout_urls or self.mismatch is not Mismatch.NONE):
             raise JobError("rollout_urls and mismatch are for rollouts = 'vllm'")
         if not self.mismatch_low < 1 < self.mismatch_high:

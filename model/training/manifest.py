@@ -18,20 +18,22 @@ from model.training.job import Job, JobError, as_json
 
 # How the work is carried out; not what comes out of it.
 _NOT_IDENTITY = {"out", "threads", "checkpoint_every", "tokens_per_micro_batch", "check_timeout_seconds"}
-_NOT_IDENTITY |= {"activation_checkpointing"}
+_NOT_IDENTITY |= {"activation_checkpointing", "processes"}
 _NOT_IDENTITY |= {
     f"degenerate_{name}" for name in ("window", "silent_share", "truncated_share", "entropy", "clip_share")
 }
 _NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_gpu_memory", "rollout_args"}
+_OF_ADAPTERS = {"lora_rank", "lora_alpha", "lora_targets"}  # part of it where there are some
 
 
 def identity(job: Job) -> dict[str, Any]:
     """Every setting that shapes the result, those that are None left out; a path stands for its content's digest."""
     plain = as_json(job)
     values = {"stage": job.stage}
+    left_out = _NOT_IDENTITY if job.lora_rank else _NOT_IDENTITY | _OF_ADAPTERS
     for field in fields(job):
         value = getattr(job, field.name)
-        if field.name not in _NOT_IDENTITY and value is not None:
+        if field.name not in left_out and value is not None:
             values[field.name] = content_digest(value) if isinstance(value, Path) else plain[field.name]
     return values
 
@@ -70,7 +72,7 @@ def write_manifest(out: Path, job: Job, wanted: dict[str, Any], results: dict[st
         "job": as_json(job),
         "identity": wanted,
         "model_files": model,
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": {name: version(name) for name in ("torch", "transformers", *["peft"] * bool(job.lora_rank))},
         **results,
     }
     write_file(out / "manifest.json", json.dumps(manifest, indent=2))

@@ -461,7 +461,13 @@ class OptimiserSection(Section):
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the training process; 0 leaves it to torch."""
     dtype: Dtype = "bfloat16"
-    """Number format of the forward pass; weights and optimizer stay in float32."""
+    """Number format of the forward pass; weights that are trained and their optimizer stay in float32."""
+    lora_rank: int = Field(default=0, ge=0, le=4096)
+    """Rank r of the adapters that are trained beside frozen weights (LoRA, arXiv 2106.09685); 0: all weights are."""
+    lora_alpha: float = Field(default=32.0, gt=0.0, le=100_000.0)
+    """α: what an adapter adds is multiplied by α / r (arXiv 2106.09685, section 4.1)."""
+    lora_targets: tuple[str, ...] = ()
+    """Linear layers with an adapter, by their last name (`q_proj`); none: all between embeddings and head."""
     attempts: Attempts = 3
     """Tries at the stage, each resuming where the last one got to."""
     validate_every: int = Field(default=0, ge=0)
@@ -490,6 +496,8 @@ class SFTSection(OptimiserSection):
     """Longest prompt plus completion, in tokens; longer examples are left out and counted."""
     activation_checkpointing: bool = False
     """Runs each layer again in the backward pass instead of keeping what it found: less memory, a third more work."""
+    processes: int = Field(default=1, ge=1, le=1024)
+    """Processes of this machine that train one model together, one to a GPU (FSDP2); the loss stays as it is."""
     epochs: int = Field(default=2, ge=1, le=1000)
     """Passes over the accepted samples (R1's distillation: 2 to 3)."""
     tokens_per_batch: int = Field(default=65_536, ge=1, le=100_000_000)

@@ -95,6 +95,7 @@ def draw(seed: int, vocabulary: int, hidden: int = 32) -> Inputs:
 def by_head(inputs: Inputs, kernel: Kernel) -> Outcome:
     """A kernel's loss, with the gradients of hidden states and head."""
     found = head_gradients(inputs.hidden_NH, inputs.weight_VH, kernel, rows=_ROWS)
+    assert found.weight_VH is not None, "the head is not frozen"
     return Outcome(torch.tensor(found.loss), (found.hidden_NH, found.weight_VH))
 
 

@@ -2,8 +2,8 @@
 
 A loss here is a plain sum over tokens, so its gradient is that of its chunks together: each chunk's logits are made,
 turned into their own gradient in place, and multiplied back, all in the forward pass. That is three products with the
-head per token; memory is one chunk's logits (`rows` × V × 4 bytes; three to four such tables for a divergence) and the
-head's gradient in float32, whatever N is.
+head per token, two where the head is frozen; memory is one chunk's logits (`rows` × V × 4 bytes; three to four such
+tables for a divergence) and the gradient of a head that is trained in float32, whatever N is.
 
 Reductions are in float32 whatever the weight's type, the head's gradient is summed in float32, and a kernel that
 compares distributions has logits that were not rounded to bfloat16 on their way (`precise`): rounding costs a
@@ -50,17 +50,26 @@ class Kernel:
 
 @dataclass(frozen=True)
 class HeadGradients:
-    """A loss, its gradients (of the hidden states in their type, of the head in float32), and sums of metrics."""
+    """A loss, its gradients (of the hidden states in their type, of the head in float32), and sums of metrics.
+
+    A frozen head's gradient is None.
+    """
 
     loss: float
     hidden_NH: Tensor
-    weight_VH: Tensor
+    weight_VH: Tensor | None
     sums: dict[str, float]
 
 
 @torch.no_grad()
 def head_gradients(
-    hidden_NH: Tensor, weight_VH: Tensor, kernel: Kernel, *, into_VH: Tensor | None = None, rows: int = 0
+    hidden_NH: Tensor,
+    weight_VH: Tensor,
+    kernel: Kernel,
+    *,
+    into_VH: Tensor | None = None,
+    rows: int = 0,
+    frozen: bool = False,
 ) -> HeadGradients:
     """The loss of logits = hidden · weightᵀ under `kernel`, and its gradients.
 
@@ -71,10 +80,13 @@ def head_gradients(
         into_VH: what the head's gradient is added to, float32 (None: zeros), so that all micro-batches of a step
             share one table.
         rows: tokens of a chunk (0: `ROWS`); bounds memory, and changes the result by rounding only.
+        frozen: the head's gradient is wanted by nobody and not computed.
     """
-    by_weight_VH = torch.zeros_like(weight_VH, dtype=_wide(weight_VH)) if into_VH is None else into_VH
+    by_weight_VH = into_VH
+    if by_weight_VH is None and not frozen:
+        by_weight_VH = torch.zeros_like(weight_VH, dtype=_wide(weight_VH))
     by_hidden_NH = torch.empty_like(hidden_NH)
-    loss, sums = torch.zeros((), dtype=by_weight_VH.dtype, device=hidden_NH.device), dict[str, float]()
+    loss, sums = torch.zeros((), dtype=_wide(weight_VH), device=hidden_NH.device), dict[str, float]()
     for chunk in chunks(len(hidden_NH), rows or ROWS.get(hidden_NH.device.type, MOST_ROWS)):
         part = kernel.part(project(hidden_NH[chunk], weight_VH, precise=kernel.precise), chunk)
         by_hidden_NH[chunk] = _back_project(part.gradient_CV, hidden_NH[chunk], weight_VH, by_weight_VH)
@@ -103,17 +115,19 @@ def project(hidden_CH: Tensor, weight_VH: Tensor, *, precise: bool) -> Tensor:
     return logits_CV
 
 
-def _back_project(gradient_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor, by_weight_VH: Tensor) -> Tensor:
+def _back_project(gradient_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor, by_weight_VH: Tensor | None) -> Tensor:
     """Gradient of a chunk's hidden states; adds to the head's, without rounding the product before it is added."""
     if weight_VH.is_cuda and weight_VH.dtype != gradient_CV.dtype:
         gradient_CV = gradient_CV.to(weight_VH.dtype)
-        torch.addmm(by_weight_VH, gradient_CV.T, hidden_CH, out_dtype=by_weight_VH.dtype, out=by_weight_VH)
+        if by_weight_VH is not None:
+            torch.addmm(by_weight_VH, gradient_CV.T, hidden_CH, out_dtype=by_weight_VH.dtype, out=by_weight_VH)
         return gradient_CV @ weight_VH
     wide_CH = hidden_CH.to(gradient_CV.dtype)
     by_hidden_CH = torch.zeros_like(wide_CH)
     for tile in chunks(len(weight_VH), _TILE):
         by_hidden_CH.addmm_(gradient_CV[:, tile], weight_VH[tile].to(gradient_CV.dtype))
-        by_weight_VH[tile].addmm_(gradient_CV[:, tile].T, wide_CH)
+        if by_weight_VH is not None:
+            by_weight_VH[tile].addmm_(gradient_CV[:, tile].T, wide_CH)
     return by_hidden_CH
 
 

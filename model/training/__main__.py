@@ -3,6 +3,8 @@
 Exit status: 0 done (also if it was done before), 1 failed, 2 failed and would again (the job is wrong, the loss
 diverged, the disk is full or read-only), 3 out of memory (fewer tokens at once may fit), 75 stopped on request and
 resumable.
+A job of several `processes` is carried out by as many others, which this one starts and watches; one that `torchrun`
+has started is one of them.
 With --parent the process ends when that process does. Start it again to go on from the last checkpoint.
 """
 
@@ -10,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.errors import StillhouseError
 from model.training.process import (
@@ -23,7 +26,11 @@ from model.training.process import (
     EXIT_WRONG_JOB,
     StopRequest,
     die_with,
+    say,
 )
+
+if TYPE_CHECKING:
+    from model.training.job import Job
 
 
 def main() -> int:
@@ -34,34 +41,46 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.parent is not None:
         die_with(arguments.parent)
-    return run_file(arguments.job)
+    status = run_file(arguments.job)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is over: a late request must not change how it ended
+    return status
 
 
 def run_file(path: Path) -> int:
-    """Carries out the job of a JSON file in this process; returns the exit status."""
+    """Carries out the job of a JSON file, in this process or in several; returns the exit status."""
     stop = StopRequest()
-    from model.training.job import read_job
+    from model.training.job import SFTJob, read_job
+    from model.training.launch import launch, launched_by_torch
+
+    try:
+        job = read_job(path)
+        if isinstance(job, SFTJob) and job.processes > 1 and not launched_by_torch():
+            command = [sys.executable, "-m", "model.training", str(path), "--parent", str(os.getpid())]
+            return launch(command, job.processes, stop)
+    except StillhouseError as error:
+        say(f"{type(error).__name__}: {error}")
+        return EXIT_FAILED if error.retryable else EXIT_WRONG_JOB
+    return run_here(job, stop)
+
+
+def run_here(job: Job, stop: StopRequest) -> int:
+    """Carries out a job in this process, alone or as one of several; returns the exit status."""
+    from model.training.launch import say_last
     from model.training.loop import Stopped
     from model.training.runner import OutOfMemoryError, run_job
 
     try:
-        run_job(read_job(path), stop)
+        run_job(job, stop)
     except Stopped as stopped:
-        say(str(stopped))
+        say_last(str(stopped))
         return EXIT_STOPPED
     except OutOfMemoryError as error:
-        say(f"{type(error).__name__}: {error}")
+        say_last(f"{type(error).__name__}: {error}")
         return EXIT_OUT_OF_MEMORY
     except StillhouseError as error:
-        say(f"{type(error).__name__}: {error}")
+        say_last(f"{type(error).__name__}: {error}")
         return EXIT_FAILED if error.retryable else EXIT_WRONG_JOB
     return EXIT_DONE
-
-
-def say(line: str) -> None:
-    """One line on stderr, if it can be: on a full disk the log is full too, and the exit status must still be told."""
-    with suppress(OSError):
-        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The weights of the best validated step: kept crash-safe, and made the job's `model/` where it asks for them.
 
-`checkpoints/best-NNNNNN/` holds a model folder and the checksums of its files. It is written whole before the line of
+`checkpoints/best-NNNNNN/` holds a model folder, its adapter where it has one, and the checksums of their files. It is written whole before the line of
 its validation, and goes only when no checkpoint is left from which a resumed run would find it to be the best: a run
 that is killed at any moment and resumed has the weights it needs. Weights only, without the optimizer: a ninth of a
 checkpoint. Step 0 has no such folder, since the job's `init` is it. One process.
@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from model.errors import TrainingError
+from model.training.adapters import has_adapters, save_adapter
 from model.training.checkpoint import (
     CHECKSUMS,
     checksums,
@@ -61,9 +63,12 @@ class BestWeights:
     def save(self, step: int, model: Model, tokenizer: Tokenizer) -> None:
         """Writes the model as it is; returns when it is on disk."""
         weights = whole_weights(model, self.job.dtype, self.world)
+        assert weights is not None, "one process validates"
 
         def write(scratch: Path) -> None:
             save_model(scratch / "model", model, tokenizer, weights)
+            if has_adapters(model):
+                save_adapter(scratch / "adapter", model, weights)
             write_file(scratch / CHECKSUMS, json.dumps(checksums(scratch)))
 
         write_folder(self.path(step), write)
@@ -89,7 +94,10 @@ class BestWeights:
                 'take the last step\'s with keep = "last"'
             )
 
-        def copy(scratch: Path) -> None:
-            shutil.copytree(found / "model", scratch, dirs_exist_ok=True)
+        for part in sorted(path.name for path in found.iterdir() if path.is_dir()):
+            write_folder(self.job.out / part, partial(copied, found / part))
 
-        write_folder(self.job.out / "model", copy)
+
+def copied(source: Path, target: Path) -> None:
+    """A folder's contents into another folder."""
+    shutil.copytree(source, target, dirs_exist_ok=True)

@@ -1,9 +1,10 @@
 """Checkpoints that exist whole or not at all: written under a scratch name beside the training, synced, renamed.
 
 A checkpoint is a folder: `model/`, which vLLM and transformers can load; `trainer/` with the float32 master weights and
-the optimizer's moments, by torch.distributed.checkpoint, so that another number of processes can go on from it;
-`stage.pt`, what the stage remembers; `checksums.json`. There are no generator states: every step seeds torch from (job
-seed, step), and its data follow from the same two numbers and from what the stage remembers.
+the optimizer's moments (of adapters alone where those are trained), by torch.distributed.checkpoint, so that another
+number of processes can go on from it; `stage.pt`, what the stage remembers; `checksums.json`. There are no generator
+states: every step seeds torch from (job seed, step), and its data follow from the same two numbers and from what the
+stage remembers.
 
 State is copied when a checkpoint is asked for and written by a thread while training goes on. A checkpoint whose files
 are not what they were is passed over for the one before. The last two are kept.
@@ -37,6 +38,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from model.errors import TrainingError
+from model.training.adapters import has_adapters, merged
 from model.training.data import Tokenizer
 from model.training.forward import Model
 from model.training.job import Precision
@@ -189,7 +191,12 @@ def whole_weights(model: Model, precision: Precision, world: World) -> dict[str,
 
 
 def save_model(folder: Path, model: Model, tokenizer: Tokenizer, weights: Mapping[str, Tensor] | None) -> None:
-    """A model folder in the Hugging Face layout, with the given weights (`whole_weights`)."""
+    """A model folder in the Hugging Face layout, with the given weights (`whole_weights`; None: as they are).
+
+    What adapters have learned is added to the weights that are written, so whoever loads them needs none.
+    """
+    if has_adapters(model):
+        weights = merged(model, model.state_dict() if weights is None else weights)
     model.save_pretrained(folder, state_dict=weights)
     tokenizer.save_pretrained(folder)
 
@@ -234,6 +241,7 @@ def write_folder(
             shutil.rmtree(folder, ignore_errors=True)
             scratch.rename(folder)
             sync(folder.parent)
+        _meet(group)  # torchrun ends the others 30 s after the first has left, whatever is still being synced
 
 
 def _meet(group: dist.ProcessGroup | None) -> None:

@@ -87,7 +87,8 @@ def backward(model: Model, batch: TokenBatch, kernel: Kernel, head: Head) -> tup
     Returns the loss and its sums of per-token metrics. What a tied head gets as embedding is in its `grad`.
     """
     hidden_NH = completion_hidden(model, batch)
-    found = head_gradients(hidden_NH.detach(), head.weight_VH, kernel, into_VH=head.gradient_VH)
+    into_VH = head.gradient_VH
+    found = head_gradients(hidden_NH.detach(), head.weight_VH, kernel, into_VH=into_VH, frozen=into_VH is None)
     hidden_NH.backward(found.hidden_NH)  # type: ignore[no-untyped-call]
     return found.loss, found.sums
 

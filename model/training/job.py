@@ -86,6 +86,9 @@ class Job:
     checkpoint_every: int = 50  # steps
     threads: int = 0  # 0: torch's choice
     dtype: Precision = Precision.BFLOAT16
+    lora_rank: int = 0  # r of the adapters that are trained; 0: all weights are
+    lora_alpha: float = 32.0  # what they add is multiplied by alpha / r
+    lora_targets: tuple[str, ...] = ()  # last names of the linear layers that get one; none: all of the trunk
     validate_every: int = 0  # steps between validations, also before the first and after the last one; 0: none at all
     validation: Path | None = None  # Parquet of PROBLEM_SCHEMA, the prompt as the student sees it; never trained on
     validation_samples: int = 4  # answers to a problem: k of pass@k, N of cons@N
@@ -101,6 +104,10 @@ class Job:
     keep: Keep = Keep.LAST
     trackers: tuple[str, ...] | None = None  # tensorboard, wandb, trackio; None: tensorboard where it is installed
     peak_tflops: float = 0.0  # of one device, 10^12 operations a second, for the metric mfu; 0: known from its name
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0 or self.lora_alpha <= 0:
+            raise JobError(f"lora_rank = {self.lora_rank} must not be negative, lora_alpha = {self.lora_alpha} not 0")
 
     def step_seed(self, step: int) -> int:
         """What a step's random numbers start from."""
@@ -119,6 +126,12 @@ class SFTJob(Job):
     tokens_per_batch: int = 2048  # prompt and completion tokens per optimizer step, without padding
     max_length: int = 512  # tokens; longer examples are left out and counted
     activation_checkpointing: bool = False  # layers are run again in the backward pass instead of being remembered
+    processes: int = 1  # of this machine, that train together; under torchrun it is torchrun that says how many
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.processes < 1:
+            raise JobError(f"processes = {self.processes}: at least one must train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +148,7 @@ class DistillJob(SFTJob):
     uld_weight: float = 1.5  # uld only: λ of its distance beside cross-entropy; arXiv:2402.12030's experiments
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.teacher is None) == (self.stored is None):
             raise JobError("a distill job needs either the field 'teacher' or the field 'stored'")
         if self.stored and (self.divergence, self.temperature) != (Divergence.FORWARD, 1.0):

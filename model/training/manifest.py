@@ -18,7 +18,7 @@ from model.training.job import Job, JobError, Keep, as_json
 
 # How the work is carried out; not what comes out of it.
 _NOT_IDENTITY = {"out", "threads", "checkpoint_every", "tokens_per_micro_batch", "check_timeout_seconds"}
-_NOT_IDENTITY |= {"activation_checkpointing"}
+_NOT_IDENTITY |= {"activation_checkpointing", "processes"}
 _NOT_IDENTITY |= {
     f"degenerate_{name}" for name in ("window", "silent_share", "truncated_share", "entropy", "clip_share")
 }
@@ -28,6 +28,7 @@ _NOT_IDENTITY |= {"trackers", "peak_tflops", "validation_check_timeout_seconds"}
 _WATCHING = {"keep", "validate_every", "validation"}
 _WATCHING |= {f"validation_{name}" for name in ("samples", "temperature", "top_p", "max_tokens", "stop", "batch")}
 _WATCHING |= {f"validation_{name}" for name in ("checks", "require", "check_settings")}
+_OF_ADAPTERS = {"lora_rank", "lora_alpha", "lora_targets"}  # part of it where there are some
 # Came later: at their defaults they are left out, so that folders begun before them stay whose they are.
 _LATER = {"rollouts_ahead"}
 
@@ -37,6 +38,7 @@ def identity(job: Job) -> dict[str, Any]:
     plain = as_json(job)
     values = {"stage": job.stage}
     left_out = _NOT_IDENTITY | (_WATCHING if job.keep is Keep.LAST else set())
+    left_out |= set() if job.lora_rank else _OF_ADAPTERS
     for field in fields(job):
         value = getattr(job, field.name)
         as_before = field.name in _LATER and value == field.default
@@ -79,7 +81,7 @@ def write_manifest(out: Path, job: Job, wanted: dict[str, Any], results: dict[st
         "job": as_json(job),
         "identity": wanted,
         "model_files": model,
-        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "versions": {name: version(name) for name in ("torch", "transformers", *["peft"] * bool(job.lora_rank))},
         **results,
     }
     write_file(out / "manifest.json", json.dumps(manifest, indent=2))

@@ -22,14 +22,17 @@ from model.training.parallel import World
 
 @dataclass(frozen=True)
 class Head:
-    """The vocabulary head during one step: its weight, and the float32 sum of its gradients."""
+    """The vocabulary head during one step: its weight, and the float32 sum of its gradients (None: it is frozen)."""
 
     weight_VH: Tensor
-    gradient_VH: Tensor
+    gradient_VH: Tensor | None
 
 
 class MasterAdamW:
-    """AdamW whose parameters are float32 copies of a model's (the model's own where those are float32)."""
+    """AdamW whose parameters are float32 copies of a model's (the model's own where those are float32).
+
+    A frozen weight (`adapters.py`) has no copy, no gradient and no moments.
+    """
 
     def __init__(
         self,
@@ -56,7 +59,9 @@ class MasterAdamW:
         """The model's head for a step; what is added to its gradient counts once `collect_head` was called."""
         weight = model.get_output_embeddings().weight
         whole_VH = self.world.gathered(weight, self.precision)
-        if isinstance(weight, DTensor) or not weight.requires_grad:
+        if not weight.requires_grad:
+            return Head(whole_VH, None)
+        if isinstance(weight, DTensor):
             return Head(whole_VH, torch.zeros_like(whole_VH, dtype=torch.float32))
         master = self._of(weight)
         if master.grad is None:
@@ -66,7 +71,7 @@ class MasterAdamW:
     def collect_head(self, model: Any, head: Head) -> None:
         """Gives a cut head its part of the gradient; a whole one has it already."""
         weight = model.get_output_embeddings().weight
-        if isinstance(weight, DTensor) and weight.requires_grad:
+        if isinstance(weight, DTensor) and head.gradient_VH is not None:
             part = self.world.scattered_sum(head.gradient_VH, weight)
             master = self._of(weight)
             master.grad = part if master.grad is None else master.grad.add_(part)

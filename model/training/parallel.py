@@ -47,12 +47,17 @@ class World:
     def shard(self, model: Any, precision: Precision) -> None:
         """Cuts a transformers model: each process keeps its part of every weight, in float32. Alone: no change.
 
+        Beside adapters, frozen weights stay in the precision that they have.
         The trunk is cut layer by layer, the rest of it (embedding, last norm) at once; a head of its own apart.
         """
         if self.mesh is None:
             return
         policy = MixedPrecisionPolicy(param_dtype=getattr(torch, precision), reduce_dtype=torch.float32)
         trunk, head = model.base_model, model.get_output_embeddings()
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        adapted = len(trained) < len(list(model.parameters()))
+        for weight in trained if adapted else ():  # whole, but small
+            weight.data = weight.data.float()
         tied = head.weight is model.get_input_embeddings().weight
         for part in (*trunk.layers, trunk, *([] if tied else [head])):
             fully_shard(part, mesh=self.mesh, mp_policy=policy)
@@ -60,7 +65,8 @@ class World:
             part.set_force_sum_reduction_for_comms(True)  # gloo has no other
         if tied:
             model.tie_weights()
-        model.float()
+        if not adapted:
+            model.float()
 
     def gathered(self, weight: Tensor, precision: Precision) -> Tensor:
         """A weight whole and in the precision that the model computes in."""

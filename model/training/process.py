@@ -10,8 +10,8 @@ import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.errors import TrainingError
@@ -32,16 +32,24 @@ def die_with(parent: int) -> None:
         sys.exit(EXIT_STOPPED)
 
 
+def say(line: str) -> None:
+    """One line on stderr, if it can be: on a full disk the log is full too, and the exit status must still be told."""
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+
 class StopRequest:
-    """Remembers SIGTERM and SIGINT until the loop has come to a step's end."""
+    """Remembers SIGTERM and SIGINT until the loop has come to a step's end; what `also` is does so at once."""
 
     def __init__(self) -> None:
         self.received = False
+        self.also: Callable[[], None] = lambda: None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 
     def _remember(self, *_: object) -> None:
         self.received = True
+        self.also()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from model.errors import TrainingError
 from model.losses.kl import Divergence
+from model.training.adapters import WithoutAdapters, add_adapters, has_adapters, save_adapter
 from model.training.checkpoint import disk_errors, save_model, whole_weights, write_folder
 from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
@@ -80,6 +81,7 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         torch.set_num_threads(job.threads)
     disable_progress_bar()  # metrics.jsonl tells how far it is
     model, tokenizer = load_model(job.init, job.dtype, world.device)
+    add_adapters(model, job)
     if isinstance(job, SFTJob) and job.activation_checkpointing:
         checkpoint_activations(model)
     world.shard(model, job.dtype)
@@ -91,9 +93,12 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     weights = whole_weights(model, job.dtype, world)
     if not world.leads:
         return
+    assert weights is not None, "the leading process has them"
     if validation and kept != stage.total_steps:
         validation.best.write_model(kept)
     else:
+        if has_adapters(model):
+            write_folder(job.out / "adapter", lambda scratch: save_adapter(scratch, model, weights))
         write_folder(job.out / "model", lambda scratch: save_model(scratch, model, tokenizer, weights))
     results = {
         "steps": stage.total_steps,
@@ -147,15 +152,20 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World) -> It
                 yield OnPolicyStage(job, model, tokenizer, rollouts, reward)
         case GRPOJob():
             require_alone(world, job.stage)
-            reference = load_model(job.init, job.dtype, world.device)[0] if job.kl_weight else None
+            reference = open_reference(job, model) if job.kl_weight else None
             with verifier_reward(job) as reward, open_rollouts(job, model, tokenizer) as rollouts:
                 if isinstance(job, PPOJob):
-                    value_model = ValueModel(job, load_model(job.init, job.dtype, world.device)[0])
+                    value_model = ValueModel(job, add_adapters(load_model(job.init, job.dtype, world.device)[0], job))
                     yield PPOStage(job, model, reference, rollouts, reward, value_model)
                 else:
                     yield GRPOStage(job, model, reference, rollouts, reward)
         case _:
             raise AssertionError(f"no stage for {job.stage}")
+
+
+def open_reference(job: GRPOJob, model: Model) -> Model:
+    """The frozen model of the KL term: a second one, or the policy with its adapters off."""
+    return WithoutAdapters(model) if has_adapters(model) else load_model(job.init, job.dtype, model.device)[0]
 
 
 @contextmanager

@@ -13,11 +13,14 @@ import pytest
 import tasks.train as train_module
 from model.errors import TrainingError
 from model.sampling import reaper
+from model.training.job import SFTJob, job_from
+from model.training.runner import run_job
+from tasks import processes
 from tasks.attempts import read_attempts
 from tasks.run import Run
 from tasks.store import Dataset
 from tasks.train import train
-from tests.model.training.tiny import PREFILL, save_tiny, write_examples
+from tests.model.training.tiny import PREFILL, Never, save_tiny, write_examples
 
 
 @pytest.fixture
@@ -91,6 +94,39 @@ def test_a_process_that_is_killed_for_memory_goes_on_with_half_the_tokens_at_onc
     written = json.loads(run.dataset.file("students/sft/job.json").read_text())
     assert written["tokens_per_micro_batch"] == 30
     assert {**written, "tokens_per_micro_batch": 60} == job
+
+
+def test_two_processes_stop_when_asked_and_one_goes_on_with_the_losses_of_one(
+    run: Run, job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FSDP2 over gloo, with adapters. How many processes train is no part of what a student is."""
+    job |= {"max_steps": 40, "epochs": 40, "dtype": "float32", "lora_rank": 2, "tokens_per_micro_batch": 60}
+    poll = train_module._Follower.poll
+
+    def ask(follower: Any) -> None:
+        poll(follower)
+        if follower.step > 1 and not asked:
+            asked.extend(pid for pid in reaper.descendants(os.getpid()) if "model.training" in command_line(pid))
+            os.kill(asked[0], signal.SIGTERM)  # nearest first: the one that the task has started
+
+    asked: list[int] = []
+    monkeypatch.setattr(train_module._Follower, "poll", ask)
+    monkeypatch.setattr(processes, "POLL_SECONDS", 0.05)
+    with pytest.raises(TrainingError, match="status 75: it was asked to stop, and saved a checkpoint") as caught:
+        train.fn(run, "sft", job | {"processes": 2})
+    assert caught.value.retryable
+    assert len(asked) == 3
+    [checkpoint] = run.dataset.file("students/sft/checkpoints").iterdir()
+    assert 1 < int(checkpoint.name.removeprefix("step-")) < 40
+    for out in (run.dataset.file("students/sft"), tmp_path / "whole"):
+        values = {name: value for name, value in job.items() if name != "stage"}
+        run_job(job_from(SFTJob, values | {"out": str(out)}), Never())
+    assert losses(run.dataset.file("students/sft")) == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
+    assert train_module.is_done(run.dataset.file("students/sft"), job | {"processes": 2})
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def command_line(pid: int) -> str:

@@ -160,3 +160,14 @@ def test_the_heads_gradient_is_added_to_what_is_there() -> None:
     into_VH = one.weight_VH.clone()
     head_gradients(HIDDEN_NH[:9], WEIGHT_VH, kernel, into_VH=into_VH)
     torch.testing.assert_close(into_VH, one.weight_VH + other.weight_VH)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_frozen_heads_gradient_is_not_made_and_the_others_stay_to_the_bit(dtype: torch.dtype) -> None:
+    hidden_NH, weight_VH = HIDDEN_NH.to(dtype), WEIGHT_VH.to(dtype)
+    kernel = Kernel(lambda logits_CV, rows: sft_part(logits_CV, TARGETS_N[rows], WEIGHTS_N[rows].to(logits_CV.dtype)))
+    trained = head_gradients(hidden_NH, weight_VH, kernel, rows=5)
+    frozen = head_gradients(hidden_NH, weight_VH, kernel, rows=5, frozen=True)
+    assert frozen.weight_VH is None
+    assert frozen.loss == trained.loss
+    assert torch.equal(frozen.hidden_NH, trained.hidden_NH)

@@ -13,18 +13,30 @@ import torch
 from safetensors.torch import load_file
 
 from model.training.data import micro_batches
+from model.training.job import JOBS, job_from
 from model.training.parallel import World
-from tests.model.training.tiny import PREFILL, make_model, save_tiny
+from model.training.runner import run_job
+from tests.model.training.tiny import PREFILL, Never, make_model, save_tiny
 
 CPU = torch.device("cpu")
 
 
-def launch(job: dict[str, Any], processes: int) -> subprocess.CompletedProcess[str]:
-    path = Path(job["out"]).with_suffix(f".{processes}.json")
-    path.write_text(json.dumps({name: str(value) if isinstance(value, Path) else value for name, value in job.items()}))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [*(start if processes > 1 else [sys.executable]), "-m", "model.training", str(path)]
+def plain(job: dict[str, Any]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
+
+
+def together(job: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    path = Path(job["out"]).with_suffix(".json")
+    path.write_text(json.dumps(plain(job)))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*start, "-m", "model.training", str(path)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def alone(job: dict[str, Any]) -> None:
+    """In the test's own process: starting one costs seconds."""
+    values = plain(job)
+    run_job(job_from(JOBS[values.pop("stage")], values), Never())
 
 
 def losses(out: Path) -> list[float]:
@@ -56,46 +68,45 @@ def test_two_processes_have_the_losses_and_weights_of_one(job: dict[str, Any], t
         model.save_pretrained(save_tiny(tmp_path / "untied"))
         job["init"] = tmp_path / "untied"
     one, two = job | {"out": tmp_path / "one"}, job | {"out": tmp_path / "two"}
-    for raw, processes in ((one, 1), (two, 2)):
-        done = launch(raw, processes)
-        assert done.returncode == 0, done.stderr
+    alone(one)
+    done = together(two)
+    assert done.returncode == 0, done.stderr
     assert losses(two["out"]) == pytest.approx(losses(one["out"]), abs=1e-4)
-    alone, together = (load_file(raw["out"] / "model/model.safetensors") for raw in (one, two))
-    assert alone.keys() == together.keys()
-    for name, weight in alone.items():
-        torch.testing.assert_close(together[name], weight, atol=2e-3, rtol=0, msg=name)
+    of_one, of_two = (load_file(raw["out"] / "model/model.safetensors") for raw in (one, two))
+    assert of_one.keys() == of_two.keys()
+    for name, weight in of_one.items():
+        torch.testing.assert_close(of_two[name], weight, atol=2e-3, rtol=0, msg=name)
 
 
 def test_a_live_teacher_and_bfloat16(job: dict[str, Any], tmp_path: Path) -> None:
     job |= {"stage": "distill", "teacher": save_tiny(tmp_path / "teacher", seed=5), "dtype": "bfloat16", "epochs": 2}
     one, two = job | {"out": tmp_path / "one"}, job | {"out": tmp_path / "two"}
-    for raw, processes in ((one, 1), (two, 2)):
-        done = launch(raw, processes)
-        assert done.returncode == 0, done.stderr
+    alone(one)
+    done = together(two)
+    assert done.returncode == 0, done.stderr
     assert losses(two["out"]) == pytest.approx(losses(one["out"]), rel=0.02)
 
 
 def test_another_number_of_processes_goes_on_from_a_checkpoint(job: dict[str, Any], tmp_path: Path) -> None:
     job |= {"checkpoint_every": 2}
     whole = job | {"out": tmp_path / "whole"}
-    assert launch(whole, 1).returncode == 0
+    alone(whole)
     parted = job | {"out": tmp_path / "parted"}
-    assert launch(parted, 2).returncode == 0
+    assert together(parted).returncode == 0
     # As if it had been killed after its first checkpoint.
     (parted["out"] / "manifest.json").unlink()
     first, *later = sorted((parted["out"] / "checkpoints").glob("step-*"))
     assert later
     for checkpoint in later:
         checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.partial"))
-    done = launch(parted, 1)
-    assert done.returncode == 0, done.stderr
+    alone(parted)
     assert losses(parted["out"]) == pytest.approx(losses(whole["out"]), abs=1e-4)
     assert len(losses(parted["out"])) > int(first.name.removeprefix("step-"))
 
 
 def test_a_stage_for_one_process_says_so(job: dict[str, Any], problems_file: Path) -> None:
     kept = {name: job[name] for name in ("init", "out", "threads")}
-    done = launch(kept | {"stage": "grpo", "problems": problems_file}, 2)
+    done = together(kept | {"stage": "grpo", "problems": problems_file})
     assert done.returncode != 0
     assert "JobError: grpo trains in one process; 2 were started" in done.stderr
 

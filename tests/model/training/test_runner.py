@@ -160,10 +160,11 @@ def test_a_run_that_learns_nothing_is_stopped_with_its_reason_and_its_checkpoint
     assert [step["step"] for step in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(("stage", "long"), [("sft", {"epochs": 15}), ("ppo", {"steps": 15})])
+@pytest.mark.parametrize(("stage", "long"), [("sft", {"epochs": 15, "lora_rank": 4}), ("ppo", {"steps": 15})])
 def test_kill_9_and_resume_gives_the_same_metrics_bit_for_bit(
     make_job: MakeJob, stage: str, long: dict[str, int]
 ) -> None:
+    """Of adapters; of whole weights in the other stage, and in the test above."""
     whole = run(make_job(stage, out="whole", **long))
     killed = make_job(stage, out="killed", **long)
     out = Path(killed["out"])

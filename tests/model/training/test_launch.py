@@ -1,0 +1,113 @@
+"""One exit status for several processes: the cause's. Real processes under torch's launcher, most without torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from model.sampling.reaper import descendants
+from model.training.launch import End, cause, launch
+from model.training.process import StopRequest
+from tests.model.training.test_runner import is_running, wait_for
+
+# A process that says that it is there, then does as the test wants; WHO is its rank.
+HEAD = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from model.training.process import StopRequest, die_with
+WHO = int(os.environ["RANK"])
+"""
+ROOT = str(Path(__file__).parents[3])
+
+
+@pytest.fixture
+def stop() -> Iterator[StopRequest]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)}
+    yield StopRequest()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def trainer(body: str) -> list[str]:
+    return [sys.executable, "-c", HEAD.format(root=ROOT) + body]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ("", 0, ""),
+        # The second one is the cause, though the first, which misses it, is noticed first.
+        ("sys.exit(1) if WHO == 0 else StopRequest(); time.sleep(0.3); sys.exit(2)", 2, "ended with status 2"),
+        ("sys.exit([1, 3][WHO])", 3, "ended with status 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL) if WHO else time.sleep(60)", 3, "killed by signal 9"),
+        (
+            "StopRequest(); os.kill(os.getpid(), signal.SIGSEGV) if WHO else time.sleep(0.3); sys.exit(1)",
+            1,
+            "ended with status -11",
+        ),
+    ],
+)
+def test_the_status_is_the_causes(
+    stop: StopRequest, capfd: pytest.CaptureFixture[str], body: str, status: int, words: str
+) -> None:
+    assert launch(trainer(body), 2, stop) == status
+    assert words in capfd.readouterr().err
+
+
+def test_which_end_tells_why_all_ended() -> None:
+    missed, lost = End(100, 1), End(101, 1, "DiskError: full")
+    assert cause([missed, lost]) is lost
+    assert cause([missed, End(101, -signal.SIGTERM)]) is missed
+    assert cause([missed, End(101, 3), End(101, 2)]).code == 3
+    # What the launcher itself has killed, half a minute after the first had failed, ran out of nothing.
+    assert cause([lost, End(131, -signal.SIGKILL)]) is lost
+    assert cause([missed, End(102, -signal.SIGKILL)]).code == -signal.SIGKILL
+
+
+def test_a_stop_reaches_every_process_and_all_are_waited_for(stop: StopRequest, tmp_path: Path) -> None:
+    listening = f"""
+stop = StopRequest()
+Path({str(tmp_path)!r}, f"up-{{WHO}}").touch()
+while not stop.received: time.sleep(0.01)
+time.sleep(0.5 * WHO)
+Path({str(tmp_path)!r}, f"saved-{{WHO}}").touch()
+sys.exit(75)
+"""
+
+    def ask() -> None:
+        wait_for(lambda: len(list(tmp_path.glob("up-*"))) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    assert launch(trainer(listening), 2, stop) == 75
+    asking.join()
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+
+
+def test_a_stop_before_there_are_processes(stop: StopRequest) -> None:
+    stop.received = True
+    assert launch(trainer("sys.exit(1)"), 2, stop) == 75
+
+
+def test_kill_9_of_the_starter_leaves_no_process(tmp_path: Path) -> None:
+    waiting = f"die_with(int(sys.argv[1])); Path({str(tmp_path)!r}, f'up-{{WHO}}').touch(); time.sleep(600)"
+    starter = (
+        "import os, sys; from model.training.launch import launch; from model.training.process import StopRequest;"
+        "launch([*sys.argv[1:], str(os.getpid())], 2, StopRequest())"
+    )
+    command = [sys.executable, "-c", starter, *trainer(waiting)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": ROOT}) as process:
+        wait_for(lambda: len(list(tmp_path.glob("up-*"))) == 2 or process.poll() is not None)
+        started = descendants(process.pid)
+        process.kill()
+    assert len(started) == 2
+    wait_for(lambda: not any(map(is_running, started)), seconds=10)

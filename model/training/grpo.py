@@ -153,7 +153,7 @@ class PolicyLoss:
         if rows.start == 0:  # a pass begins, and the policy may have moved since the last one
             self._measure_sequences()
         loss = partial(self.loss, rows=rows)
-        return log_prob_part(logits_CV, self.batch.targets_N[rows], loss, self.job.temperature)
+        return log_prob_part(logits_CV, self.batch.targets_N[rows], loss, self.job.temperature, entropy=True)
 
     def loss(self, log_probs_N: Tensor, rows: slice) -> tuple[Tensor, Mapping[str, Tensor]]:
         """A chunk's loss and sums of its metrics."""
@@ -174,7 +174,7 @@ class PolicyLoss:
             kl_in=job.kl_in,
             sampler_weights_N=mismatch.weights_N if mismatch else None,
         )
-        metrics = {"kl": terms.kl_N.sum(), "clip_share": terms.clipped_N.sum(), "entropy": -itself_N.sum()}
+        metrics = {"kl": terms.kl_N.sum(), "clip_share": terms.clipped_N.sum()}
         if mismatch:
             metrics |= mismatch.sums()
         return (self.batch.weights_N[rows] * terms.loss_N).sum(), metrics

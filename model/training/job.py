@@ -155,7 +155,7 @@ class GRPOJob(Job):
     degenerate_window: int = 20  # steps that must all have gone wrong before the run is stopped; 0: never
     degenerate_silent_share: float = 0.99  # at least so many groups with one reward
     degenerate_truncated_share: float = 0.95  # at least so many completions cut at max_tokens
-    degenerate_entropy: float = 0.001  # nats a token, at most
+    degenerate_entropy: float = 0.001  # −Σ π log π, nats a token, at most
     degenerate_clip_share: float = 0.9  # at least so many tokens clipped, or at a bound of `mismatch`
 
     def __post_init__(self) -> None:

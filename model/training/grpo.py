@@ -44,6 +44,7 @@ class GRPOStage:
 
     def __init__(self, job: GRPOJob, model: Model, reference: Model, rollouts: Rollouts, reward: Reward) -> None:
         self.job, self.model, self.reference = job, model, reference
+        self.tokens_at_once = job.tokens_per_micro_batch
         self.rollouts, self.reward = rollouts, reward
         self.problems = read_problems(job)
         self.drawn = 0  # problems, of all steps so far
@@ -113,7 +114,7 @@ class GRPOStage:
         lengths_B = torch.tensor([len(rollout.row.completion) for rollout in rollouts])
         weights_B = token_weights(lengths_B, job.normalise, job.max_tokens)
         useful = [b for b, a in enumerate(advantages_B.tolist()) if a != 0 or job.kl_weight > 0]
-        groups = micro_batches([rollouts[b].row.length for b in useful], job.tokens_per_micro_batch)
+        groups = micro_batches([rollouts[b].row.length for b in useful], self.tokens_at_once)
         return [self._micro_batch([useful[i] for i in group], rollouts, weights_B, advantages_B) for group in groups]
 
     def _micro_batch(

@@ -22,6 +22,7 @@ from model.training.grpo import GRPOStage, read_problems
 from model.training.job import DistillJob, GRPOJob, Job, PPOJob, Sampler, SFTJob
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
+from model.training.memory import measure_whole, peak_memory, plan_memory
 from model.training.parallel import World, joined, require_alone
 from model.training.ppo import PPOStage
 from model.training.process import sole_owner
@@ -67,8 +68,10 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     model, tokenizer = load_model(job.init, job.dtype, world.device)
     if isinstance(job, SFTJob) and job.activation_checkpointing:
         checkpoint_activations(model)
+    kept = measure_whole(model, world)
     world.shard(model, job.dtype)
     with out_of_memory(job), open_stage(job, model, tokenizer, world) as stage:
+        plan = plan_memory(job, stage, model, tokenizer, world, kept)
         last = train(job, stage, model, tokenizer, stop, world)
     weights = whole_weights(model, job.dtype, world)
     if not world.leads:
@@ -79,6 +82,12 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         "seconds": time.perf_counter() - started,
         "left_out": stage.left_out,
         "last_step": last,
+        "memory": {
+            "loaded_bytes": plan.loaded,
+            "expected_bytes": plan.peak,
+            "peak_bytes": peak_memory(world.device),  # of the process that came to the end
+            "tokens_per_micro_batch": plan.tokens,
+        },
     }
     write_manifest(job.out, job, wanted, results)
 

@@ -177,6 +177,7 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     """One sentence, dotted key first, for each pair of settings that cannot both be meant."""
     yield from _selection_conflicts(recipe)
     yield from _length_conflicts(recipe)
+    yield from _budget_conflicts(recipe)
     yield from _stage_conflicts(recipe)
     yield from _source_conflicts(recipe)
     yield from _validation_conflicts(recipe)
@@ -216,6 +217,17 @@ def _length_conflicts(recipe: Recipe) -> Iterator[str]:
         if limit >= room:
             message = f"{section}.max_tokens = {limit} leaves no room for a prompt"
             yield f"{message} in teacher.max_model_len = {room}"
+
+
+def _budget_conflicts(recipe: Recipe) -> Iterator[str]:
+    """A row that is longer than what runs at once would break the bound of memory; rollouts also have a prompt."""
+    limits = {"sft": "max_length", "distill": "max_length", "on_policy": "max_tokens", "grpo": "max_tokens"}
+    for name, field in limits.items():
+        stage = getattr(recipe, name)
+        limit, budget = getattr(stage, field), stage.tokens_per_micro_batch
+        if stage.enabled and limit > budget:
+            remedy = f"raise {name}.tokens_per_micro_batch, or lower {name}.{field}"
+            yield f"{name}.{field} = {limit} is more than {name}.tokens_per_micro_batch = {budget}: {remedy}"
 
 
 def _stage_conflicts(recipe: Recipe) -> Iterator[str]:

@@ -83,7 +83,7 @@ def train(
         if status != EXIT_DONE:
             error = _failure(student, status, log, begun)
             if status in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL):
-                half = _halve_token_budget(run, student, job)
+                half = _halve_tokens(run, student, job)
                 error.args = (f"{error}; the next attempt runs at most {half} tokens at once",)
             raise error
         record.rows = follower.step
@@ -101,26 +101,26 @@ def _prepare(run: Run, student: str, job: Mapping[str, Any]) -> None:
     begun = _begun(out)
     if begun is not None and begun != _identity(job):
         out.rename(run.dataset.file(f"{STUDENTS}/{SET_ASIDE}{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
-    affordable = {"tokens_per_micro_batch": _token_budget(out, job)}
-    run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps({**job, **affordable}, indent=1))
+    known = {"tokens_that_fit": fit} if (fit := _tokens_that_fit(out)) else {}
+    run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps({**job, **known}, indent=1))
 
 
-def _token_budget(out: Path, job: Mapping[str, Any]) -> int:
-    """Tokens to run at once: the job's, or fewer where that many did not fit into memory before."""
+def _tokens_that_fit(out: Path) -> int:
+    """Tokens to run at once where the job's own number did not fit into memory before; 0: nothing is known."""
+    try:
+        return int(json.loads((out / MEMORY_FILE).read_text(encoding="utf-8"))["tokens_that_fit"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _halve_tokens(run: Run, student: str, job: Mapping[str, Any]) -> int:
+    """Half of what did not fit, kept for the next attempt; it is no part of the job's identity."""
     # Imports torch, so not before a training stage needs it.
     from model.training.job import Job
 
-    wanted: int = job.get("tokens_per_micro_batch", Job.tokens_per_micro_batch)
-    try:
-        return min(wanted, int(json.loads((out / MEMORY_FILE).read_text(encoding="utf-8"))["tokens_per_micro_batch"]))
-    except (OSError, ValueError, KeyError):
-        return wanted
-
-
-def _halve_token_budget(run: Run, student: str, job: Mapping[str, Any]) -> int:
-    """Half of what did not fit, kept for the next attempt; it is no part of the job's identity."""
-    half = max(1, _token_budget(run.dataset.file(f"{STUDENTS}/{student}"), job) // 2)
-    run.dataset.write_text(f"{STUDENTS}/{student}/{MEMORY_FILE}", json.dumps({"tokens_per_micro_batch": half}))
+    tried = _tokens_that_fit(run.dataset.file(f"{STUDENTS}/{student}"))
+    half = max(1, (tried or job.get("tokens_per_micro_batch", Job.tokens_per_micro_batch)) // 2)
+    run.dataset.write_text(f"{STUDENTS}/{student}/{MEMORY_FILE}", json.dumps({"tokens_that_fit": half}))
     return half
 
 

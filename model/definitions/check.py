@@ -265,8 +265,8 @@ def _log_probs(inputs: Inputs) -> Iterator[Check]:
         )
     yield Check(
         "entropy",
-        "H = -sum_v p_v log p_v (Shannon); ours: -log p of every token, weighed by p",
-        partial(ours.expected_surprise, inputs),
+        "H = -sum_v p_v log p_v (Shannon)",
+        partial(ours.entropy, inputs),
         lambda: Outcome(published.entropy(logits_NV)),
     )
 

@@ -16,7 +16,7 @@ from model.losses.grpo import Objective, grpo_terms, sequence_ratios
 from model.losses.head import Kernel, Part, head_gradients, project
 from model.losses.kl import Divergence, divergence_part
 from model.losses.kl_estimators import KLEstimator, KLPlace
-from model.losses.log_probs import log_prob_part, token_log_probs
+from model.losses.log_probs import log_prob_part, softmax_and_entropy_, token_log_probs
 from model.losses.normalise import Normalise, token_weights
 from model.losses.sft import sft_part
 from model.losses.top_k import top_k_part
@@ -158,12 +158,10 @@ def mean_log_prob(inputs: Inputs, temperature: float) -> Outcome:
     )
 
 
-def expected_surprise(inputs: Inputs) -> Outcome:
-    """GRPO's metric `entropy`, −log π of the drawn token, in expectation: every token is drawn with its probability."""
+def entropy(inputs: Inputs) -> Outcome:
+    """GRPO's metric `entropy`."""
     logits_NV = project(inputs.hidden_NH, inputs.weight_VH, precise=True)
-    every_VN = torch.arange(logits_NV.shape[-1])[:, None].expand(-1, len(logits_NV))
-    log_probs_VN = torch.stack([token_log_probs(logits_NV, targets_N) for targets_N in every_VN])
-    return Outcome(-(log_probs_VN.exp() * log_probs_VN).sum(0))
+    return Outcome(softmax_and_entropy_(logits_NV)[1])
 
 
 def policy(

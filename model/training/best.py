@@ -1,9 +1,9 @@
 """The weights of the best validated step: kept crash-safe, and made the job's `model/` where it asks for them.
 
-`checkpoints/best-NNNNNN/` holds a model folder, its adapter where it has one, and the checksums of their files. It is written whole before the line of
-its validation, and goes only when no checkpoint is left from which a resumed run would find it to be the best: a run
-that is killed at any moment and resumed has the weights it needs. Weights only, without the optimizer: a ninth of a
-checkpoint. Step 0 has no such folder, since the job's `init` is it. One process.
+`checkpoints/best-NNNNNN/` holds a model folder, its adapter where it has one, and the checksums of their files. It is
+written whole before the line of its validation, and goes only when no checkpoint is left from which a resumed run would
+find it to be the best: a run that is killed at any moment and resumed has the weights it needs. Weights only, without
+the optimizer: a ninth of a checkpoint. Step 0 has no such folder, since the job's `init` is it. One process.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from model.training.documents import attend_by_document
 from model.training.job import JobError, Precision
 from model.training.optimizer import Head
 
-_SCORED_ROWS = 1024  # tokens whose log-probabilities are read at once
+SCORED_ROWS = 1024  # tokens whose log-probabilities are read at once
 Model = Any  # transformers' classes share no useful static type
 
 
@@ -100,6 +100,6 @@ def completion_log_probs(model: Model, batch: TokenBatch, temperature: float) ->
     hidden_NH = completion_hidden(model, batch)
     parts = [
         token_log_probs(head(hidden_NH[rows]), batch.targets_N[rows], temperature)
-        for rows in chunks(len(hidden_NH), _SCORED_ROWS)
+        for rows in chunks(len(hidden_NH), SCORED_ROWS)
     ]
     return torch.cat(parts)

@@ -90,7 +90,7 @@ class GRPOStage(RolloutStage):
         lengths_B = torch.tensor([len(rollout.row.completion) for rollout in rollouts])
         weights_B = token_weights(lengths_B, job.normalise, job.max_tokens)
         useful = [b for b, a in enumerate(advantages_B.tolist()) if a != 0 or job.kl_weight > 0]
-        groups = micro_batches([rollouts[b].row.length for b in useful], job.tokens_per_micro_batch)
+        groups = micro_batches([rollouts[b].row.length for b in useful], self.tokens_at_once)
         return [self._micro_batch([useful[i] for i in group], rollouts, weights_B, advantages_B) for group in groups]
 
     def _micro_batch(
@@ -130,7 +130,7 @@ class PolicyLoss:
         if rows.start == 0:  # a pass begins, and the policy may have moved since the last one
             self._measure_sequences()
         loss = partial(self.loss, rows=rows)
-        return log_prob_part(logits_CV, self.batch.targets_N[rows], loss, self.job.temperature)
+        return log_prob_part(logits_CV, self.batch.targets_N[rows], loss, self.job.temperature, entropy=True)
 
     def loss(self, log_probs_N: Tensor, rows: slice) -> tuple[Tensor, Mapping[str, Tensor]]:
         """A chunk's loss and sums of its metrics."""
@@ -151,7 +151,7 @@ class PolicyLoss:
             kl_in=job.kl_in,
             sampler_weights_N=mismatch.weights_N if mismatch else None,
         )
-        metrics = {"kl": terms.kl_N.sum(), "clip_share": terms.clipped_N.sum(), "entropy": -itself_N.sum()}
+        metrics = {"kl": terms.kl_N.sum(), "clip_share": terms.clipped_N.sum()}
         if mismatch:
             metrics |= mismatch.sums()
         return (self.batch.weights_N[rows] * terms.loss_N).sum(), metrics

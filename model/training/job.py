@@ -83,6 +83,7 @@ class Job:
     spike_ratio: float = 0.0  # a gradient so many times longer than usual makes no update; 0: any does
     normalise: Normalise = Normalise.SEQUENCE
     tokens_per_micro_batch: int = 1024  # tokens run at once; bounds memory, does not change the loss
+    tokens_that_fit: int = 0  # fewer, where that many did not fit in an earlier attempt; 0: not known
     checkpoint_every: int = 50  # steps
     threads: int = 0  # 0: torch's choice
     dtype: Precision = Precision.BFLOAT16
@@ -108,6 +109,11 @@ class Job:
     def __post_init__(self) -> None:
         if self.lora_rank < 0 or self.lora_alpha <= 0:
             raise JobError(f"lora_rank = {self.lora_rank} must not be negative, lora_alpha = {self.lora_alpha} not 0")
+
+    @property
+    def tokens_at_once(self) -> int:
+        """Tokens to run at once, where a row is not longer."""
+        return min(self.tokens_per_micro_batch, self.tokens_that_fit or self.tokens_per_micro_batch)
 
     def step_seed(self, step: int) -> int:
         """What a step's random numbers start from."""
@@ -181,7 +187,7 @@ class RolloutJob(Job):
     rollouts_ahead: int = 0  # vllm: 1: a step's rollouts are sampled during the update before, by its older weights
     degenerate_window: int = 20  # steps that must all have gone wrong before the run is stopped; 0: never
     degenerate_truncated_share: float = 0.95  # at least so many completions cut at max_tokens
-    degenerate_entropy: float = 0.001  # nats a token, at most
+    degenerate_entropy: float = 0.001  # −Σ π log π, nats a token, at most
 
     def __post_init__(self) -> None:
         if self.rollouts is not Sampler.VLLM and (self.rollout_urls or self.rollouts_ahead):

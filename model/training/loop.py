@@ -69,6 +69,7 @@ class Stage(Protocol):
     """What a training stage has to say. One that remembers more than the step number is also `Stateful`."""
 
     left_out: int  # examples that could not be used
+    tokens_at_once: int  # tokens_per_micro_batch, or fewer where those do not fit; the loss is the same
 
     @property
     def beside(self) -> Beside | None: ...

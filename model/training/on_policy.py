@@ -64,7 +64,7 @@ class OnPolicyStage(RolloutStage):
         rows = [up_to_unknown(rollout.row, self.vocabulary, self.end) for rollout in rollouts]
         lengths_B = torch.tensor([len(row.completion) for row in rows])
         weights = token_weights(lengths_B, self.job.normalise, self.job.max_tokens).tolist()
-        groups = micro_batches([row.length for row in rows], self.job.tokens_per_micro_batch)
+        groups = micro_batches([row.length for row in rows], self.tokens_at_once)
         return [
             self._micro_batch([rows[b] for b in group], [weights[b] for b in group], [chosen[b] for b in group])
             for group in groups

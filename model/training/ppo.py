@@ -93,7 +93,7 @@ class PPOStage(GRPOStage):
         lengths_B = torch.tensor([len(rollout.row.completion) for rollout in rollouts])
         weights_B = token_weights(lengths_B, self.job.normalise, self.job.max_tokens)
         judged = (~rewards_B.isnan()).nonzero().flatten().tolist()
-        groups = micro_batches([rollouts[b].row.length for b in judged], self.job.tokens_per_micro_batch)
+        groups = micro_batches([rollouts[b].row.length for b in judged], self.tokens_at_once)
         return [self._assess([judged[i] for i in group], rollouts, weights_B, rewards_B) for group in groups]
 
     def _assess(self, chosen: list[int], rollouts: Sequence[Rollout], weights_B: Tensor, rewards_B: Tensor) -> Assessed:

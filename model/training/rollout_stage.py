@@ -34,6 +34,7 @@ class RolloutStage:
 
     def __init__(self, job: RolloutJob, model: Model, rollouts: Rollouts) -> None:
         self.job, self.model, self.rollouts = job, model, rollouts
+        self.tokens_at_once = job.tokens_at_once
         self.problems: Sequence[Problem] = read_problems(job.problems, self.problem_kind)
         self.drawn = 0  # problems, of all steps so far
         self.ahead: RolloutsAhead | None = None

@@ -33,6 +33,7 @@ from model.training.job import (
 )
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
+from model.training.memory import measure_whole, peak_memory, plan_memory
 from model.training.on_policy import OnPolicyStage
 from model.training.parallel import World, joined, require_alone
 from model.training.ppo import PPOStage
@@ -84,8 +85,10 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     add_adapters(model, job)
     if isinstance(job, SFTJob) and job.activation_checkpointing:
         checkpoint_activations(model)
+    whole = measure_whole(model, world)
     world.shard(model, job.dtype)
     with out_of_memory(job), open_stage(job, model, tokenizer, world) as stage:
+        plan = plan_memory(job, stage, model, tokenizer, world, whole)
         with open_watch(job, model, tokenizer, sampler_of(stage), world) as watch:
             last = train(job, stage, model, tokenizer, stop, world, watch)
         validation = watch.validation
@@ -107,6 +110,12 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         "seconds": time.perf_counter() - started,
         "left_out": stage.left_out,
         "last_step": last,
+        "memory": {
+            "loaded_bytes": plan.loaded,
+            "expected_bytes": plan.peak,
+            "peak_bytes": peak_memory(world.device),  # of the process that came to the end
+            "tokens_per_micro_batch": plan.tokens,
+        },
     }
     write_manifest(job.out, job, wanted, results)
     if validation:

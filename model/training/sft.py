@@ -36,6 +36,7 @@ class ExampleStage:
 
     def __init__(self, job: SFTJob, tokenizer: Tokenizer, world: World) -> None:
         self.job, self.world, self.device = job, world, world.device
+        self.tokens_at_once = job.tokens_at_once
         found = read_examples(job.examples)
         rows = [completion_row(tokenizer, e.prompt, e.completion, job.prefill, e.sample_id) for e in found]
         kept = [i for i, row in enumerate(rows) if row.length <= job.max_length]
@@ -63,7 +64,7 @@ class ExampleStage:
         lengths_B = torch.tensor([len(self.rows[i].completion) for i in chosen])
         weights = token_weights(lengths_B, self.job.normalise, self.job.max_length).tolist()
         lengths = [self.rows[i].length for i in chosen]
-        groups = self.world.share(lengths, micro_batches, self.job.tokens_per_micro_batch)
+        groups = self.world.share(lengths, micro_batches, self.tokens_at_once)
         return [([chosen[b] for b in group], [weights[b] for b in group]) for group in groups]
 
     def collate(self, indices: Sequence[int], weights: Sequence[float]) -> TokenBatch:

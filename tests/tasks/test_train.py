@@ -92,8 +92,7 @@ def test_a_process_that_is_killed_for_memory_goes_on_with_half_the_tokens_at_onc
         train.fn(run, "sft", job)
     train_module._prepare(run, "sft", job)
     written = json.loads(run.dataset.file("students/sft/job.json").read_text())
-    assert written["tokens_per_micro_batch"] == 30
-    assert {**written, "tokens_per_micro_batch": 60} == job
+    assert written == {**job, "tokens_that_fit": 30}
 
 
 def test_two_processes_stop_when_asked_and_one_goes_on_with_the_losses_of_one(

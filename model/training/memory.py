@@ -1,0 +1,334 @@
+"""What a training process will need at its highest, told before the first step; fewer tokens at once where it must.
+
+    peak = what is loaded now
+         + float32 masters, gradients, moments, and a micro-batch's gradients in the model's own type
+         + the larger of: activations of `tokens_per_micro_batch` tokens with one chunk's logits; a table of scored
+           logits; the keys and values of rollouts
+         + a checkpoint's copy, where one is due before the end (on a CPU; on CUDA it is the host's)
+
+Weights are counted, tables and caches computed, activations measured: a forward pass of one row, and of half of it,
+with autograd's own list of what it keeps for the backward pass, so any architecture counts, and attention that grows
+with the square of a document too. Not counted: the allocator's fragmentation, what libraries keep, an engine's memory.
+How far off it was: docs/training.md.
+
+Axes: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.losses.head import MOST_ROWS, ROWS
+from model.training.data import Row, Tokenizer, collate, tokenize
+from model.training.forward import SCORED_ROWS, Model, checkpoint_activations, completion_hidden
+from model.training.job import DistillJob, Job, JobError, OnPolicyJob, PPOJob, RolloutJob, Sampler
+from model.training.loop import Stage
+from model.training.parallel import World
+from model.training.rollout_stage import RolloutStage
+from model.training.sft import ExampleStage
+
+_TABLES = 1.5  # of float32 and V per token of a chunk: the product, and what it is widened into
+_DISTILL_TABLES = 4.0  # the teacher's, and what a divergence keeps beside both
+_SCORED_BYTES = 10  # per logit of a scored token: the product, widened, by temperature
+_SAMPLED_TABLES = 5.0  # of float32 and V per rollout: logits, probabilities, their sums, what is left of them
+_KEPT_FREE = 0.05  # of what is free, for what is not counted
+_PROBE = 512  # tokens, at most, of the measuring pass
+
+
+class NoRoomError(JobError):
+    """Not even weights, gradients and moments fit: fewer tokens at once would not help."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a forward pass keeps for its backward pass: bytes of a document of L tokens are a·L + b·L²."""
+
+    linear: float  # a
+    square: float  # b
+
+    def bytes(self, tokens: int, longest: int) -> int:
+        """Of packed documents of the length `longest`, so many tokens together."""
+        return round(tokens * (self.linear + self.square * longest))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parts of a peak, in bytes; `tokens` are those run at once."""
+
+    loaded: int  # by this process, before the first step
+    trained: int  # masters, gradients, moments
+    per_token: float  # activations
+    tokens: int
+    tables: int  # the head's
+    sampled: int  # scoring and rollouts, which need no gradients beside them
+    saved: int  # a checkpoint's copy
+
+    @property
+    def fixed(self) -> int:
+        """What is needed whatever runs at once."""
+        return self.trained + self.saved
+
+    @property
+    def growth(self) -> int:
+        """From what is loaded to the peak."""
+        return self.fixed + max(round(self.per_token * self.tokens) + self.tables, self.sampled)
+
+    @property
+    def peak(self) -> int:
+        """The highest that is expected."""
+        return self.loaded + self.growth
+
+    def fitted(self, free: int, longest: int) -> Plan:
+        """As many tokens at once as fit, not below the longest row. Raises NoRoomError where nothing helps."""
+        room = round(free * (1 - _KEPT_FREE)) - self.fixed
+        if room < 0:
+            raise NoRoomError(
+                f"training needs {_gib(self.fixed)} beside the {_gib(self.loaded)} loaded, and {_gib(free)} are free: "
+                "train fewer weights (lora_rank), cut them over more processes, or take a smaller model"
+            )
+        affordable = int((room - self.tables) / self.per_token) if self.per_token else self.tokens
+        return replace(self, tokens=max(min(self.tokens, affordable), min(self.tokens, longest)))
+
+    def told(self, free: int) -> str:
+        """One line for a log."""
+        running = f"{self.per_token / 2**20:.2f} MiB a token x {self.tokens} at once + {_gib(self.tables)} of logits"
+        return (
+            f"memory: {_gib(self.peak)} expected at the peak: {_gib(self.loaded)} loaded, {_gib(self.trained)} for "
+            f"masters, gradients and moments, {_gib(self.saved)} for a checkpoint's copy, {running}; "
+            f"{_gib(free)} are free"
+        )
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def measure_whole(model: Model, world: World) -> Activations | None:
+    """Of a model that is going to be cut over processes: a cut one is not to be run without a backward pass."""
+    if world.size == 1:
+        return None
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", _PROBE)
+    return measure_activations(model, min(_PROBE, most), world.device)
+
+
+def plan_memory(
+    job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, world: World, kept: Activations | None = None
+) -> Plan:
+    """Expects a peak, says it on stderr, and has the stage run fewer tokens at once where that many do not fit.
+
+    To be called when everything is loaded and nothing was trained. `kept`: from `measure_whole`; None: measured here,
+    on rows as long as the job's. Raises NoRoomError, and JobError for a row longer than the job's token budget.
+    """
+    longest = longest_row(stage, tokenizer)
+    require_budget(job, longest)
+    most = min(stage.tokens_at_once, most_tokens(stage, longest))
+    kept = kept or measure_activations(model, min(longest, _PROBE), world.device)
+    plan = expected(job, stage, model, kept, most, longest)
+    free = free_memory(world.device)
+    # An engine on the same device gives its memory back before the update: what is free now says nothing.
+    shared = world.device.type == "cuda" and isinstance(job, RolloutJob) and job.rollouts is Sampler.VLLM
+    fitted = plan if shared else plan.fitted(free, longest)
+    tokens = min(world.gather(fitted.tokens))
+    if tokens < most:
+        stage.tokens_at_once = tokens
+    if world.leads:
+        print(replace(fitted, tokens=tokens).told(free), file=sys.stderr, flush=True)
+        if tokens < most:
+            print(f"memory: {tokens} tokens at once instead of {most}; the result is the same", file=sys.stderr)
+    return replace(fitted, tokens=tokens)
+
+
+def require_budget(job: Job, longest: int) -> None:
+    """Raises JobError for a row that is longer than what is to run at once: the memory's bound would not hold."""
+    if longest > job.tokens_per_micro_batch:
+        limit = "max_tokens" if isinstance(job, RolloutJob) else "max_length"
+        raise JobError(
+            f"a row may have {longest} tokens, and tokens_per_micro_batch = {job.tokens_per_micro_batch}: raise it to "
+            f"{longest} at least, or lower {limit} = {getattr(job, limit)}"
+        )
+
+
+# --- the parts ------------------------------------------------------------------------------------------------------
+
+
+def expected(job: Job, stage: Stage, model: Model, kept: Activations, tokens: int, longest: int) -> Plan:
+    """The parts of the peak with so many tokens at once."""
+    trained, saved = trained_bytes(model, job)
+    if isinstance(job, PPOJob):  # a value model of the same size has its masters already
+        trained += 2 * 4 * _count(model)
+        saved += 3 * 4 * _count(model)
+    due = stage.total_steps > job.checkpoint_every and model.device.type == "cpu"
+    vocabulary, rows = len(model.get_output_embeddings().weight), ROWS.get(model.device.type, MOST_ROWS)
+    tables = _DISTILL_TABLES if isinstance(job, DistillJob | OnPolicyJob) else _TABLES
+    return Plan(
+        loaded=used_memory(model.device),
+        trained=trained,
+        per_token=kept.bytes(tokens, longest) / tokens,
+        tokens=tokens,
+        tables=round(4 * tables * vocabulary * min(rows, tokens)),
+        sampled=sampled_bytes(job, model, longest) if isinstance(job, RolloutJob) else 0,
+        saved=saved if due else 0,
+    )
+
+
+def trained_bytes(model: Model, job: Job) -> tuple[int, int]:
+    """What an optimizer adds to a loaded model, and what a checkpoint copies of both."""
+    weights = [_local(weight) for weight in model.parameters() if weight.requires_grad]
+    count = sum(weight.numel() for weight in weights)
+    narrow = sum(weight.numel() * (4 + weight.element_size()) for weight in weights if weight.dtype != torch.float32)
+    head = model.get_output_embeddings().weight
+    gathered = 0
+    if _local(head) is not head:  # cut over processes: whole once a step, with its gradient
+        gathered = head.numel() * (4 + getattr(torch, job.dtype).itemsize)
+    own = sum(weight.numel() * weight.element_size() for weight in weights)
+    return 3 * 4 * count + narrow + gathered, 3 * 4 * count + own
+
+
+def _count(model: Model) -> int:
+    return sum(_local(weight).numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def _local(weight: Tensor) -> Tensor:
+    """This process's part of a weight that is cut over several."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight
+
+
+def sampled_bytes(job: RolloutJob, model: Model, longest: int) -> int:
+    """Scoring completions, or writing them here: the larger one. Neither has activations beside it."""
+    vocabulary = len(model.get_output_embeddings().weight)
+    rollouts = job.problems_per_step * job.group_size
+    scored = _SCORED_BYTES * vocabulary * min(SCORED_ROWS, rollouts * job.max_tokens)
+    if job.rollouts is not Sampler.TRANSFORMERS:
+        return scored
+    tables = round(4 * _SAMPLED_TABLES * vocabulary * rollouts)
+    return max(scored, rollouts * longest * cache_bytes(model) + tables)
+
+
+def cache_bytes(model: Model) -> int:
+    """Keys and values of one token in all layers."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+
+
+def measure_activations(model: Model, length: int, device: torch.device) -> Activations:
+    """Two forward passes, of a row of `length` tokens and of half of it."""
+    whole, half = (kept_bytes(model, tokens, device) for tokens in (length, max(1, length // 2)))
+    if getattr(model, "is_gradient_checkpointing", False):  # then one layer's come back in the backward pass
+        model.gradient_checkpointing_disable()
+        layers = model.config.get_text_config().num_hidden_layers
+        whole, half = (
+            kept + kept_bytes(model, tokens, device) // layers
+            for kept, tokens in ((whole, length), (half, max(1, length // 2)))
+        )
+        checkpoint_activations(model)
+    other = max(1, length // 2)
+    if other == length:
+        return Activations(float(whole), 0.0)
+    square = max(0.0, (whole / length - half / other) / (length - other))
+    return Activations(whole / length - square * length, square)
+
+
+def kept_bytes(model: Model, length: int, device: torch.device) -> int:
+    """What autograd keeps of one row's forward pass: distinct storages, weights not among them."""
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    batch = collate([Row([0] * max(1, length - 1), [0])], [1.0], device)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        hidden_NH = completion_hidden(model, batch)
+    assert hidden_NH.requires_grad, "what is kept lives as long as this does"
+    return int(sum(storage.nbytes() for storage in kept.values()))
+
+
+def longest_row(stage: Stage, tokenizer: Tokenizer) -> int:
+    """Tokens of the longest row that a step may have."""
+    if isinstance(stage, ExampleStage):
+        return max(row.length for row in stage.rows)
+    assert isinstance(stage, RolloutStage), "there is no other kind"
+    contexts = [problem.prompt + stage.job.prefill for problem in stage.problems]
+    return max(len(tokenize(tokenizer, context)) for context in contexts) + stage.job.max_tokens
+
+
+def most_tokens(stage: Stage, longest: int) -> int:
+    """Tokens of the largest step."""
+    if isinstance(stage, ExampleStage):
+        return max((sum(stage.rows[i].length for i in batch) for batch in stage.batches), default=longest)
+    assert isinstance(stage, RolloutStage), "there is no other kind"
+    return stage.job.problems_per_step * stage.job.group_size * longest
+
+
+# --- what the machine has -------------------------------------------------------------------------------------------
+
+
+def used_memory(device: torch.device) -> int:
+    """By this process, on the device that it trains on."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return _status("VmRSS")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The highest so far, on the device that it trains on."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return _status("VmHWM")
+
+
+def free_memory(device: torch.device) -> int:
+    """What may still be taken: the device's, or the machine's within the limits of this process's control group."""
+    if device.type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + held)
+    available = _kib(Path("/proc/meminfo"), "MemAvailable")
+    return min([available, *_control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _control_groups(membership: Path, root: Path) -> list[int]:
+    """What the limits of this process's group and of those above it leave (version 2 of control groups)."""
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
+    if own is None:
+        return []
+    group = root / own
+    return [left for folder in (group, *group.parents) if folder.is_relative_to(root) for left in _left(folder)]
+
+
+def _left(group: Path) -> list[int]:
+    """Limit less use, the page cache that can be dropped not counted as use; nothing where there is no limit."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit == "max":
+            return []
+        used = int((group / "memory.current").read_text())
+        lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
+        cache = next((int(count) for name, count in lines if name == "inactive_file"), 0)
+    except OSError:
+        return []
+    return [int(limit) - used + cache]
+
+
+def _status(field: str) -> int:
+    return _kib(Path("/proc/self/status"), field)
+
+
+def _kib(path: Path, field: str) -> int:
+    """A line `field: N kB`, in bytes."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) * 1024

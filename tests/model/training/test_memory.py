@@ -1,0 +1,153 @@
+"""The expected peak: its parts by hand, what a lack of memory does, and a real process against its own peak."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from model.training import memory
+from model.training.forward import checkpoint_activations
+from model.training.job import GRPOJob, SFTJob, job_from
+from model.training.memory import NoRoomError, Plan
+from model.training.runner import run_job
+from tests.model.training.tiny import ALONE, PREFILL, Never, make_model, make_tokenizer
+
+GIB = 2**30
+PLAN = Plan(loaded=GIB, trained=2 * GIB, per_token=2**20, tokens=1024, tables=2**28, sampled=0, saved=0)
+
+
+class Exponentials(torch.nn.Module):
+    """exp of an embedding of 16 numbers: what autograd keeps can be counted by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(8, 16)
+
+    def base_model(self, input_ids: torch.Tensor, **_: Any) -> Any:
+        return SimpleNamespace(last_hidden_state=self.table(input_ids).exp())
+
+
+def test_what_autograd_keeps_by_hand() -> None:
+    """Per token: its id (8 bytes) and exp's result (16 floats); once: the one place where a token is predicted."""
+    assert memory.kept_bytes(Exponentials(), 11, ALONE.device) == 10 * (8 + 16 * 4) + 8
+
+
+def test_activations_of_another_length_are_foretold() -> None:
+    model = make_model()
+    kept = memory.measure_activations(model, 64, ALONE.device)
+    assert kept.square > 0  # this attention has tables of scores
+    assert kept.bytes(48, 48) == pytest.approx(memory.kept_bytes(model, 48, ALONE.device), rel=0.05)
+
+
+def test_activation_checkpointing_is_seen_and_left_on() -> None:
+    model = make_model()
+    whole = memory.measure_activations(model, 64, ALONE.device).bytes(64, 64)
+    checkpoint_activations(model)
+    assert memory.measure_activations(model, 64, ALONE.device).bytes(64, 64) < 0.7 * whole
+    assert model.is_gradient_checkpointing
+    assert model.training
+
+
+def test_an_optimizer_by_hand() -> None:
+    """Of a bfloat16 weight: master, its gradient and two moments in float32, and the model's own gradient."""
+    job = SFTJob(init=Path(), out=Path(), examples=Path())
+    model = make_model()
+    count = sum(weight.numel() for weight in model.parameters())
+    assert memory.trained_bytes(model, job) == (12 * count, 16 * count)
+    assert memory.trained_bytes(model.bfloat16(), job) == (18 * count, 14 * count)
+    model.base_model.requires_grad_(False)
+    assert memory.trained_bytes(model, job) == (0, 0)  # the head is the embedding
+
+
+def test_keys_and_values_by_hand() -> None:
+    """2 layers, 2 heads of 8 numbers, keys and values, float32."""
+    assert memory.cache_bytes(make_model()) == 2 * 2 * 2 * 8 * 4
+    job = GRPOJob(init=Path(), out=Path(), problems=Path(), problems_per_step=100, group_size=10, max_tokens=8)
+    assert memory.sampled_bytes(job, make_model(), longest=600) == 1000 * (600 * 256 + 5 * 48 * 4)
+
+
+def test_where_there_is_room_nothing_changes() -> None:
+    assert PLAN.fitted(free=10 * GIB, longest=64) == PLAN
+    assert PLAN.peak == GIB + 2 * GIB + GIB + GIB // 4
+
+
+def test_fewer_tokens_at_once_where_not_all_fit() -> None:
+    """Of 3 GiB 5 % stay free; 2 are the optimizer's, a quarter the logits': 614.4 MiB for tokens of one MiB."""
+    assert PLAN.fitted(free=3 * GIB, longest=64).tokens == 614
+    assert PLAN.fitted(free=3 * GIB, longest=700).tokens == 700  # a row is never cut
+
+
+def test_where_the_optimizer_does_not_fit_one_error_says_what_helps() -> None:
+    with pytest.raises(NoRoomError, match=r"needs 2.00 GiB beside the 1.00 GiB loaded.*lora_rank") as caught:
+        PLAN.fitted(free=2 * GIB, longest=64)
+    assert not caught.value.retryable
+
+
+def test_the_tightest_control_group_counts(tmp_path: Path) -> None:
+    """Limit less use, plus cache that can be dropped; the root has no limit, the groups' are 5000 and 9000."""
+    for folder, limit in ((tmp_path, "max"), (tmp_path / "a", "9000"), (tmp_path / "a/b", "5000")):
+        folder.mkdir(exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text("4000\n")
+        (folder / "memory.stat").write_text("anon 1\ninactive_file 300\n")
+    membership = tmp_path / "cgroup"
+    membership.write_text("0::/a/b\n")
+    assert memory._control_groups(membership, tmp_path) == [1300, 5300]
+    membership.write_text("5:memory:/a/b\n")  # version 1
+    assert memory._control_groups(membership, tmp_path) == []
+
+
+def raw_job(folder: Path, examples: Path, out: Path) -> dict[str, Any]:
+    values = {"init": folder, "examples": examples, "out": out}
+    return {name: str(path) for name, path in values.items()} | {
+        "prefill": PREFILL,
+        "epochs": 2,
+        "tokens_per_batch": 200,
+        "tokens_per_micro_batch": 200,
+        "dtype": "float32",
+        "threads": 1,
+    }
+
+
+def test_a_run_with_little_memory_comes_to_the_same(
+    tiny_folder: Path, examples_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    found = {}
+    for name, free in (("much", GIB), ("little", 1_000_000)):
+        monkeypatch.setattr(memory, "free_memory", lambda _device, free=free: free)
+        run_job(job_from(SFTJob, raw_job(tiny_folder, examples_file, tmp_path / name)), Never())
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        found[name] = manifest["memory"], [json.loads(line)["loss"] for line in lines]
+    assert found["little"][0]["tokens_per_micro_batch"] < found["much"][0]["tokens_per_micro_batch"]
+    assert found["little"][1] == pytest.approx(found["much"][1], rel=1e-4)
+    assert "tokens at once instead of" in capsys.readouterr().err
+    monkeypatch.setattr(memory, "free_memory", lambda _device: 1000)
+    with pytest.raises(NoRoomError):
+        run_job(job_from(SFTJob, raw_job(tiny_folder, examples_file, tmp_path / "none")), Never())
+
+
+def test_a_real_process_comes_to_what_was_expected(examples_file: Path, tmp_path: Path) -> None:
+    """Large enough that its 300 MB stand out beside what torch itself takes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = make_tokenizer()
+    config = LlamaConfig(
+        vocab_size=8000, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8
+    )
+    LlamaForCausalLM(config).bfloat16().save_pretrained(tmp_path / "init")
+    tokenizer.save_pretrained(tmp_path / "init")
+    raw = raw_job(tmp_path / "init", examples_file, tmp_path / "out") | {"dtype": "bfloat16", "stage": "sft"}
+    (tmp_path / "job.json").write_text(json.dumps(raw))
+    subprocess.run([sys.executable, "-m", "model.training", str(tmp_path / "job.json")], check=True)
+    found = json.loads((tmp_path / "out/manifest.json").read_text())["memory"]
+    grown, expected = (found[name] - found["loaded_bytes"] for name in ("peak_bytes", "expected_bytes"))
+    assert expected > 250 * 2**20
+    assert expected == pytest.approx(grown, rel=0.2)

@@ -94,7 +94,14 @@ def install(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[TinyEngine
     def client(_urls: Sequence[str], _name: str, _params: SamplingParams, **_: Any) -> AbstractContextManager[Any]:
         return nullcontext(engines[-1])
 
-    make: dict[str, Callable[..., Any]] = {"VLLMServer": start, "CompletionsClient": client}
+    def served(_url: str) -> str:
+        return "policy"
+
+    make: dict[str, Callable[..., Any]] = {
+        "VLLMServer": start,
+        "CompletionsClient": client,
+        "served_model": served,
+    }
     for name, stand_in in make.items():
         monkeypatch.setattr(vllm_rollouts, name, stand_in)
     return engines

@@ -6,8 +6,6 @@ Artifacts are for looking; the numbers themselves are the dataset's, and the sam
 from __future__ import annotations
 
 import base64
-import io
-import json
 import re
 import threading
 from collections.abc import Iterator
@@ -23,16 +21,17 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
+from flows.curves import curves, read_lines
 from flows.stages import Stage
 from tasks import catalog
 from tasks.audit_report import audit_mistakes, audit_rates
+from tasks.problems import VALIDATION
 from tasks.progress import Ticker
 from tasks.store import STUDENTS, Dataset
 from tasks.summary import accepted_preview, rejected_preview
 
 PREVIEW = 5  # accepted samples to read; rejected ones twice as many, one for each reason
 PROGRESS_SECONDS = 5.0  # between two updates of a progress artifact
-CURVES = ("loss", "reward", "kl", "accuracy")
 
 
 def publish_funnel(dataset: Dataset) -> None:
@@ -82,12 +81,20 @@ def progress_in_ui(dataset: Dataset, ticker: Ticker) -> Iterator[None]:
 
 
 def publish_curve(dataset: Dataset, stage: Stage) -> None:
-    """A training stage's metrics over its steps, as a picture."""
-    file = dataset.file(f"{STUDENTS}/{stage}/metrics.jsonl")
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    picture = base64.b64encode(_plot(rows, stage)).decode()
+    """A training stage's metrics over its steps so far, as a picture; to be called while it trains, too."""
+    folder = dataset.file(f"{STUDENTS}/{stage}")
+    steps, validations = (read_lines(folder / name) for name in ("metrics.jsonl", "validation.jsonl"))
+    picture = base64.b64encode(curves(stage.value, steps, validations, _teacher_on_validation(dataset))).decode()
     markdown = f"![{stage}: metrics over steps](data:image/png;base64,{picture})"
     create_markdown_artifact(markdown, key=_key(dataset, f"curve-{stage}"), description=f"Training of {stage}")
+
+
+def _teacher_on_validation(dataset: Dataset) -> float | None:
+    """The teacher's newest pass@1 on the validation problems, once the evaluation has measured it."""
+    rows = catalog.evaluations(catalog.connect(dataset)).to_pylist()
+    wanted = ("teacher", VALIDATION, "pass@1")
+    values = [row["value"] for row in rows if (row["model"], row["suite"], row["metric"]) == wanted]
+    return values[-1] if values else None
 
 
 def publish_evaluations(dataset: Dataset) -> None:
@@ -100,24 +107,7 @@ def publish_evaluations(dataset: Dataset) -> None:
 
 def _key(dataset: Dataset, what: str) -> str:
     """Prefect groups artifacts by key over all runs of a server, so the key names the dataset."""
-    name = re.sub(r"[^a-z0-9]+", "-", dataset.path.name.lower()).strip("-")
-    return f"{name}-{what}".lstrip("-")
-
-
-def _plot(rows: list[dict[str, Any]], stage: Stage) -> bytes:
-    from matplotlib.figure import Figure
-
-    shown = [name for name in CURVES if any(isinstance(row.get(name), int | float) for row in rows)]
-    figure = Figure(figsize=(4.5 * max(len(shown), 1), 3), layout="constrained")
-    for place, name in enumerate(shown, 1):
-        axes = figure.add_subplot(1, len(shown), place)
-        points = [(row["step"], row[name]) for row in rows if isinstance(row.get(name), int | float)]
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "")
-        axes.set(title=f"{stage}: {name}", xlabel="step")
-        axes.grid(alpha=0.3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return buffer.getvalue()
+    return re.sub(r"[^a-z0-9]+", "-", f"{dataset.path.name}-{what}".lower()).strip("-")
 
 
 def _rows(table: pa.Table) -> list[dict[str, Any]]:

@@ -58,7 +58,10 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     only: Annotated[
-        str, typer.Option(metavar="STAGE,…", help="problems, audit, generate, verify, sft, distill, grpo, evaluate")
+        str,
+        typer.Option(
+            metavar="STAGE,…", help="problems, audit, generate, verify, sft, distill, on_policy, grpo, evaluate"
+        ),
     ] = "",
 ) -> None:
     """Runs the whole recipe, or some of its stages, here and now; what is done already is not done again."""
@@ -250,7 +253,7 @@ def _measured_rates(recipe: Recipe) -> dict[str, float] | None:
     con = connect(folder)
     rates, counts = measured_rates(con), problem_counts(con)
     if (Dataset.open(folder).recipe() or {}).get("problems") == recipe.resolved()["problems"]:
-        rates |= {split: float(counts[split]) for split in ("train", "held_out")}
+        rates |= {split: float(counts[split]) for split in ("train", "validation", "held_out")}
     return rates
 
 

@@ -1,11 +1,13 @@
 """Distillation: the student learns from the accepted samples, by cross-entropy (SFT) or from the teacher's
 token distributions on the same texts (KL, the stricter variant). R1, section 2.4.
 
-Those distributions are a live teacher's, or its k likeliest tokens, captured from its engine and stored.
+Those distributions are a live teacher's, or its k likeliest tokens, captured from its engine and stored. On-policy
+(GKD, arXiv:2306.13649), the texts are the student's own.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from prefect import flow
@@ -17,18 +19,20 @@ from flows.stages import Stage
 from flows.wiring import (
     capture_engine,
     capture_questions,
+    lent_engine,
     opened,
     student_tokenizer,
     template_of,
     training_job,
 )
 from tasks.capture import capture_shard, write_places
+from tasks.engine import Engine
 from tasks.progress import ticking
 from tasks.run import Run, worth_retrying
-from tasks.select import Rendering, select_examples
+from tasks.select import Rendering, select_examples, select_problems, select_validation
 from tasks.train import train
 
-DISTILLING = (Stage.SFT, Stage.DISTILL)
+DISTILLING = (Stage.SFT, Stage.DISTILL, Stage.ON_POLICY)
 
 
 @flow(name="distil", flow_run_name="distil {recipe.name}")
@@ -39,6 +43,8 @@ def distil(recipe: Recipe, only: tuple[Stage, ...] = DISTILLING) -> None:
             train_on_accepted(recipe, run, Stage.SFT)
         if Stage.DISTILL in only and recipe.distill.enabled:
             train_on_accepted(recipe, run, Stage.DISTILL)
+        if Stage.ON_POLICY in only and recipe.on_policy.enabled:
+            train_on_its_own(recipe, run)
 
 
 def train_on_accepted(recipe: Recipe, run: Run, stage: Stage) -> Path:
@@ -47,6 +53,14 @@ def train_on_accepted(recipe: Recipe, run: Run, stage: Stage) -> Path:
     if stage is Stage.DISTILL and recipe.distill.teacher_logits == "stored":
         return run_stage(recipe, run, stage, examples, capture(recipe, run, examples))
     return run_stage(recipe, run, stage, examples)
+
+
+def train_on_its_own(recipe: Recipe, run: Run) -> Path:
+    """Selects problems, rendered for student and teacher, and trains one student on what it writes itself."""
+    rendering = Rendering(student_tokenizer(recipe), template_of(recipe))
+    problems = select_problems(run, rendering, Stage.ON_POLICY.value, recipe.on_policy.pass_rate, taught=True)
+    with lent_engine(recipe, run, Stage.ON_POLICY) as engine:
+        return run_stage(recipe, run, Stage.ON_POLICY, problems, engine=engine)
 
 
 def capture(recipe: Recipe, run: Run, examples: Path) -> Path:
@@ -62,10 +76,19 @@ def capture(recipe: Recipe, run: Run, examples: Path) -> Path:
     return write_places(run.dataset, questions, Stage.DISTILL.value)
 
 
-def run_stage(recipe: Recipe, run: Run, stage: Stage, data: Path, stored: Path | None = None) -> Path:
-    """One training process with the recipe's tries; each resumes from the last complete checkpoint."""
+def run_stage(
+    recipe: Recipe, run: Run, stage: Stage, data: Path, stored: Path | None = None, engine: Engine | None = None
+) -> Path:
+    """One training process with the recipe's tries; each resumes from the last complete checkpoint.
+
+    `engine`: what is lent to it for its rollouts.
+    """
     attempts = getattr(recipe, stage).attempts
     training = train.with_options(retries=attempts - 1, retry_delay_seconds=2, retry_condition_fn=worth_retrying)
-    folder = training(run, stage.value, training_job(recipe, run, stage, data, stored))
+    validation = None
+    if getattr(recipe, stage).validate_every:
+        validation = select_validation(run, Rendering(student_tokenizer(recipe), template_of(recipe)))
+    job = training_job(recipe, run, stage, data, stored, validation)
+    folder = training(run, stage.value, job, engine, partial(publish_curve, run.dataset, stage))
     publish_curve(run.dataset, stage)
     return folder

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import flow
 
-from flows.artifacts import publish_evaluations
+from flows.artifacts import publish_curve, publish_evaluations
 from flows.recipe import Recipe
+from flows.recipe_sections import OptimiserSection
 from flows.shards import patient
+from flows.stages import TRAINED
 from flows.wiring import (
     evaluation_engine,
     opened,
@@ -33,11 +36,10 @@ from model.templates import ChatTokenizer
 from tasks.evaluate import Contestant, Suite, evaluation_key
 from tasks.evaluate import evaluate as evaluate_model
 from tasks.inputs import problems_of_split
+from tasks.problems import VALIDATION
 from tasks.run import Run
 from tasks.store import EVALUATIONS, STUDENTS
 from tasks.summary import CURRENT
-
-TRAINED = ("sft", "distill", "grpo")
 
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe.name}")
@@ -51,8 +53,17 @@ def evaluate(recipe: Recipe, model: str = "", name: str = "") -> list[str]:
         keys = measure_all(recipe, run, contestants)
         if not model:
             run.dataset.write_text(CURRENT, json.dumps({"keys": keys, "require": list(recipe.accept.require)}))
+            publish_validated(recipe, run)
         publish_evaluations(run.dataset)
     return keys
+
+
+def publish_validated(recipe: Recipe, run: Run) -> None:
+    """The curves of stages that validated once more, now that the teacher's value is there to compare with."""
+    for stage in TRAINED:
+        trained = run.dataset.file(f"{STUDENTS}/{stage}/manifest.json").exists()
+        if trained and getattr(recipe, stage) in validating(recipe):
+            publish_curve(run.dataset, stage)
 
 
 def measure_all(recipe: Recipe, run: Run, contestants: Sequence[Contestant]) -> list[str]:
@@ -61,11 +72,32 @@ def measure_all(recipe: Recipe, run: Run, contestants: Sequence[Contestant]) -> 
     with verifier_pool(recipe, checks_of(recipe.accept.require)) as pool, evaluation_engine(recipe, run) as engine:
         suite = suite_of(recipe, run, [check.name for check in pool.checks])
         versions = {check.name: check.version for check in pool.checks}
-        keys = [evaluation_key(contestant, suite, versions) for contestant in contestants]
-        for contestant, key in zip(contestants, keys, strict=True):
+        planned = [(contestant, suite) for contestant in contestants]
+        for contestant, wanted in [*validated(recipe, run, planned), *planned]:
+            key = evaluation_key(contestant, wanted, versions)
             if run.dataset.read_manifest(f"{EVALUATIONS}/{key}.parquet") is None:
-                measuring.submit(run, engine, tokenizer_for(recipe, contestant), pool, contestant, suite).result()
-    return keys
+                measuring.submit(run, engine, tokenizer_for(recipe, contestant), pool, contestant, wanted).result()
+    return [evaluation_key(contestant, suite, versions) for contestant in contestants]
+
+
+def validated(recipe: Recipe, run: Run, planned: Sequence[tuple[Contestant, Suite]]) -> list[tuple[Contestant, Suite]]:
+    """The teacher on the validation problems, beside which the curves of students stand; nothing without any."""
+    samples = [stage.validation_samples for stage in validating(recipe)]
+    problems = [problem for problem in problems_of_split(run.dataset, VALIDATION) if problem.gold or problem.tests]
+    if not samples or not problems:
+        return []
+    most = max(samples)
+    return [
+        (who, replace(suite, problems=tuple(problems), replicas=most, k=tuple(sorted({1, most})), name=VALIDATION))
+        for who, suite in planned
+        if who.model == "teacher"
+    ]
+
+
+def validating(recipe: Recipe) -> list[OptimiserSection]:
+    """The recipe's stages that validate."""
+    stages: list[OptimiserSection] = [getattr(recipe, name) for name in TRAINED]
+    return [stage for stage in stages if stage.enabled and stage.validate_every]
 
 
 def contestants_of(recipe: Recipe, run: Run) -> Iterator[Contestant]:
@@ -84,11 +116,13 @@ def contestants_of(recipe: Recipe, run: Run) -> Iterator[Contestant]:
 
 
 def checkpoints(run: Run, student: str) -> list[tuple[int, Path]]:
-    """The kept checkpoints of a student by step, and its finished model under its last step."""
+    """A student's finished model under the step that it is of, and the kept checkpoints of steps before, by step."""
     folder = run.dataset.file(f"{STUDENTS}/{student}")
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    found = {int(path.name.removeprefix("step-")): path for path in (folder / "checkpoints").glob("step-*")}
-    return sorted((found | {manifest["steps"]: folder / "model"}).items())
+    last = manifest.get("model_step", manifest["steps"])
+    paths = {int(path.name.removeprefix("step-")): path for path in (folder / "checkpoints").glob("step-*")}
+    found = {step: path / "model" for step, path in paths.items() if step < last}
+    return sorted((found | {last: folder / "model"}).items())
 
 
 def folder_of(recipe: Recipe, model: str, name: str) -> Contestant:

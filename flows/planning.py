@@ -16,7 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flows.recipe import Recipe
-from flows.recipe_sections import OptimiserSection, VLLMTeacher
+from flows.recipe_sections import OptimiserSection, RolloutSection, VLLMTeacher
+from flows.stages import TRAINED
 from model.sampling.stored_size import stored_bytes
 from tasks.sources import ProblemSource, count_rows, nothing_held_out, quick_to_read
 
@@ -80,8 +81,8 @@ class _Rates:
 
 
 def plan(recipe: Recipe, measured: Mapping[str, float] | None = None) -> Plan:
-    """The plan of a recipe. `measured` may hold any of MEASURABLE (other keys and zeros are ignored), and `train` and
-    `held_out` where the recipe's very problems are loaded already.
+    """The plan of a recipe. `measured` may hold any of MEASURABLE (other keys and zeros are ignored), and `train`,
+    `validation` and `held_out` where the recipe's very problems are loaded already.
 
     Raises ProblemsError when a problems file that the recipe names is not there, or holds no problem.
     """
@@ -98,11 +99,13 @@ _Known = Mapping[str, float | None]
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """A source's problems and those held out: read as a run reads them (`exact`), else what is to be expected."""
+    """A source's problems, those held out and those for validation: read as a run reads them (`exact`), else what is
+    to be expected."""
 
     source: ProblemSource
     problems: int | None
     held_out: float
+    validation: float
     origin: str
     exact: bool
 
@@ -123,12 +126,13 @@ def _counted(sources: Sequence[ProblemSource]) -> list[_Counted]:
         if source.label in counts:
             count = counts[source.label]
             of = f"{_count(count.rows)} rows of the file"
-            found.append(_Counted(source, count.loaded, count.held_out, of, exact=True))
+            found.append(_Counted(source, count.loaded, count.held_out, count.validation, of, exact=True))
             continue
         rows, origin = count_rows(source)
         if source.limit and (rows is None or source.limit < rows):
             rows, origin = source.limit, "limit"
-        found.append(_Counted(source, rows, (rows or 0) * source.held_out, origin, exact=False))
+        held_out, validation = ((rows or 0) * share for share in (source.held_out, source.validation))
+        found.append(_Counted(source, rows, held_out, validation, origin, exact=False))
     return found
 
 
@@ -144,17 +148,23 @@ def _problems(counts: Sequence[_Counted], loaded: Mapping[str, float]) -> list[F
             return [Figure(key, label, None, "", unknown) for key, label in _PROBLEM_LABELS.items()]
     total = float(sum(one.problems or 0 for one in counts))
     held_out = float(round(sum(one.held_out for one in counts)))
+    validation = float(round(sum(one.validation for one in counts)))
     origins = [", ".join(f"{one.source.label} {_count(one.problems)} ({one.origin})" for one in counts)]
     if all(one.exact for one in counts):
         origins += ["by each question's hash, problems.*.held_out", "the others"]
     elif loaded.get("train") or loaded.get("held_out"):
-        held_out, total = loaded["held_out"], loaded["train"] + loaded["held_out"]
+        held_out, validation = loaded["held_out"], loaded.get("validation", 0.0)
+        total = loaded["train"] + validation + held_out
         origins += ["of the problems loaded, by each question's hash", "the others"]
     else:
         origins += ["about: problems.*.held_out, but each question's hash decides", "about: the others"]
-    values = (total, held_out, total - held_out)
+    values = (total, held_out, total - held_out - validation)
     labels = _PROBLEM_LABELS.items()
-    return [Figure(*label, value, "", origin) for label, value, origin in zip(labels, values, origins, strict=True)]
+    found = [Figure(*label, value, "", origin) for label, value, origin in zip(labels, values, origins, strict=True)]
+    if any(one.source.validation for one in counts):
+        apart = Figure("validation", "kept for validation", validation, "", "likewise, problems.*.validation")
+        found.insert(2, apart)
+    return found
 
 
 _PROBLEM_LABELS = {
@@ -206,6 +216,8 @@ def _training(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
         figures += _stage(recipe, "distill", tokens, _times(teacher, _FORWARD))
     if recipe.distill.enabled and recipe.distill.teacher_logits == "stored":
         figures.append(_stored(recipe, rates, accepted))
+    if recipe.on_policy.enabled:
+        figures += _on_policy(recipe, rates)
     if recipe.grpo.enabled:
         figures += _grpo(recipe, rates)
     return figures
@@ -265,8 +277,8 @@ def _stage(recipe: Recipe, name: str, tokens: float | None, forward: float | Non
 
 def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
     """Disk for every student: its weights, and the checkpoints that stay, each with its optimizer's state."""
-    sections: dict[str, OptimiserSection] = {name: getattr(recipe, name) for name in ("sft", "distill", "grpo")}
-    steps = {**known, "grpo_steps": float(recipe.grpo.steps)}
+    sections: dict[str, OptimiserSection] = {name: getattr(recipe, name) for name in TRAINED}
+    steps = {**known, "on_policy_steps": float(recipe.on_policy.steps), "grpo_steps": float(recipe.grpo.steps)}
     trained = [(section, steps[f"{name}_steps"]) for name, section in sections.items() if section.enabled]
     if not trained:
         return []
@@ -277,7 +289,9 @@ def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
         written = KEPT_CHECKPOINTS if count is None else max(count - 1, 0) // section.checkpoint_every
         kept = min(KEPT_CHECKPOINTS, written)
         checkpoints += kept
-        per_parameter += weights + kept * (weights + _OPTIMIZER_BYTES)
+        # Best weights: those of now, and those that each checkpoint would have as the best if a run went on from it.
+        best = (1 + kept) * weights if section.validate_every else 0
+        per_parameter += weights + kept * (weights + _OPTIMIZER_BYTES) + best
     origin = f"weights of {len(trained)}, {checkpoints:.0f} checkpoints with optimizer state"
     parameters = _parameters(recipe, "student")
     if parameters is None:
@@ -296,23 +310,38 @@ def _stored(recipe: Recipe, rates: _Rates, accepted: float | None) -> Figure:
 
 
 def _grpo(recipe: Recipe, rates: _Rates) -> list[Figure]:
-    """Rollouts at the teacher's rate (a smaller student is quicker), updates, the reference's pass."""
-    section = recipe.grpo
+    """Rollouts, updates, the reference's pass."""
+    tokens, figures = _rollouts("grpo", recipe, recipe.grpo, rates)
+    per_token = _FORWARD_BACKWARD * recipe.grpo.updates_per_step + _FORWARD
+    operations = _times(_parameters(recipe, "student"), per_token * tokens)
+    return [*figures, _compute(recipe, "grpo", operations, "6·N·D + 2·N·D (reference)")]
+
+
+def _on_policy(recipe: Recipe, rates: _Rates) -> list[Figure]:
+    """Rollouts, updates, and the teacher's pass over them."""
+    section = recipe.on_policy
+    tokens, figures = _rollouts("on_policy", recipe, section, rates)
+    student, teacher = _parameters(recipe, "student"), _parameters(recipe, "teacher")
+    own, theirs = _times(student, _FORWARD_BACKWARD * tokens), _times(teacher, _FORWARD * tokens)
+    operations = None if own is None or theirs is None else own + theirs
+    return [*figures, _compute(recipe, "on_policy", operations, "6·N·D + 2·N(teacher)·D, prompts left out")]
+
+
+def _rollouts(name: str, recipe: Recipe, section: RolloutSection, rates: _Rates) -> tuple[float, list[Figure]]:
+    """Tokens that a student samples, and their time at the teacher's rate (a smaller student is quicker)."""
     mean, _ = rates.get("mean_completion_tokens")
-    tokens = section.steps * section.problems_per_step * section.group_size * min(mean or 0.0, section.max_tokens)
+    group: int = section.group_size  # type: ignore[attr-defined]  # every such section has one
+    tokens = section.steps * section.problems_per_step * group * min(mean or 0.0, section.max_tokens)
     speed, origin = rates.get("tokens_per_second")
-    student = _parameters(recipe, "student")
-    per_token = _FORWARD_BACKWARD * section.updates_per_step + _FORWARD
-    return [
-        Figure("grpo_tokens", "grpo: rollout tokens", tokens, "", "steps · problems_per_step · group_size"),
+    return tokens, [
+        Figure(f"{name}_tokens", f"{name}: rollout tokens", tokens, "", "steps · problems_per_step · group_size"),
         Figure(
-            "grpo_rollout_hours",
-            "grpo: rollouts",
+            f"{name}_rollout_hours",
+            f"{name}: rollouts",
             _hours(tokens, speed),
             _hour_unit(recipe),
             f"at most: {_speed(speed, origin)}",
         ),
-        _compute(recipe, "grpo", _times(student, per_token * tokens), "6·N·D + 2·N·D (reference)"),
     ]
 
 
@@ -325,13 +354,25 @@ def _compute(recipe: Recipe, stage: str, operations: float | None, formula: str)
     return Figure(f"{stage}_hours", f"{stage}: training", hours, _hour_unit(recipe), origin)
 
 
+def _validation(recipe: Recipe, known: _Known) -> list[Figure]:
+    """Answers that students write while they are trained; at what speed they do is not known."""
+    steps = {**known, "on_policy_steps": float(recipe.on_policy.steps), "grpo_steps": float(recipe.grpo.steps)}
+    found = []
+    for name in TRAINED:
+        section: OptimiserSection = getattr(recipe, name)
+        if not (section.enabled and section.validate_every):
+            continue
+        count = steps[f"{name}_steps"]
+        times = None if count is None else 1.0 + math.ceil(count / section.validate_every)
+        answers = _times(_times(known.get("validation"), section.validation_samples), times)
+        origin = f"{section.validation_samples} for each problem, every {section.validate_every} steps"
+        found.append(Figure(f"{name}_validation", f"{name}: validation answers", answers, "", origin))
+    return found
+
+
 def _evaluation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     section = recipe.evaluate
-    running = {
-        "teacher": True,
-        "student": True,
-        **{s: getattr(recipe, s).enabled for s in ("sft", "distill", "grpo")},
-    }
+    running = {"teacher": True, "student": True} | {s.value: getattr(recipe, s).enabled for s in TRAINED}
     models = [model for model in section.models if running[model]]
     problems = known["held_out"]
     if problems is not None and section.limit:
@@ -341,6 +382,7 @@ def _evaluation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     tokens = _times(samples, min(mean or 0.0, float(section.max_tokens)))
     speed, origin = rates.get("tokens_per_second")
     return [
+        *_validation(recipe, known),
         Figure(
             "evaluate_samples",
             "evaluation samples",

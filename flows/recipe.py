@@ -25,6 +25,8 @@ from flows.recipe_sections import (
     EvaluateSection,
     GenerateSection,
     GRPOSection,
+    OnPolicySection,
+    OptimiserSection,
     PlanSection,
     PricesSection,
     Problems,
@@ -36,6 +38,7 @@ from flows.recipe_sections import (
     VerifySection,
     VLLMTeacher,
 )
+from flows.stages import TRAINED
 from model.errors import RecipeError
 from model.rewards.rule import checks_of
 
@@ -73,6 +76,8 @@ class Recipe(Section):
     """Supervised fine-tuning on the accepted samples."""
     distill: DistillSection = DistillSection()
     """KL to the teacher's token distributions."""
+    on_policy: OnPolicySection = OnPolicySection()
+    """The same on the student's own texts."""
     grpo: GRPOSection = GRPOSection()
     """Reinforcement learning with verifiers as rewards."""
     evaluate: EvaluateSection = EvaluateSection()
@@ -174,6 +179,7 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     yield from _length_conflicts(recipe)
     yield from _stage_conflicts(recipe)
     yield from _source_conflicts(recipe)
+    yield from _validation_conflicts(recipe)
 
 
 def _selection_conflicts(recipe: Recipe) -> Iterator[str]:
@@ -214,7 +220,8 @@ def _length_conflicts(recipe: Recipe) -> Iterator[str]:
 
 def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
     enabled = {"student": True, "sft": recipe.sft.enabled, "distill": recipe.distill.enabled}
-    for name, stage in (("distill", recipe.distill), ("grpo", recipe.grpo)):
+    enabled["on_policy"] = recipe.on_policy.enabled
+    for name, stage in (("distill", recipe.distill), ("on_policy", recipe.on_policy), ("grpo", recipe.grpo)):
         if stage.enabled and not enabled[stage.init]:
             remedy = 'start from "student", or enable it'
             yield f'{name}.init = "{stage.init}", but {stage.init}.enabled = false: {remedy}'
@@ -222,6 +229,20 @@ def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
         yield from _stored_conflicts(recipe.distill)
     if recipe.distill.divergence == "uld" and recipe.distill.temperature != 1.0:
         yield 'distill.divergence = "uld" has no temperature: write distill.temperature = 1'
+    if recipe.on_policy.enabled and not recipe.on_policy.teacher and not isinstance(recipe.teacher, VLLMTeacher):
+        yield "on_policy needs its teacher's weights, an endpoint has none to give: set on_policy.teacher"
+
+
+def _validation_conflicts(recipe: Recipe) -> Iterator[str]:
+    for name in TRAINED:
+        stage: OptimiserSection = getattr(recipe, name)
+        if not stage.enabled:
+            continue
+        if stage.validate_every and not any(source.validation for source in recipe.problems):
+            wanted = f"{name}.validate_every = {stage.validate_every}"
+            yield f"{wanted}, but no [[problems]] keeps a share for it: set problems.N.validation"
+        if stage.keep == "best" and not stage.validate_every:
+            yield f'{name}.keep = "best" needs {name}.validate_every: without validation no step is the best'
 
 
 def _stored_conflicts(distill: DistillSection) -> Iterator[str]:

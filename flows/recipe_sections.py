@@ -105,6 +105,9 @@ class VLLMTeacher(Section):
     """GPUs per engine (tensor parallel); 0 runs the engine on the CPU."""
     extra_args: tuple[str, ...] = ()
     """Further words for vLLM's command line, as they are."""
+    keep_running: bool = False
+    """Keeps our engine, idle, between the stages of a run, which swap their weights into it (rollouts too): saves its
+    starts, costs its memory while a student trains. Not where it would share a GPU with training."""
 
 
 class OpenAITeacher(Section):
@@ -170,12 +173,21 @@ class ProblemsSection(Section):
     """Problems taken from the source, in its order; 0 takes all."""
     held_out: Share = 0.0
     """Share of distinct prompts kept for evaluation only, chosen by the prompt's hash; 1 for a benchmark."""
+    validation: Share = 0.0
+    """Share kept for validation during training (`validate_every`), chosen likewise among the others: never learned,
+    and never part of an evaluation."""
     domain: str = Field(default="math", pattern=r"^[a-z][a-z0-9_]*$")
     """What kind of problem it is: `math`, `code`, `general`, …"""
     source: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$", max_length=100)
     """Label in the `source` column; empty: the set's name or the file's stem."""
     max_prompt_chars: int = Field(default=32_000, ge=1, le=10_000_000)
     """Longer prompts are rejected."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if self.held_out + self.validation > 1:
+            raise ValueError(f"held_out = {self.held_out:g} and validation = {self.validation:g} are more than all: 1")
+        return self
 
     def to_source(self) -> ProblemSource:
         """The same settings for `tasks/problems.py`."""
@@ -458,6 +470,19 @@ class OptimiserSection(Section):
     """Linear layers with an adapter, by their last name (`q_proj`); none: all between embeddings and head."""
     attempts: Attempts = 3
     """Tries at the stage, each resuming where the last one got to."""
+    validate_every: int = Field(default=0, ge=0)
+    """Steps between two validations: the student answers the problems kept by `problems.*.validation`, sampled as
+    `[evaluate]` says, also before the first and after the last step; 0: never."""
+    validation_samples: int = Field(default=4, ge=1, le=1024)
+    """Answers to each of those problems: k of pass@k, N of cons@N (`[evaluate]`'s `replicas` has the same meaning)."""
+    validation_batch: int = Field(default=64, ge=1, le=65_536)
+    """Answers that the student writes at once where it samples itself: bounds memory."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights become the student: the last step's, or those of the best validated step by pass@1."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] | None = None
+    """Where metrics are shown as well (`students/STAGE/tensorboard`); none given: TensorBoard, if it is installed."""
+    peak_tflops: float = Field(default=0.0, ge=0.0)
+    """Peak of one training device for the metric `mfu`, 10^12 operations a second; 0: known from the GPU's name."""
 
 
 class SFTSection(OptimiserSection):
@@ -507,11 +532,9 @@ class DistillSection(SFTSection):
     """Likeliest tokens stored at each position; the rest is one class (docs/training.md: size, and mass captured)."""
 
 
-class GRPOSection(OptimiserSection):
-    """Group relative policy optimisation with the same verifiers as rewards."""
+class RolloutSection(OptimiserSection):
+    """What stages have whose student samples what it learns from."""
 
-    init: Literal["student", "sft", "distill"] = "sft"
-    """Weights that the policy and its frozen reference start from."""
     pass_rate: Annotated[tuple[Share, ...], Field(min_length=2, max_length=2)] = (0.0, 1.0)
     """Problems to train on: lowest and highest share of the teacher's samples that were right, both included.
     A problem that is always or never solved gives its group no advantage (DAPO: neither 0 nor 1)."""
@@ -519,8 +542,6 @@ class GRPOSection(OptimiserSection):
     """Rounds of sampling and updating."""
     problems_per_step: int = Field(default=8, ge=1, le=65_536)
     """Problems per round."""
-    group_size: int = Field(default=8, ge=2, le=1024)
-    """Samples per problem, G (GRPO: 64; R1: 16)."""
     temperature: float = Field(default=1.0, gt=0.0, le=2.0)
     """Sampling temperature of the rollouts (R1: 1.0)."""
     max_tokens: Tokens = 1024
@@ -529,6 +550,64 @@ class GRPOSection(OptimiserSection):
     """Highest learning rate (GRPO: 1e-6, R1: 3e-6)."""
     schedule: Literal["cosine", "linear", "constant"] = "constant"
     """How the learning rate falls after the warm-up."""
+    rollouts: Literal["transformers", "vllm"] = "transformers"
+    """What samples: the student in its own process, or a vLLM beside it that is given its weights every round."""
+    rollout_python: str = ""
+    """`vllm`: interpreter that has vLLM; empty: the teacher's."""
+    rollout_urls: tuple[str, ...] = ()
+    """`vllm`: engines of yours that serve the student and read this machine's folders; none: our own."""
+    rollout_gpu_memory: float = Field(default=0.4, gt=0.0, lt=1.0)
+    """`vllm`: share of the training GPU that our engine may fill; it sleeps while the student is trained."""
+    rollout_args: tuple[str, ...] = ()
+    """`vllm`: further arguments of our engine's command line."""
+    rollouts_ahead: int = Field(default=0, ge=0, le=1)
+    """`vllm`: 1 samples a round during the update before, by weights one round old (AReaL, arXiv 2505.24298); engines
+    must not share the trainer's GPU."""
+    degenerate_window: int = Field(default=20, ge=0, le=100_000)
+    """Rounds that must all have gone wrong, by a limit below, before the stage is stopped with the reason; 0: never."""
+    degenerate_truncated_share: Share = 0.95
+    """Share of completions cut at `max_tokens` (trl #5697: 0.97 to 0.99 under a default limit)."""
+    degenerate_entropy: float = Field(default=0.001, ge=0.0, le=100.0)
+    """Entropy in nats per token at which the policy has collapsed (the demo's small sums: 0.04 to 0.12)."""
+    normalise: Normalise = "sequence"
+    """What a loss is divided by (GRPO: each sequence's 1/|o|; Dr. GRPO: a constant; DAPO: all tokens)."""
+    checkpoint_every: int = Field(default=5, ge=1)
+    """Rounds between checkpoints."""
+
+    @model_validator(mode="after")
+    def _what_only_an_engine_has(self) -> Self:
+        if self.rollouts != "vllm" and (self.rollout_urls or self.rollouts_ahead):
+            name = "rollout_urls" if self.rollout_urls else "rollouts_ahead"
+            raise ValueError(f'{name} is for rollouts = "vllm": the student cannot sample beside its own training')
+        return self
+
+
+class OnPolicySection(RolloutSection):
+    """Distance to a live teacher's token distributions on what the student writes (GKD, arXiv 2306.13649, λ = 1)."""
+
+    init: Literal["student", "sft", "distill"] = "sft"
+    """Weights to start from."""
+    teacher: str = ""
+    """Model to learn from, with the student's tokenizer; empty: the recipe's teacher, with its worked turns."""
+    group_size: int = Field(default=1, ge=1, le=1024)
+    """Samples per problem."""
+    learning_rate: LearningRate = 1e-5
+    """Highest learning rate."""
+    divergence: Literal["reverse", "forward", "jsd"] = "reverse"
+    """KL(student ‖ teacher) (MiniLLM, arXiv 2306.08543), KL(teacher ‖ student), or generalised Jensen-Shannon."""
+    beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """The teacher's weight in the mixture of `jsd`."""
+    divergence_temperature: float = Field(default=1.0, gt=0.0, le=100.0)
+    """Softens both distributions; `temperature` is the sampler's."""
+
+
+class GRPOSection(RolloutSection):
+    """Group relative policy optimisation with the same verifiers as rewards."""
+
+    init: Literal["student", "sft", "distill", "on_policy"] = "sft"
+    """Weights that the policy and its frozen reference start from."""
+    group_size: int = Field(default=8, ge=2, le=1024)
+    """Samples per problem, G (GRPO: 64; R1: 16)."""
     objective: Literal["grpo", "gspo", "cispo"] = "grpo"
     """What is clipped: each token's ratio, its sequence's mean ratio (GSPO), or the weight of log π alone (CISPO)."""
     clip_low: float = Field(default=0.2, gt=0.0, le=1.0)
@@ -547,16 +626,6 @@ class GRPOSection(OptimiserSection):
     """(r - mean)/std of the group, r - mean alone (Dr. GRPO), or r - mean of the others (RLOO, arXiv 2402.14740)."""
     updates_per_step: int = Field(default=1, ge=1, le=64)
     """Optimizer steps per round of sampling."""
-    rollouts: Literal["transformers", "vllm"] = "transformers"
-    """What samples: the student in its own process, or a vLLM beside it that is given its weights every round."""
-    rollout_python: str = ""
-    """`vllm`: interpreter that has vLLM; empty: the teacher's."""
-    rollout_urls: tuple[str, ...] = ()
-    """`vllm`: engines of yours that serve the student as `policy` and read this machine's folders; none: our own."""
-    rollout_gpu_memory: float = Field(default=0.4, gt=0.0, lt=1.0)
-    """`vllm`: share of the training GPU that our engine may fill; it sleeps while the student is trained."""
-    rollout_args: tuple[str, ...] = ()
-    """`vllm`: further arguments of our engine's command line."""
     mismatch: Literal["none", "tis", "icepop"] = "none"
     """`vllm`: each token's ρ = π_trainer/π_engine as a weight: min(ρ, high) (TIS), or ρ within [low, high] and else 0
     (IcePop); docs/math.md."""
@@ -566,20 +635,10 @@ class GRPOSection(OptimiserSection):
     """Upper bound of both (TIS as verl has it: 2; Ring-1T's IcePop: 5)."""
     max_refills: int = Field(default=0, ge=0, le=1000)
     """DAPO's dynamic sampling: rounds in which groups with one reward are dropped and others sampled; 0: they stay."""
-    degenerate_window: int = Field(default=20, ge=0, le=100_000)
-    """Rounds that must all have gone wrong, by a limit below, before the stage is stopped with the reason; 0: never."""
     degenerate_silent_share: Share = 0.99
     """Share of groups with one reward from which a round teaches nothing."""
-    degenerate_truncated_share: Share = 0.95
-    """Share of completions cut at `max_tokens` (trl #5697: 0.97 to 0.99 under a default limit)."""
-    degenerate_entropy: float = Field(default=0.001, ge=0.0, le=100.0)
-    """Entropy in nats per token at which the policy has collapsed (the demo's small sums: 0.04 to 0.12)."""
     degenerate_clip_share: Share = 0.9
     """Share of tokens that are clipped, or at a bound of `mismatch` (a verl run: clamped in 415 of 467 steps)."""
-    normalise: Normalise = "sequence"
-    """What a loss is divided by (GRPO: each sequence's 1/|o|; Dr. GRPO: a constant; DAPO: all tokens)."""
-    checkpoint_every: int = Field(default=5, ge=1)
-    """Rounds between checkpoints."""
 
     @model_validator(mode="after")
     def _room_before_the_penalty(self) -> Self:
@@ -589,11 +648,18 @@ class GRPOSection(OptimiserSection):
 
     @model_validator(mode="after")
     def _engine_of_the_rollouts(self) -> Self:
-        if self.rollouts != "vllm" and (self.rollout_urls or self.mismatch != "none"):
-            name = "rollout_urls" if self.rollout_urls else "mismatch"
-            raise ValueError(f'{name} is for rollouts = "vllm": the student itself does not differ from the student')
+        if self.rollouts != "vllm" and self.mismatch != "none":
+            raise ValueError('mismatch is for rollouts = "vllm": the student itself does not differ from the student')
         if not self.mismatch_low < 1 < self.mismatch_high:
             raise ValueError(f"1 must lie between mismatch_low = {self.mismatch_low} and mismatch_high")
+        return self
+
+    @model_validator(mode="after")
+    def _rollouts_of_older_weights(self) -> Self:
+        if self.rollouts_ahead and self.mismatch == "none":
+            raise ValueError('rollouts_ahead = 1 samples with older weights: set mismatch = "tis" or "icepop"')
+        if self.rollouts_ahead and self.max_refills:
+            raise ValueError("rollouts_ahead = 1 and max_refills exclude each other: set one of them to 0")
         return self
 
 
@@ -619,11 +685,12 @@ class EvaluateSection(Section):
     """Resamples for an interval."""
     limit: int = Field(default=0, ge=0)
     """Held-out problems used; 0: all."""
-    models: tuple[Literal["teacher", "student", "sft", "distill", "grpo"], ...] = (
+    models: tuple[Literal["teacher", "student", "sft", "distill", "on_policy", "grpo"], ...] = (
         "teacher",
         "student",
         "sft",
         "distill",
+        "on_policy",
         "grpo",
     )
     """Models to evaluate; those of stages that do not run are left out."""

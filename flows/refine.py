@@ -10,7 +10,7 @@ from prefect import flow
 from flows.distil import run_stage
 from flows.recipe import Recipe
 from flows.stages import Stage
-from flows.wiring import opened, student_tokenizer, template_of
+from flows.wiring import lent_engine, opened, student_tokenizer, template_of
 from tasks.select import Rendering, select_problems
 
 
@@ -22,4 +22,5 @@ def refine(recipe: Recipe) -> None:
     with opened(recipe) as run:
         rendering = Rendering(student_tokenizer(recipe), template_of(recipe))
         problems = select_problems(run, rendering, Stage.GRPO.value, recipe.grpo.pass_rate)
-        run_stage(recipe, run, Stage.GRPO, problems)
+        with lent_engine(recipe, run, Stage.GRPO) as engine:
+            run_stage(recipe, run, Stage.GRPO, problems, engine=engine)

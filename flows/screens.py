@@ -44,6 +44,7 @@ NAMES = {
     "student": "student before training",
     "sft": "after SFT on accepted samples",
     "distill": "after KL distillation",
+    "on_policy": "after on-policy distillation",
     "grpo": "after GRPO",
 }
 VIEWS = f"views: {', '.join(PUBLIC)};\n`describe samples` lists a view's columns"
@@ -54,7 +55,8 @@ def results_screen(dataset: Path, complete: bool) -> None:
     console = Console(width=110 if not sys.stdout.isatty() else None)
     con = catalog.connect(dataset)
     counts = problem_counts(con)
-    console.print(f"problems: {counts['train']} to learn from, {counts['held_out']} held out")
+    validation = f", {counts['validation']} for validation" if counts["validation"] else ""
+    console.print(f"problems: {counts['train']} to learn from, {counts['held_out']} held out{validation}")
     if not counts["samples"]:
         console.print("nothing is generated yet; `--only generate,verify` makes the samples")
         return
@@ -214,7 +216,7 @@ def _outdated(one: Outdated) -> str:
     """What is to be said of such a student."""
     if not one.itself:
         return f"started from {one.through}"
-    what = "problems" if one.student == "grpo" else "samples"
+    what = "problems" if one.student in ("on_policy", "grpo") else "samples"
     return f"learnt from {one.learnt} {what}, not from the {one.now} that are chosen now ({one.kept} are the same)"
 
 

@@ -17,11 +17,13 @@ class Stage(StrEnum):
     VERIFY = "verify"
     SFT = "sft"
     DISTILL = "distill"
+    ON_POLICY = "on_policy"
     GRPO = "grpo"
     EVALUATE = "evaluate"
 
 
 ALL_STAGES = tuple(Stage)
+TRAINED = (Stage.SFT, Stage.DISTILL, Stage.ON_POLICY, Stage.GRPO)  # in the order in which one may start from another
 
 
 def parse_stages(text: str) -> tuple[Stage, ...]:

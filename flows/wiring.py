@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from flows.recipe_sections import (
     SHARD_CHECK_NAMES,
     EvaluateSection,
     GenerateSection,
-    GRPOSection,
+    OnPolicySection,
     OptimiserSection,
+    RolloutSection,
     VLLMTeacher,
 )
 from model.errors import ModelFolderError, RecipeError
@@ -26,6 +27,7 @@ from model.pretrained import load_tokenizer, resolve_model, revision_of
 from model.records import Provenance
 from model.rewards.registry import build_checks
 from model.rewards.reward import ACCURACY_CHECKS
+from model.rewards.rule import checks_of, limited_to
 from model.rewards.settings import CheckSettings
 from model.rewards.workers.pool import VerifierPool
 from model.sampling.request import SamplingParams
@@ -33,7 +35,7 @@ from model.sampling.vllm_server import EngineOptions
 from model.templates import ChatTokenizer, PromptTemplate
 from tasks.capture import Questions
 from tasks.duplicates import DuplicateCheck
-from tasks.engine import Engine, EngineSpec
+from tasks.engine import Engine, EngineSpec, Standby
 from tasks.judge import judge_check
 from tasks.progress import announce
 from tasks.reward_model import reward_model_check
@@ -52,8 +54,8 @@ def opened(recipe: Recipe) -> Iterator[Run]:
     if dataset.path in _open_runs:
         yield _open_runs[dataset.path]
         return
-    run = Run(dataset, flow_run.id or uuid.uuid4().hex)
-    with dataset.lock(run.run_id):
+    with Standby() as standby, dataset.lock(run_id := flow_run.id or uuid.uuid4().hex):
+        run = Run(dataset, run_id, standby if keeps_engine(recipe) else None)
         before = dataset.read_json(RECIPE)
         dataset.bind(recipe.fingerprint_fields(), recipe.resolved())
         _open_runs[dataset.path] = run
@@ -66,6 +68,11 @@ def opened(recipe: Recipe) -> Iterator[Run]:
             raise
         finally:
             del _open_runs[dataset.path]
+
+
+def keeps_engine(recipe: Recipe) -> bool:
+    """Whether one engine serves all stages of a run."""
+    return isinstance(recipe.teacher, VLLMTeacher) and recipe.teacher.keep_running
 
 
 def template_of(recipe: Recipe) -> PromptTemplate:
@@ -117,9 +124,16 @@ def evaluation_engine(recipe: Recipe, run: Run) -> Engine:
 
 def capture_engine(recipe: Recipe, run: Run) -> Engine:
     """The engine of the model to distil from, not started yet; it tells as many log-probabilities as are stored."""
-    spec = distill_spec(recipe)
-    options = replace(spec.options, max_logprobs=recipe.distill.top_k)
-    return _engine(recipe, run, recipe.generate, "capture", replace(spec, options=options))
+    return _engine(recipe, run, recipe.generate, "capture", distill_spec(recipe))
+
+
+def lent_engine(recipe: Recipe, run: Run, stage: str) -> AbstractContextManager[Engine | None]:
+    """The engine that the run keeps, not started yet, for a stage's rollouts; None where the trainer has its own."""
+    section: RolloutSection = getattr(recipe, stage)
+    if run.standby is None or section.rollouts != "vllm" or section.rollout_urls:
+        return nullcontext()
+    student = str(weights_of(recipe, run, section.init))  # type: ignore[attr-defined]  # every stage has one
+    return _engine(recipe, run, recipe.evaluate, "rollouts", student_spec(recipe, student))
 
 
 def _engine(
@@ -131,6 +145,7 @@ def _engine(
         concurrency=recipe.generate.concurrency,
         timeout_seconds=recipe.generate.timeout_seconds,
         log_path=run.dataset.file(f"logs/vllm-{name}.log"),
+        standby=run.standby,
     )
 
 
@@ -138,7 +153,7 @@ def teacher_spec(recipe: Recipe) -> EngineSpec:
     """What serves the teacher: a server of ours, or the recipe's endpoints."""
     teacher = recipe.teacher
     if isinstance(teacher, VLLMTeacher):
-        return EngineSpec(teacher.model, teacher.revision, options=_options(teacher))
+        return EngineSpec(teacher.model, teacher.revision, options=_options(recipe, teacher))
     return EngineSpec(teacher.model, teacher.revision, teacher.urls, teacher.api_key_env)
 
 
@@ -165,10 +180,13 @@ def student_spec(recipe: Recipe, model: str) -> EngineSpec:
     room = student.max_model_len or like.max_model_len
     own = student.revision if model == student.model else "main"
     extra = like.extra_args if like.model == student.model else ()
-    return EngineSpec(model, own, options=replace(_options(like), revision=own, max_model_len=room, extra_args=extra))
+    options = replace(_options(recipe, like), revision=own, max_model_len=room, extra_args=extra)
+    return EngineSpec(model, own, options=options)
 
 
-def _options(teacher: VLLMTeacher) -> EngineOptions:
+def _options(recipe: Recipe, teacher: VLLMTeacher) -> EngineOptions:
+    """The same for every stage, so that one engine can serve them all."""
+    stores = recipe.distill.enabled and recipe.distill.teacher_logits == "stored"
     return EngineOptions(
         python=teacher.python,
         revision=teacher.revision,
@@ -177,6 +195,8 @@ def _options(teacher: VLLMTeacher) -> EngineOptions:
         dtype=teacher.dtype,
         enforce_eager=teacher.enforce_eager,
         gpus=teacher.gpus,
+        max_logprobs=max(EngineOptions().max_logprobs, recipe.distill.top_k if stores else 0),
+        logprobs_mode="processed_logprobs",  # rollouts are weighed by them; nothing else reads those of written tokens
         extra_args=teacher.extra_args,
     )
 
@@ -190,14 +210,19 @@ def check_settings(recipe: Recipe) -> CheckSettings:
 def verifier_pool(recipe: Recipe, only: Collection[str] = ()) -> VerifierPool:
     """The recipe's checks of single samples (or those with these names) in their worker processes, not started yet."""
     settings = check_settings(recipe)
-    names = [name for name in recipe.verify.checks if name not in SHARD_CHECK_NAMES]
-    chosen = [name for name, check in zip(names, build_checks(names, settings), strict=True) if check.name in only]
     return VerifierPool(
-        chosen or names,
+        list(single_checks(recipe, only)),
         settings,
         workers=recipe.verify.workers,
         timeout_seconds=recipe.verify.timeout_seconds,
     )
+
+
+def single_checks(recipe: Recipe, only: Collection[str] = ()) -> dict[str, str]:
+    """The recipe's checks of single samples (or those with these names), as they are built, and what each is called."""
+    names = [name for name in recipe.verify.checks if name not in SHARD_CHECK_NAMES]
+    built = dict(zip(names, (check.name for check in build_checks(names, check_settings(recipe))), strict=True))
+    return {name: called for name, called in built.items() if called in only} or built
 
 
 @contextmanager
@@ -249,10 +274,13 @@ def shard_checks(recipe: Recipe, run: Run, engine: Engine, rules: Mapping[str, s
 _NOT_OF_A_JOB = {"enabled", "attempts", "init", "teacher", "pass_rate", "teacher_logits", "top_k"}
 
 
-def training_job(recipe: Recipe, run: Run, stage: str, data: Path, stored: Path | None = None) -> dict[str, Any]:
+def training_job(
+    recipe: Recipe, run: Run, stage: str, data: Path, stored: Path | None = None, validation: Path | None = None
+) -> dict[str, Any]:
     """The job of one stage as `model.training` reads it: its section, with every name resolved to a path.
 
-    `stored`: the list of the teacher's rows, for KL distillation without a live teacher.
+    `stored`: the list of the teacher's rows, for KL distillation without a live teacher. `validation`: the problems
+    that the student answers meanwhile, where the stage validates.
     """
     section: OptimiserSection = getattr(recipe, stage)
     job = section.model_dump(mode="json", exclude=_NOT_OF_A_JOB)
@@ -263,20 +291,25 @@ def training_job(recipe: Recipe, run: Run, stage: str, data: Path, stored: Path 
         "init": str(weights_of(recipe, run, section.init)),  # type: ignore[attr-defined]  # every stage has one
         "out": str(run.dataset.file(f"{STUDENTS}/{stage}")),
     }
-    if isinstance(section, GRPOSection):
+    if validation is not None:
+        job |= _validation(recipe, validation)
+    if isinstance(section, OnPolicySection):
+        job["teacher"] = str(_live_teacher(recipe, section.teacher))
+    if isinstance(section, RolloutSection):
         own = recipe.teacher.python if isinstance(recipe.teacher, VLLMTeacher) else ""
         python = {"rollout_python": section.rollout_python or own}
         return job | _rewards(recipe) | python | {"problems": str(data)}
     if stored is not None:
         job["stored"] = str(stored)
     elif stage == "distill":
-        job["teacher"] = str(_distill_teacher(recipe))
+        job["teacher"] = str(_live_teacher(recipe, recipe.distill.teacher))
     return job | {"examples": str(data)}
 
 
-def _distill_teacher(recipe: Recipe) -> Path:
-    if recipe.distill.teacher:
-        return _local_folder(recipe.distill.teacher, "main")
+def _live_teacher(recipe: Recipe, other: str) -> Path:
+    """The folder of a teacher that runs beside the student: `other`, or the recipe's own."""
+    if other:
+        return _local_folder(other, "main")
     if isinstance(recipe.teacher, VLLMTeacher):
         return _local_folder(recipe.teacher.model, recipe.teacher.revision)
     remedy = 'set distill.teacher, or distill.teacher_logits = "stored"'
@@ -284,7 +317,7 @@ def _distill_teacher(recipe: Recipe) -> Path:
 
 
 def weights_of(recipe: Recipe, run: Run, name: str) -> Path:
-    """The folder of the student as it was (`student`) or as a stage has made it (`sft`, `distill`, `grpo`)."""
+    """The folder of the student as it was (`student`) or as a stage has made it (`sft`, `distill`, …)."""
     if name == "student":
         return _local_folder(recipe.student.model, recipe.student.revision)
     folder = run.dataset.file(f"{STUDENTS}/{name}/model")
@@ -302,6 +335,22 @@ def _rewards(recipe: Recipe) -> dict[str, Any]:
         "check_settings": asdict(check_settings(recipe)),
         "check_timeout_seconds": recipe.verify.timeout_seconds,
     }
+
+
+def _validation(recipe: Recipe, problems: Path) -> dict[str, Any]:
+    """Sampled as an evaluation is, and right by the same rule."""
+    sampling, checks = recipe.evaluate, single_checks(recipe, checks_of(recipe.accept.require))
+    settings = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
+        "stop": list(recipe.template.stop),
+        "checks": list(checks),
+        "require": list(limited_to(recipe.accept.require, list(checks.values()))),
+        "check_settings": asdict(check_settings(recipe)),
+        "check_timeout_seconds": recipe.verify.timeout_seconds,
+    }
+    return {"validation": str(problems)} | {f"validation_{name}": value for name, value in settings.items()}
 
 
 def _local_folder(model: str, revision: str) -> Path:

@@ -48,6 +48,24 @@ def cons_at_n(answers: Sequence[str | None], correct: Sequence[bool]) -> float:
     return sum(answer in right for answer in winners) / len(winners)
 
 
+def answer_metrics(
+    problems: Sequence[Sequence[tuple[bool, str | None]]], k: Sequence[int], samples: int
+) -> dict[str, list[float]]:
+    """pass@k for each k, and cons@N where N = `samples` is above 1: every metric's value for each problem.
+
+    Args:
+        problems: of each problem its judged answers: (is it right?, the answer). One with fewer than k is left out of
+            pass@k.
+    """
+    counts = [(len(answers), sum(right for right, _ in answers)) for answers in problems]
+    metrics = {f"pass@{each}": [pass_at_k(n, right, each) for n, right in counts if n >= each] for each in k}
+    if samples > 1:
+        metrics[f"cons@{samples}"] = [
+            cons_at_n([answer for _, answer in answers], [right for right, _ in answers]) for answers in problems
+        ]
+    return metrics
+
+
 def bootstrap_interval(
     values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

@@ -51,7 +51,8 @@ def _canonical(value: Any) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem. `split` is `train`, or `held_out` for questions that no training stage may see."""
+    """One problem. `split` is `train`, `held_out` for questions that no training stage may see, or
+    `validation` for those that only choose a checkpoint."""
 
     problem_id: str
     domain: str
@@ -75,6 +76,16 @@ PROBLEM_SCHEMA = pa.schema(
         pa.field("split", _TEXT, nullable=False),
     ]
 )
+
+
+@dataclass(frozen=True, slots=True)
+class TaughtProblem(Problem):
+    """A problem as a student reads it (`prompt`) and as its teacher does, worked turns included; None: alike."""
+
+    teacher_prompt: str | None = None
+
+
+TAUGHT_PROBLEM_SCHEMA = PROBLEM_SCHEMA.append(pa.field("teacher_prompt", _TEXT))
 
 
 def problem_id(domain: str, prompt: str, gold: str | None, tests: str | None = None) -> str:
@@ -410,6 +421,7 @@ TEACHER_PLACE_SCHEMA = pa.schema(
 
 SCHEMAS: dict[type, pa.Schema] = {
     Problem: PROBLEM_SCHEMA,
+    TaughtProblem: TAUGHT_PROBLEM_SCHEMA,
     Sample: SAMPLE_SCHEMA,
     PlannedSample: PLAN_SCHEMA,
     Verdict: VERDICT_SCHEMA,

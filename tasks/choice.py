@@ -36,9 +36,9 @@ def problems_to_learn_from(con: Connection, dataset: Dataset, band: tuple[float,
     return [problem for problem in problems_of_split(dataset, "train") if chosen(problem)]
 
 
-def chosen_by(dataset: Dataset, band: tuple[float, ...] | None = None) -> dict[str, Any]:
+def chosen_by(dataset: Dataset, band: tuple[float, ...] | None = None, student: str = "") -> dict[str, Any]:
     """The settings that a choice follows, by dotted key, as JSON values: noted beside it, to tell a later change."""
     settings = {f"accept.{name}": value for name, value in asdict(stored_rule(dataset)).items()}
     if band is not None:
-        settings["grpo.pass_rate"] = band
+        settings[f"{student}.pass_rate"] = band
     return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}

@@ -2,7 +2,8 @@
 
 An engine that died is started again by the next shard that asks for a client, so a shard's retry meets a live
 one. One engine serves one model at a time; `serve` puts another model's weights into the running server where
-the architecture is the same (a second), and starts a new server where it is not.
+the architecture is the same (a second), and starts a new server where it is not. With a `Standby` the server outlives
+its engine, for the next one that can use it.
 """
 
 from __future__ import annotations
@@ -49,8 +50,63 @@ class EngineSpec:
         return not self.urls
 
 
+@dataclass(slots=True)
+class Running:
+    """A server of ours, what it was started for, and whose weights it has now (None: nobody knows)."""
+
+    server: VLLMServer
+    started: EngineSpec
+    loaded: EngineSpec | None
+
+    def fits(self, spec: EngineSpec) -> bool:
+        """Whether it can answer for `spec`, with other weights if need be."""
+        if not self.server.alive() or replace(spec.options, revision="") != replace(self.started.options, revision=""):
+            return False
+        if spec == self.loaded:
+            return True
+        now, target = _folder(self.started), _folder(spec)
+        return spec.managed and bool(now and target and same_architecture(now, target))
+
+    def load(self, spec: EngineSpec) -> None:
+        """Has it answer for a spec that fits."""
+        target = _folder(spec)
+        if spec != self.loaded and target:
+            self.loaded = None
+            self.server.load_weights(target)
+            self.loaded = spec
+
+
+class Standby:
+    """Keeps the server that an engine has left until the next engine takes it or the block ends: at most one."""
+
+    def __init__(self) -> None:
+        self._kept: Running | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.keep(None)
+
+    def keep(self, running: Running | None) -> None:
+        """Puts a server in the place of the one that is kept, which is stopped."""
+        kept, self._kept = self._kept, running
+        if kept is not None:
+            kept.server.stop()
+
+    def take(self, spec: EngineSpec) -> Running | None:
+        """The kept server, if it fits; one that does not is stopped, for the next needs the room."""
+        if self._kept is None or not self._kept.fits(spec):
+            self.keep(None)
+        taken, self._kept = self._kept, None
+        return taken
+
+
 class Engine:
-    """A context manager; `complete` may be called from many threads and always reaches a live engine."""
+    """A context manager; `complete` may be called from many threads and always reaches a live engine.
+
+    `standby`: where a server of ours is looked for before one is started, and left in the end.
+    """
 
     def __init__(
         self,
@@ -60,15 +116,14 @@ class Engine:
         concurrency: int,
         timeout_seconds: float,
         log_path: Path,
+        standby: Standby | None = None,
     ) -> None:
         self.spec, self.params = spec, params
         self._concurrency, self._timeout_seconds = concurrency, timeout_seconds
-        self._log_path = log_path
+        self._log_path, self._standby = log_path, standby
         self._lock = threading.Lock()
-        self._open = ExitStack()
-        self._server: VLLMServer | None = None
         self._client: CompletionsClient | None = None
-        self._started: EngineSpec | None = None  # what the server was started with
+        self._running: Running | None = None
         self._failure: SamplerError | None = None  # one that no further start would mend
         self._closed = False
 
@@ -81,6 +136,9 @@ class Engine:
         # Before stopping: a shard that is interrupted by this must not start the engine again when it is retried.
         self._closed = True
         with self._lock:
+            if self._standby and self._running and kind is None:  # after an error requests may still be running
+                self._standby.keep(self._running)
+                self._running = None
             self._stop()
 
     def complete(
@@ -114,31 +172,36 @@ class Engine:
             if spec == self.spec and self._client is not None:
                 return
             self.spec, self._failure = spec, None
-            if not self._swap_weights(spec):
+            if self._running is not None and self._running.fits(spec):
+                self._running.load(spec)
+            else:
                 self._stop()
 
-    def _swap_weights(self, spec: EngineSpec) -> bool:
-        """Puts the weights into the running server, if they fit it; a second instead of a start."""
-        if self._server is None or not self._server.alive() or self._started is None:
-            return False
-        now, target = _folder(self._started), _folder(spec)
-        fits = replace(spec.options, revision="") == replace(self._started.options, revision="")
-        if not (fits and spec.managed and now and target and same_architecture(now, target)):
-            return False
-        self._server.load_weights(target)
-        return True
+    def lend(self) -> str:
+        """The URL of the engine, running, for someone who puts weights of their own into it."""
+        self.ready()
+        with self._lock:
+            assert self._running is not None, "only a server of ours is lent"
+            self._running.loaded = None
+            return self._running.server.url
 
     def _start(self) -> None:
         self._stop()
         try:
             if self.spec.managed:
-                self._server = self._start_server()
-            self._client = self._open.enter_context(self._new_client())
+                self._running = self._taken() or self._started()
+            self._client = self._new_client().__enter__()
         except SamplerError as error:
             self._failure = None if error.retryable else error
             raise
 
-    def _start_server(self) -> VLLMServer:
+    def _taken(self) -> Running | None:
+        running = self._standby.take(self.spec) if self._standby else None
+        if running is not None:
+            running.load(self.spec)
+        return running
+
+    def _started(self) -> Running:
         target = resolve_model(self.spec.model, self.spec.revision, say=announce)
         with ticking("start vLLM", None, "steps") as ticker:
             server = VLLMServer(
@@ -148,11 +211,11 @@ class Engine:
                 options=self.spec.options,
                 on_progress=lambda phase, _: self._show(ticker, phase),
             )
-            self._started = self.spec
-            return self._open.enter_context(server)
+            server.start()
+            return Running(server, self.spec, self.spec)
 
     def _new_client(self) -> CompletionsClient:
-        server = self._server
+        server = self._running.server if self._running else None
         return CompletionsClient(
             [server.url] if server else list(self.spec.urls),
             SERVED_NAME if server else self.spec.model,
@@ -170,10 +233,10 @@ class Engine:
 
     def _learn_from_death(self) -> None:
         """Drops a server that died; what it died of may be worth no further start."""
-        if self._server is None or self._server.alive():
+        if self._running is None or self._running.server.alive():
             return
         try:
-            self._server.check()
+            self._running.server.check()
         except SamplerError as error:
             self._failure = None if error.retryable else error
         self._stop()
@@ -183,8 +246,13 @@ class Engine:
             raise InterruptedRunError("the run is ending, so its engine is gone")
 
     def _stop(self) -> None:
-        self._open.close()
-        self._server = self._client = self._started = None
+        client, self._client = self._client, None
+        running, self._running = self._running, None
+        with ExitStack() as last:  # the server also where closing the client fails
+            if running is not None:
+                last.callback(running.server.stop)
+            if client is not None:
+                last.push(client)
 
 
 def _folder(spec: EngineSpec) -> Path | None:

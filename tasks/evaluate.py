@@ -17,7 +17,7 @@ import pyarrow as pa
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from model.metrics import bootstrap_interval, cons_at_n, pass_at_k
+from model.metrics import answer_metrics, bootstrap_interval
 from model.records import (
     EVALUATION_SCHEMA,
     Evaluation,
@@ -85,6 +85,7 @@ class Suite:
     confidence: float
     bootstrap: int
     seed: int
+    name: str = ""  # what all its problems together are called; empty: `all`, and each source by its own name
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,9 @@ def measure(key: str, answers: Sequence[Answer], contestant: Contestant, suite: 
         if answer.correct is not None:
             by_source[answer.source][answer.problem_id].append(answer)
             by_source[ALL][answer.problem_id].append(answer)
-    if len(by_source) == 2:  # one source: `all` would say the same twice
+    if suite.name:
+        by_source = {suite.name: by_source[ALL]}
+    elif len(by_source) == 2:  # one source: `all` would say the same twice
         del by_source[ALL]
     rows = []
     for name, problems in sorted(by_source.items()):
@@ -244,13 +247,8 @@ def measure(key: str, answers: Sequence[Answer], contestant: Contestant, suite: 
 
 def _metrics(problems: Sequence[Sequence[Answer]], suite: Suite) -> dict[str, list[float]]:
     """Each metric's value per problem."""
-    counts = [(len(answers), sum(bool(answer.correct) for answer in answers)) for answers in problems]
-    metrics = {f"pass@{k}": [pass_at_k(n, right, k) for n, right in counts if n >= k] for k in suite.k}
-    if suite.replicas > 1:
-        metrics[f"cons@{suite.replicas}"] = [
-            cons_at_n([a.answer for a in answers], [bool(a.correct) for a in answers]) for answers in problems
-        ]
-    return metrics
+    judged = [[(bool(answer.correct), answer.answer) for answer in answers] for answers in problems]
+    return answer_metrics(judged, suite.k, suite.replicas)
 
 
 def _row(

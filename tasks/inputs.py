@@ -28,7 +28,7 @@ def problems_by_id(dataset: Dataset, ids: Collection[str]) -> dict[str, Problem]
 
 
 def problems_of_split(dataset: Dataset, split: str) -> list[Problem]:
-    """All problems of a split (`train`, `held_out`), by id."""
+    """All problems of a split (`train`, `validation`, `held_out`), by id."""
     return sorted(_problems(dataset, [("split", "==", split)]), key=lambda problem: problem.problem_id)
 
 

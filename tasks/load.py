@@ -22,7 +22,7 @@ from model.errors import RecipeError
 from model.records import PROBLEM_SCHEMA, Problem, content_hash, to_table
 from tasks.problems import ProblemReader, Reject
 from tasks.progress import announce, ticking
-from tasks.sources import ProblemSource, nothing_held_out
+from tasks.sources import ProblemSource, nothing_held_out, nothing_to_validate
 from tasks.store import PROBLEMS, Dataset, shard_name
 
 LOADED = f"{PROBLEMS}/loaded.json"
@@ -37,6 +37,7 @@ class Loaded:
     train: int
     held_out: int
     rejected: dict[str, int]
+    validation: int = 0
 
 
 @task(name="load problems", task_run_name="load problems", cache_policy=NO_CACHE)
@@ -45,7 +46,7 @@ def load(dataset: Dataset, sources: Sequence[ProblemSource]) -> Loaded:
     fingerprint = _fingerprint(sources)
     record = dataset.read_json(LOADED)
     if record and record["fingerprint"] == fingerprint:
-        return Loaded(0, record["train"], record["held_out"], record["rejected"])
+        return Loaded(0, record["train"], record["held_out"], record["rejected"], record.get("validation", 0))
     known = known_splits(dataset)
     if known:  # before anything is written: a recipe that is refused leaves the dataset as it was
         for batch in ProblemReader(sources, batch_size=BATCH):
@@ -68,8 +69,10 @@ def load(dataset: Dataset, sources: Sequence[ProblemSource]) -> Loaded:
         counts = reader.counts[source.label]
         if source.held_out and counts.loaded and not counts.held_out:
             announce(f"warning: {nothing_held_out(source, counts.loaded)}")
+        if source.validation and counts.loaded and not counts.validation:
+            announce(f"warning: {nothing_to_validate(source, counts.loaded)}")
     splits = Counter(known.values())
-    loaded = Loaded(written, splits["train"], splits["held_out"], _by_reason(rejects))
+    loaded = Loaded(written, splits["train"], splits["held_out"], _by_reason(rejects), splits["validation"])
     dataset.write_text(LOADED, json.dumps({"fingerprint": fingerprint, **asdict(loaded)}))
     return loaded
 
@@ -105,7 +108,7 @@ def _require_same_splits(dataset: Dataset, problems: Sequence[Problem], known: M
         if before != problem.split:
             raise RecipeError(
                 f"problem {problem.problem_id} is {before} in {dataset.path} and {problem.split} in the recipe: "
-                "`held_out` must not change under a dataset; name another dataset folder"
+                "`held_out` must not change under a dataset, nor `validation`; name another dataset folder"
             )
 
 
@@ -121,7 +124,13 @@ def _by_reason(rejects: Mapping[str, Sequence[Reject]]) -> dict[str, int]:
 def _fingerprint(sources: Sequence[ProblemSource]) -> str:
     """Of the settings and of every local file's size and time: a source that grew is read again."""
     stats = [_stat(source.path or source.name) for source in sources]
-    return content_hash("sources", [asdict(source) for source in sources], stats)
+    return content_hash("sources", [_settings(source) for source in sources], stats)
+
+
+def _settings(source: ProblemSource) -> dict[str, Any]:
+    """A setting that came later counts from the moment it is used, so that older datasets are not read again."""
+    settings = asdict(source)
+    return settings if source.validation else {name: settings[name] for name in settings if name != "validation"}
 
 
 def _stat(location: str) -> list[list[Any]]:

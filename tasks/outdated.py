@@ -15,7 +15,7 @@ from tasks.catalog import Connection, run_sql
 from tasks.choice import SELECTIONS, chosen_by, problems_to_learn_from
 from tasks.store import STUDENTS, Dataset
 
-_STUDENTS = ("sft", "distill", "grpo")  # in the order in which one may start from another
+_STUDENTS = ("sft", "distill", "on_policy", "grpo")  # in the order in which one may start from another
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +71,11 @@ def _compared(
     learnt = set(dataset.read_table(selection, [column]).column(0).to_pylist())
     band: tuple[float, ...] | None = None
     if kind == "problems":
-        band = tuple((dataset.recipe() or {}).get("grpo", {}).get("pass_rate", (0.0, 1.0)))
+        band = tuple((dataset.recipe() or {}).get(student, {}).get("pass_rate", (0.0, 1.0)))
         now = {problem.problem_id for problem in problems_to_learn_from(con, dataset, band)}
     else:
         now = accepted()
-    before, after = manifest.extra.get("chosen_by", {}), chosen_by(dataset, band)
+    before, after = manifest.extra.get("chosen_by", {}), chosen_by(dataset, band, student)
     differs = tuple(f"{key} was {before[key]}, is {after[key]}" for key in before if before[key] != after.get(key))
     through = Path(job.get("init", "")).parent
     return Outdated(

@@ -115,27 +115,27 @@ def _check_overlap(dataset: Dataset, settings: ContaminationSettings) -> None:
 
 
 def _overlaps(dataset: Dataset, settings: ContaminationSettings, ticker: Ticker) -> Judged:
-    """Every problem in load order; a held-out one is compared with the files alone, not with itself."""
+    """Every problem in load order; one that is not for training is compared with the files alone, not with itself."""
     files = list(overlap.benchmark_items(settings.files))
-    own = list(_held_out_items(dataset)) if overlap.HELD_OUT in settings.files else []
+    own = list(_reserved_items(dataset)) if overlap.HELD_OUT in settings.files else []
     published = overlap.ContaminationIndex.build(files, settings.ngram, settings.boilerplate)
     everything = overlap.ContaminationIndex.build([*files, *own], settings.ngram, settings.boilerplate)
     for batch in problems_in_order(dataset):
         for problem in batch:
-            if problem.split != "held_out":
+            if problem.split == "train":
                 yield problem.problem_id, overlap.judge_problem(problem, everything)
             elif files:
                 yield problem.problem_id, overlap.judge_problem(problem, published)
             else:
-                yield problem.problem_id, unscorable("held_out")
+                yield problem.problem_id, unscorable(problem.split)
         ticker.advance(len(batch))
 
 
-def _held_out_items(dataset: Dataset) -> Iterator[BenchmarkItem]:
+def _reserved_items(dataset: Dataset) -> Iterator[BenchmarkItem]:
     for batch in problems_in_order(dataset):
         for problem in batch:
-            if problem.split == "held_out":
-                yield BenchmarkItem(f"held_out:{problem.problem_id}", problem.prompt, problem.gold or "")
+            if problem.split != "train":
+                yield BenchmarkItem(f"{problem.split}:{problem.problem_id}", problem.prompt, problem.gold or "")
 
 
 # --- problems in load order, a batch at a time -----------------------------------------------------

@@ -52,8 +52,8 @@ def excluded(dataset: Dataset, checks: Collection[str]) -> dict[str, str]:
             table = dataset.read_table(verdict_file(check), ["problem_id", "verdict"])
             failing = table.filter(pc.field("verdict") == Status.FAIL.value).column("problem_id").to_pylist()
             found = dict.fromkeys(failing, check) | found
-    held_out = _held_out(dataset, found) if found else set()
-    return {problem: check for problem, check in found.items() if problem not in held_out}
+    kept = _never_trained_on(dataset, found) if found else set()
+    return {problem: check for problem, check in found.items() if problem not in kept}
 
 
 def verdict_manifests(dataset: Dataset) -> list[Manifest]:
@@ -66,11 +66,11 @@ def _tie(dataset: Dataset) -> dict[str, str]:
     return {"problems": content_hash("problems", [manifest.sha256 for manifest in dataset.manifests(PROBLEMS)])}
 
 
-def _held_out(dataset: Dataset, problems: Collection[str]) -> set[str]:
-    """Those of `problems` that are held out, which nothing excludes."""
+def _never_trained_on(dataset: Dataset, problems: Collection[str]) -> set[str]:
+    """Those of `problems` that are held out or for validation, which nothing excludes."""
     wanted, found = pa.array(list(problems), pa.string()), set()
     for manifest in dataset.manifests(PROBLEMS):
         table = dataset.read_table(manifest.relative, ["problem_id", "split"])
-        table = table.filter((pc.field("split") == "held_out") & pc.field("problem_id").isin(wanted))
+        table = table.filter((pc.field("split") != "train") & pc.field("problem_id").isin(wanted))
         found |= set(table.column("problem_id").to_pylist())
     return found

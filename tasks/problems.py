@@ -2,7 +2,8 @@
 
 Promises: one unusable row never stops the load; every rejected row leaves its line and reason; each
 problem comes once; whether a prompt is held out depends on the prompt and the shares of the sources that
-have it, on nothing else. Memory holds ids of what was seen (some 100 bytes a problem), not the rows.
+have it, on nothing else; no prompt is in two splits. Memory holds ids of what was seen (some 100 bytes a
+problem, twice that where questions are kept for validation), not the rows.
 Golds are not judged here: one that cannot be parsed is kept, and the `math` check will say `unscorable`.
 """
 
@@ -22,6 +23,7 @@ from model.records import Problem, problem_id
 from tasks.sources import ProblemSource, RawRow, RejectReason, read_rows
 
 TRAIN = "train"
+VALIDATION = "validation"
 HELD_OUT = "held_out"
 _EXCERPT = 500
 
@@ -39,10 +41,11 @@ class Reject:
 
 @dataclass(slots=True)
 class SourceCounts:
-    """What became of a source's rows: rows = train + held_out + duplicates + the sum of rejected."""
+    """What became of a source's rows: rows = train + validation + held_out + duplicates + the sum of rejected."""
 
     rows: int = 0
     train: int = 0
+    validation: int = 0
     held_out: int = 0
     duplicates: int = 0
     empty_golds: int = 0  # problems kept without a gold (not a kind of loss)
@@ -50,7 +53,7 @@ class SourceCounts:
 
     @property
     def loaded(self) -> int:
-        return self.train + self.held_out
+        return self.train + self.validation + self.held_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class ProblemReader:
 
     Sources are read in order of falling `held_out` share, and a prompt that one source has held out is held
     out wherever it turns up again: a benchmark with `held_out = 1.0` takes its questions out of training.
+    Between training and validation, sources of one `held_out` share are read in order of falling `validation`
+    share, and a prompt stays where it was put first.
     Raises ProblemsError when a source cannot be read or holds not one usable problem.
     """
 
@@ -87,15 +92,18 @@ class ProblemReader:
             raise ProblemsError("no problem source given; add [[problems]] to the recipe")
         if len({source.label for source in made}) < len(made):
             raise ValueError(f"sources need distinct labels, got {[source.label for source in made]}")
-        self._sources = sorted(made, key=lambda source: -source.held_out)
+        self._sources = sorted(made, key=lambda source: (-source.held_out, -source.validation))
         self._batch_size = batch_size
         self._seen: set[int] = set()
         self._held_out: set[int] = set()
+        self._learned: dict[int, str] | None = {} if any(source.validation for source in made) else None
         self.counts: dict[str, SourceCounts] = {source.label: SourceCounts() for source in made}
 
     def __iter__(self) -> Iterator[ProblemBatch]:
         self._seen.clear()
         self._held_out.clear()
+        if self._learned is not None:
+            self._learned.clear()
         for source in self._sources:
             self.counts[source.label] = SourceCounts()
             yield from self._read(source)
@@ -133,7 +141,10 @@ class ProblemReader:
             self._held_out.add(prompt)
         elif prompt in self._held_out:
             problem = replace(problem, split=HELD_OUT)
+        elif self._learned is not None:
+            problem = replace(problem, split=self._learned.setdefault(prompt, problem.split))
         counts.held_out += problem.split == HELD_OUT
+        counts.validation += problem.split == VALIDATION
         counts.train += problem.split == TRAIN
         counts.empty_golds += problem.gold is None
         return [problem]
@@ -196,7 +207,7 @@ def _problem(values: Mapping[str, Any], source: ProblemSource) -> Problem:
         gold=gold,
         tests=tests,
         metadata=_metadata(values, columns.metadata),
-        split=split_of(prompt, source.held_out),
+        split=split_of(prompt, source.held_out, source.validation),
     )
 
 
@@ -282,9 +293,14 @@ def prompt_hash(prompt: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def split_of(prompt: str, held_out: float) -> str:
-    """`held_out` for the share `held_out` in [0, 1] of all prompts with the lowest hashes, else `train`.
+def split_of(prompt: str, held_out: float, validation: float = 0.0) -> str:
+    """`held_out` for the share `held_out` in [0, 1] of all prompts with the lowest hashes, `validation` for such a
+    share with the highest, else `train`.
 
-    A larger share keeps what a smaller one held out; other sources, their order and `limit` have no say.
+    A larger share keeps what a smaller one took, and neither moves the other's, as long as both fit into 1 (what both
+    claim is held out); other sources, their order and `limit` have no say.
     """
-    return HELD_OUT if prompt_hash(prompt) < held_out * 2**64 else TRAIN
+    place = prompt_hash(prompt)
+    if place < held_out * 2**64:
+        return HELD_OUT
+    return VALIDATION if place >= 2**64 - int(validation * 2**64) else TRAIN

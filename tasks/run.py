@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model.errors import StillhouseError
 from tasks.store import Dataset
+
+if TYPE_CHECKING:
+    from tasks.engine import Standby
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,7 @@ class Run:
 
     dataset: Dataset
     run_id: str
+    standby: Standby | None = None  # where the run's stages leave their engine to one another
 
 
 def worth_retrying(_task: Any, _task_run: Any, state: Any) -> bool:

@@ -6,6 +6,7 @@ teacher saw the worked turns, the student does not) and writes it beside the stu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from model.errors import TrainingError
-from model.records import EXAMPLE_SCHEMA, PROBLEM_SCHEMA, Problem, TrainingExample, content_hash, to_table
+from model.errors import ProblemsError, TrainingError
+from model.records import SCHEMAS, Problem, TaughtProblem, TrainingExample, content_hash, to_table
 from model.templates import ChatTokenizer, PromptTemplate
 from tasks.catalog import connect, training_rows
 from tasks.choice import SELECTIONS, chosen_by, problems_to_learn_from
+from tasks.inputs import problems_of_split
+from tasks.problems import VALIDATION
 from tasks.run import Run
 
 
@@ -53,29 +56,52 @@ def select_examples(run: Run, rendering: Rendering, student: str) -> Path:
 
 
 @task(name="select problems", task_run_name="select problems for {student}", cache_policy=NO_CACHE)
-def select_problems(run: Run, rendering: Rendering, student: str, band: tuple[float, ...]) -> Path:
-    """Writes the problems to learn from, rendered for the student. TrainingError for none."""
+def select_problems(
+    run: Run, rendering: Rendering, student: str, band: tuple[float, ...], *, taught: bool = False
+) -> Path:
+    """Writes the problems to learn from, rendered for the student, and where it is `taught` for its teacher too.
+
+    TrainingError for none.
+    """
     alone = rendering.template.without_shots()
-    rows = [
-        replace(problem, prompt=alone.render(rendering.tokenizer, problem.prompt))
-        for problem in problems_to_learn_from(connect(run.dataset), run.dataset, band)
-    ]
+    chosen = problems_to_learn_from(connect(run.dataset), run.dataset, band)
+    rows = [replace(problem, prompt=alone.render(rendering.tokenizer, problem.prompt)) for problem in chosen]
+    if taught:
+        asked = [rendering.template.render(rendering.tokenizer, problem.prompt) for problem in chosen]
+        rows = [TaughtProblem(**asdict(row), teacher_prompt=text) for row, text in zip(rows, asked, strict=True)]
     if not rows:
         low, high = band
         raise TrainingError(
             "no training problem that is not excluded has a gold answer and a pass rate "
-            f"from {low:g} to {high:g}: widen grpo.pass_rate"
+            f"from {low:g} to {high:g}: widen {student}.pass_rate"
         )
-    return _write(run, student, rows, chosen_by(run.dataset, band))
+    return _write(run, student, rows, chosen_by(run.dataset, band, student))
 
 
-def _write(run: Run, student: str, rows: list[TrainingExample] | list[Problem], settings: dict[str, Any]) -> Path:
+@task(name="select validation", task_run_name="select for validation", cache_policy=NO_CACHE)
+def select_validation(run: Run, rendering: Rendering) -> Path:
+    """Writes the problems kept for validation that can be judged, rendered for the student. ProblemsError for none."""
+    alone = rendering.template.without_shots()
+    rows = [
+        replace(problem, prompt=alone.render(rendering.tokenizer, problem.prompt))
+        for problem in problems_of_split(run.dataset, VALIDATION)
+        if problem.gold or problem.tests
+    ]
+    if not rows:
+        raise ProblemsError(
+            "no problem with a gold answer or tests is kept for validation: raise `validation` on a [[problems]], or "
+            "set validate_every = 0"
+        )
+    return _write(run, VALIDATION, rows, {})
+
+
+def _write(run: Run, student: str, rows: Sequence[TrainingExample | Problem], settings: dict[str, Any]) -> Path:
     """Named by its content: a job that names the file has said what it is trained on."""
-    schema = EXAMPLE_SCHEMA if isinstance(rows[0], TrainingExample) else PROBLEM_SCHEMA
+    schema = SCHEMAS[type(rows[0])]
     digest = content_hash("selection", [asdict(row) for row in rows], digits=12)
     relative = f"{SELECTIONS}/{student}-{digest}.parquet"
     if run.dataset.read_manifest(relative) is None:
         run.dataset.write_shard(
-            relative, to_table(rows, schema), schema=schema, fingerprint=digest, extra={"chosen_by": settings}
+            relative, to_table(list(rows), schema), schema=schema, fingerprint=digest, extra={"chosen_by": settings}
         )
     return run.dataset.file(relative)

@@ -76,6 +76,7 @@ class ProblemSource:
     domain: str = "math"
     limit: int = 0
     held_out: float = 0.0
+    validation: float = 0.0
     max_prompt_chars: int = 32_000
     expected_rows: int = 0
 
@@ -161,6 +162,14 @@ def nothing_held_out(source: ProblemSource, problems: int) -> str:
     return (
         f"{source.label}: held_out = {source.held_out:g} holds out none of its {problems} problems, for a question's "
         "hash decides: raise it, or add problems"
+    )
+
+
+def nothing_to_validate(source: ProblemSource, problems: int) -> str:
+    """What a user is told whose share of questions for validation comes to none."""
+    return (
+        f"{source.label}: validation = {source.validation:g} keeps none of its {problems} problems for validation, for "
+        "a question's hash decides: raise it, or add problems"
     )
 
 

@@ -39,6 +39,7 @@ def problem_counts(con: Connection) -> dict[str, int]:
         con,
         """
         select count(*) filter (where split = 'train') as train, count(*) filter (where split = 'held_out') as held_out,
+               count(*) filter (where split = 'validation') as validation,
                (select count(*) from samples) as samples from problems""",
     )[0]
 
@@ -64,7 +65,8 @@ def training_summary(con: Connection) -> Rows:
         con,
         """
         select stage, arg_max(rows, started_at) as steps, arg_max(seconds, started_at) as seconds from attempts
-        where stage in ('sft', 'distill', 'grpo') and state = 'completed' group by stage order by max(started_at)""",
+        where stage in ('sft', 'distill', 'on_policy', 'grpo') and state = 'completed'
+        group by stage order by max(started_at)""",
     )
 
 

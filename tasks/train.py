@@ -12,7 +12,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from prefect.cache_policies import NO_CACHE
 from model.errors import TrainingError
 from model.training.process import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_WRONG_JOB
 from tasks.attempts import attempt
+from tasks.engine import Engine
 from tasks.processes import last_lines, run_watched
-from tasks.progress import Ticker, ticking
+from tasks.progress import Ticker, announce, ticking
 from tasks.run import Run
 from tasks.snapshot import SET_ASIDE
 from tasks.store import STUDENTS
@@ -34,19 +36,40 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", 
 
 MEMORY_FILE = "memory.json"  # of a student: how many tokens at once did fit, once more did not
 
-_SHOWN = ("loss", "kl", "reward", "accuracy", "tokens_per_second")
+# What stands beside the bar, and how it is called there.
+_SHOWN = {
+    "loss": "loss",
+    "kl": "kl",
+    "reward": "reward",
+    "entropy": "entropy",
+    "completion_length": "length",
+    "tokens_per_second": "tokens/s",
+    "mfu": "mfu",
+}
+_VALIDATED = "pass@1"
+PUBLISH_SECONDS = 60.0  # between two pictures of a run's curves
 
 
 @task(name="train", task_run_name="train {student}", cache_policy=NO_CACHE)
-def train(run: Run, student: str, job: Mapping[str, Any]) -> Path:
+def train(
+    run: Run,
+    student: str,
+    job: Mapping[str, Any],
+    engine: Engine | None = None,
+    publish: Callable[[], None] | None = None,
+) -> Path:
     """Trains one student (or resumes, or finds it done) and returns its model folder.
+
+    `engine`: of the run, lent to the trainer for its rollouts; one that died is started again by the next attempt.
+    `publish` is called about once a minute while there are new steps, to show them.
 
     Raises TrainingError with the process's last words; not retryable when the job itself is wrong.
     """
     out = run.dataset.file(f"{STUDENTS}/{student}")
     if is_done(out, job):
         return out / "model"
-    _prepare(run, student, job)
+    lent = {"rollout_lent": engine.lend()} if engine else {}
+    _prepare(run, student, {**job, **lent})
     job_file = out / "job.json"
     log = run.dataset.file(f"logs/train-{student}.log")
     begun = log.stat().st_size if log.exists() else 0
@@ -54,7 +77,7 @@ def train(run: Run, student: str, job: Mapping[str, Any]) -> Path:
         attempt(run.dataset, student, 0, run.run_id) as record,
         ticking(f"train {student}", None, "steps") as ticker,
     ):
-        follower = _Follower(out / "metrics.jsonl", ticker)
+        follower = _Follower(out / "metrics.jsonl", ticker, publish)
         command = [sys.executable, "-m", "model.training", str(job_file), "--parent", str(os.getpid())]
         status = run_watched(command, log, ENVIRONMENT, follower.poll)
         if status != EXIT_DONE:
@@ -122,24 +145,45 @@ def _begun(out: Path) -> dict[str, Any] | None:
 
 
 class _Follower:
-    """Reads what the trainer appends to its metrics file and shows the last step."""
+    """Reads what the trainer appends to its metrics files and shows the last step."""
 
-    def __init__(self, metrics: Path, ticker: Ticker) -> None:
-        self._metrics, self._ticker = metrics, ticker
-        self.step = 0
+    def __init__(self, metrics: Path, ticker: Ticker, publish: Callable[[], None] | None = None) -> None:
+        self._metrics, self._ticker, self._publish = metrics, ticker, publish
+        self.step = self._published = 0
+        self._next = time.monotonic() + PUBLISH_SECONDS
 
     def poll(self) -> None:
         """Shows the newest whole line, if there is one."""
-        lines = last_lines(self._metrics, count=2)
-        for line in reversed(lines):
-            try:
-                row = json.loads(line)
-            except ValueError:  # the last line may be half written; the one before it is whole
-                continue
-            self.step = int(row["step"])
-            note = "  ".join(f"{key} {row[key]:.3g}" for key in _SHOWN if isinstance(row.get(key), int | float))
-            self._ticker.set(self.step, row.get("total_steps"), note)
+        row, validated = _last(self._metrics), _last(self._metrics.with_name("validation.jsonl"))
+        if row is None:
             return
+        self.step = int(row["step"])
+        note = [f"{name} {row[key]:.3g}" for key, name in _SHOWN.items() if isinstance(row.get(key), int | float)]
+        if validated and _VALIDATED in validated:
+            note.append(f"{_VALIDATED} {validated[_VALIDATED]:.3g} (step {validated['step']:.0f})")
+        self._ticker.set(self.step, row.get("total_steps"), "  ".join(note))
+        self._show()
+
+    def _show(self) -> None:
+        if self._publish is None or self.step == self._published or time.monotonic() < self._next:
+            return
+        try:
+            self._publish()
+        # A picture is for looking: whatever keeps it from being shown must not end the training that it shows.
+        except Exception as error:
+            announce(f"warning: the curves are not shown ({type(error).__name__}: {error})")
+        self._published, self._next = self.step, time.monotonic() + PUBLISH_SECONDS
+
+
+def _last(metrics: Path) -> dict[str, Any] | None:
+    """The newest whole line of a file of metrics."""
+    for line in reversed(last_lines(metrics, count=2)):
+        try:
+            found: dict[str, Any] = json.loads(line)
+        except ValueError:  # the last line may be half written; the one before it is whole
+            continue
+        return found
+    return None
 
 
 def _failure(student: str, status: int, log: Path, begun: int) -> TrainingError:

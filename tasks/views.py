@@ -139,19 +139,19 @@ def problem_verdicts(files: Sequence[str]) -> str:
 
 
 def excluded_problems(checks: Sequence[str]) -> str:
-    """Training problems that fail one of these checks, with the first that they fail. Held-out ones never do."""
+    """Training problems that fail one of these checks, with the first that they fail. Others never do."""
     places = ", ".join(f"({place}, {quote(check)})" for place, check in enumerate(checks)) or "(0, null)"
     return f"""
         create view excluded_problems as
         select problem_id, arg_min("check", place) as "check", arg_min(v.reason, place) as reason
         from problem_verdicts v join (values {places}) wanted(place, "check") using ("check")
-        where v.verdict = 'fail' and problem_id not in (select problem_id from problems where split = 'held_out')
+        where v.verdict = 'fail' and problem_id not in (select problem_id from problems where split <> 'train')
         group by problem_id"""
 
 
 def problem_funnel(checks: Sequence[str]) -> str:
     """One row per step from what was loaded to what is learnt from (`reason` null), and one per reason below it."""
-    steps = ["loaded", "held_out", *checks, "eligible"]
+    steps = ["loaded", "held_out", "validation", *checks, "eligible"]
     rows = ", ".join(f"({place}, {quote(step)})" for place, step in enumerate(steps))
     return f"""
         create view problem_funnel as
@@ -165,7 +165,7 @@ def problem_funnel(checks: Sequence[str]) -> str:
         select position, step,
                (select coalesce(sum(lost), 0) from losses)::bigint
                - (sum(lost) over (order by position))::bigint as problems, lost, null as reason
-        from totals
+        from totals where step <> 'validation' or lost > 0
         union all
         select position, step, null, lost::bigint, reason from steps join losses using (step) where reason is not null
         order by position, reason nulls first"""

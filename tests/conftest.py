@@ -6,12 +6,15 @@ The Prefect server is a real one on loopback with its database in a temporary fo
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -74,9 +77,24 @@ k = [1]
 
 
 @pytest.fixture(scope="session")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API URL of a Prefect server that lives as long as the test run."""
-    home = tmp_path_factory.mktemp("prefect")
+def prefect_api(shared_folder: Path) -> Iterator[str]:
+    """The API URL of a Prefect server that lives as long as one of the run's processes needs it.
+
+    The first to need it starts it, and ends it once no other holds the lock on `users`.
+    """
+    home, starting = shared_folder / "prefect", FileLock(shared_folder / "prefect.lock")
+    with ExitStack() as ending:
+        with starting:
+            if not home.exists():
+                home.mkdir()
+                ending.callback(_end_when_unused, _start_prefect(home), home, starting)
+            users = ending.enter_context((home / "users").open("a"))
+            fcntl.flock(users, fcntl.LOCK_SH)
+            url = (home / "url").read_text()
+        yield url
+
+
+def _start_prefect(home: Path) -> subprocess.Popen[bytes]:
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     env = os.environ | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
@@ -87,14 +105,28 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait_for(f"{url}/health", server, home / "server.log")
-        yield url
-    finally:
-        server.terminate()
-        try:
-            server.wait(15)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+    except BaseException:
+        _stop(server)
+        raise
+    (home / "url").write_text(url)
+    return server
+
+
+def _end_when_unused(server: subprocess.Popen[bytes], home: Path, starting: FileLock) -> None:
+    with (home / "users").open("a") as users:
+        fcntl.flock(users, fcntl.LOCK_EX)
+        with starting:
+            _stop(server)
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def _stop(server: subprocess.Popen[bytes]) -> None:
+    server.terminate()
+    try:
+        server.wait(15)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture

@@ -73,7 +73,8 @@ def test_importing_stays_light(module: str, heavy: set[str]) -> None:
 
 def test_models_train_without_orchestrator_and_database() -> None:
     """`model.training` must import on a machine that has torch, transformers, pyarrow and numpy alone."""
-    blocked = ["prefect", "duckdb", "vllm", "peft", "pydantic", "httpx", "typer", "rich", "math_verify", "py3langid"]
+    blocked = ["prefect", "duckdb", "vllm", "pydantic", "httpx", "typer", "rich", "math_verify", "py3langid"]
+    blocked += ["peft", "tensorboard", "wandb", "trackio"]
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import model.training.__main__"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr

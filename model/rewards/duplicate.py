@@ -154,16 +154,16 @@ class TwinSearch:
             self._candidates[place] = _Candidate(problem, own, normal_form(problem.prompt), turning_points(words))
 
     def twins(self) -> Iterator[tuple[str, Twin]]:
-        """Every problem that repeats a kept one, with that one; held-out problems first, then in order."""
+        """Every problem that repeats a kept one, with that one; in the order of `_rank`, then of loading."""
         kept: dict[int, list[int]] = {}
-        for place in sorted(self._candidates, key=lambda at: (self._candidates[at].problem.split != "held_out", at)):
+        for place in sorted(self._candidates, key=lambda at: (_rank(self._candidates[at]), at)):
             mine = self._candidates[place]
             buckets = self._buckets_of(place)
             shared = Counter(other for bucket in buckets for other in kept.get(bucket, ()))
             twin = self._closest(mine, [other for other, _ in shared.most_common(MOST_COMPARED)])
             if twin is not None:
                 yield mine.problem.problem_id, twin
-            if twin is None or mine.problem.split == "held_out":
+            if twin is None or mine.problem.split != "train":
                 for bucket in buckets:
                     others = kept.setdefault(bucket, [])
                     if len(others) < MOST_HELD:
@@ -181,7 +181,7 @@ class TwinSearch:
             other = self._candidates[place]
             alike = self._twin_similarity(mine, other)
             if alike is not None:
-                found.append((-alike, other.problem.split != "held_out", place))
+                found.append((-alike, _rank(other), place))
         if not found:
             return None
         alike, _, place = min(found)
@@ -272,9 +272,14 @@ def _shared(keys: Hashes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
     return order[is_shared].astype(np.int64), numbers.astype(np.int64)
 
 
+def _rank(candidate: _Candidate) -> int:
+    """Held-out problems come first, then those for validation."""
+    return ("held_out", "validation", "train").index(candidate.problem.split)
+
+
 def _reason(mine: _Candidate, other: _Candidate) -> str:
-    if other.problem.split == "held_out" and mine.problem.split != "held_out":
-        return "twin_of_held_out"
+    if _rank(other) < _rank(mine):
+        return f"twin_of_{other.problem.split}"
     if mine.text != other.text:
         return "near_duplicate"
     return "same_text" if golds_agree(mine.problem, other.problem) else "same_text_other_gold"

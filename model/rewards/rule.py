@@ -42,6 +42,14 @@ def first_loss(require: Sequence[str], judgements: Mapping[str, Judgement]) -> t
     return next(_losses(require, judgements), None)
 
 
+def is_right(require: Sequence[str], judgements: Mapping[str, Judgement]) -> bool | None:
+    """Whether every requirement is met; None where that could not be judged (an error, nothing to compare with)."""
+    lost = first_loss(require, judgements)
+    if lost is None:
+        return True
+    return False if lost[1].verdict == "fail" else None
+
+
 def _losses(require: Sequence[str], judgements: Mapping[str, Judgement]) -> Iterator[tuple[str, Judgement]]:
     for requirement in require:
         found = [judgements[name] for name in alternatives(requirement)]

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -78,6 +79,7 @@ class EngineOptions:
     gpus: int = 0
     devices: str = ""
     max_logprobs: int = 20  # most log-probabilities that may be asked of one position (vLLM's default)
+    logprobs_mode: str = "raw_logprobs"  # of written tokens; "processed_logprobs": at the sampling temperature
     extra_args: tuple[str, ...] = ()
 
 
@@ -166,9 +168,7 @@ class VLLMServer:
         No request may be running. Raises ModelFolderError, or SamplerError when the engine refuses.
         """
         check_model_folder(folder)
-        put_weights(self._post, folder)
-        if not self.options.gpus:
-            self._post("/collective_rpc", {"method": "repack_tied_heads"})
+        put_weights(self._post, folder, repack=not self.options.gpus)
 
     def sleep(self) -> None:
         """Gives the GPU's memory back until `wake_up`; needs `--enable-sleep-mode`. No request may be running."""
@@ -236,10 +236,22 @@ class VLLMAt:
     """A vLLM that someone else runs, as far as a trainer needs one: it reads new weights from a shared folder.
 
     Started with VLLM_SERVER_DEV_MODE=1, it obeys anyone who reaches it. It keeps its memory while training runs.
+    `repack`: it runs on a CPU, with our extension of its workers: a `VLLMServer` that the trainer's starter lends.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+    def __init__(self, url: str, *, repack: bool = False) -> None:
+        self.url, self.repack = url.rstrip("/"), repack
+
+    @cached_property
+    def served_name(self) -> str:
+        """What it calls its model. Raises SamplerError where it does not say."""
+        try:
+            answer = httpx.get(f"{self.url}/models", timeout=30.0, trust_env=False)
+            name: str = answer.raise_for_status().json()["data"][0]["id"]
+        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+            remedy = "start it, or correct the URL"
+            raise SamplerError(f"no vLLM answers at {self.url} ({type(error).__name__}): {remedy}") from None
+        return name
 
     def check(self) -> bool:
         """Its process is not ours to watch: a request that fails says so."""
@@ -248,7 +260,7 @@ class VLLMAt:
     def load_weights(self, folder: Path) -> None:
         """See `VLLMServer.load_weights`; the folder has the same name on its machine."""
         check_model_folder(folder)
-        put_weights(self._post, folder)
+        put_weights(self._post, folder, repack=self.repack)
 
     def sleep(self) -> None:
         """Nothing: it has a device of its own."""
@@ -260,9 +272,14 @@ class VLLMAt:
         return post_development(self.url, path, body, f"is {self.url} a vLLM with VLLM_SERVER_DEV_MODE=1?")
 
 
-def put_weights(post: Callable[[str, dict[str, Any]], dict[str, Any]], folder: Path) -> None:
-    """New weights into a running vLLM, and nothing left of what the old ones had computed."""
+def put_weights(post: Callable[[str, dict[str, Any]], dict[str, Any]], folder: Path, *, repack: bool) -> None:
+    """New weights into a running vLLM, and nothing left of what the old ones had computed.
+
+    `repack`: it runs on a CPU, with our extension of its workers (`worker_extension.py`).
+    """
     post("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}})
+    if repack:
+        post("/collective_rpc", {"method": "repack_tied_heads"})
     if post("/reset_prefix_cache", {}).get("success") is False:
         raise SamplerError("vLLM kept old prefixes because requests are running; load weights between calls")
 
@@ -287,7 +304,7 @@ def server_arguments(model: Path | str, served_name: str, port: int, options: En
     # The model's own generation_config.json would change the distribution (top_k 20, repetition penalty in
     # Qwen) behind the recipe's back; its end-of-turn tokens are still obeyed.
     arguments += ["--generation-config", "vllm", "--disable-uvicorn-access-log"]
-    arguments += ["--max-logprobs", str(options.max_logprobs)]
+    arguments += ["--max-logprobs", str(options.max_logprobs), "--logprobs-mode", options.logprobs_mode]
     arguments += ["--enforce-eager"] if options.enforce_eager else []
     arguments += _device_arguments(options)
     arguments += ["--revision", options.revision] if options.revision and not Path(model).is_dir() else []

@@ -1,4 +1,4 @@
-"""Is a reinforcement run learning nothing, and why? Looked for over a window of steps, so that it ends early.
+"""Is a run on its own rollouts learning nothing, and why? Looked for over a window of steps, so that it ends early.
 
 Each reason is one that real runs have gone on with for days, without an error and often with a loss of 0: no rollout
 was ever paid, every group was paid alike, nearly every completion was cut, the policy says one thing only, nearly no
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from model.errors import TrainingError
-from model.training.job import GRPOJob, Job
+from model.training.job import GRPOJob, Job, RolloutJob
 
 Lines = Sequence[Mapping[str, float]]
 
@@ -32,23 +32,29 @@ def require_healthy(job: Job, lines: Lines) -> None:
 
 def degenerate(job: Job, lines: Lines) -> list[str]:
     """What is wrong over the last `degenerate_window` steps, with its remedy; nothing before there are so many."""
-    if not isinstance(job, GRPOJob) or not job.degenerate_window or len(lines) < job.degenerate_window:
+    if not isinstance(job, RolloutJob) or not job.degenerate_window or len(lines) < job.degenerate_window:
         return []
-    return list(_reasons(job, lines[-job.degenerate_window :]))
+    window = lines[-job.degenerate_window :]
+    of_rewards = list(_of_rewards(job, window)) if isinstance(job, GRPOJob) else []
+    return of_rewards + list(_of_completions(job, window))
 
 
-def _reasons(job: GRPOJob, window: Lines) -> Iterator[str]:
+def _of_rewards(job: GRPOJob, window: Lines) -> Iterator[str]:
     if (best := _of(window, "reward_max", max)) is not None and best <= 0:
         yield f"no rollout was paid (best reward {best:g}): easier problems, a better init, or other checks"
     if (share := _mean(window, "silent_group_share")) is not None and share >= job.degenerate_silent_share:
         yield f"{share:.1%} of the groups were paid alike and teach nothing: problems of another pass_rate"
-    if (share := _mean(window, "truncated_share")) is not None and share >= job.degenerate_truncated_share:
-        yield f"{share:.1%} of the completions were cut at max_tokens = {job.max_tokens}: raise it"
-    if (entropy := _mean(window, "entropy")) is not None and entropy <= job.degenerate_entropy:
-        yield f"the policy's entropy is {entropy:.2g} nats a token: lower learning_rate, raise kl_weight or clip_high"
     for name, remedy in _CLIPS.items():
         if (share := _mean(window, name)) is not None and share >= job.degenerate_clip_share:
             yield f"{name} is {share:.1%}, so that next to no token has a gradient: {remedy}"
+
+
+def _of_completions(job: RolloutJob, window: Lines) -> Iterator[str]:
+    if (share := _mean(window, "truncated_share")) is not None and share >= job.degenerate_truncated_share:
+        yield f"{share:.1%} of the completions were cut at max_tokens = {job.max_tokens}: raise it"
+    if (entropy := _mean(window, "entropy")) is not None and entropy <= job.degenerate_entropy:
+        further = ", raise kl_weight or clip_high" if isinstance(job, GRPOJob) else " or take another divergence"
+        yield f"the policy's entropy is {entropy:.2g} nats a token: lower learning_rate{further}"
 
 
 _CLIPS = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model.losses.head import Kernel, Part, project
-from model.losses.kl import divergence_part
+from model.losses.kl import Divergence, divergence_part
 from model.losses.top_k import top_k_part
 from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize
 from model.training.documents import Documents
@@ -67,21 +67,58 @@ class DistillStage(LiveTeacherStage):
 
     def kernel(self, batch: TokenBatch, teacher_hidden_NH: Tensor) -> Kernel:
         """Distance at some of a batch's completion tokens, over the token ids that both models have."""
-        teacher_VH, job = self.teacher.model.get_output_embeddings().weight[: self.vocabulary], self.job
+        job = self.job
+        return divergence_kernel(
+            batch,
+            teacher_hidden_NH,
+            self.teacher.head(self.vocabulary),
+            job.divergence,
+            beta=job.beta,
+            temperature=job.temperature,
+        )
 
-        def part(logits_CV: Tensor, rows: slice) -> Part:
-            found = divergence_part(
-                logits_CV[:, : self.vocabulary],
-                project(teacher_hidden_NH[rows], teacher_VH, precise=True),
-                batch.weights_N[rows],
-                job.divergence,
-                batch.targets_N[rows],
-                beta=job.beta,
-                temperature=job.temperature,
-            )
-            return without_padding(found, logits_CV)
 
-        return Kernel(part, precise=True)
+def divergence_kernel(
+    batch: TokenBatch,
+    teacher_hidden_NH: Tensor,
+    teacher_VH: Tensor,
+    kind: Divergence,
+    *,
+    beta: float,
+    temperature: float,
+    own_text: bool = False,
+) -> Kernel:
+    """Distance at a batch's completion tokens, over the token ids that `teacher_VH`, a live teacher's head, has.
+
+    Metrics are those of `divergence_part`. `own_text`: the student has written it; then they are `divergence`, and at
+    τ = 1 the means of −log q(o), `entropy`, and of log q(o) − log p(o), `reverse_kl`: one token's estimates, nats.
+    """
+
+    def part(logits_CV: Tensor, rows: slice) -> Part:
+        teacher_CV, targets_C = project(teacher_hidden_NH[rows], teacher_VH, precise=True), batch.targets_N[rows]
+        surprise = _surprise(teacher_CV, targets_C) if own_text else None
+        found = divergence_part(
+            logits_CV[:, : len(teacher_VH)],
+            teacher_CV,
+            batch.weights_N[rows],
+            kind,
+            targets_C,
+            beta=beta,
+            temperature=temperature,
+        )
+        if surprise is not None:
+            entropy = found.sums["cross_entropy"]
+            told = {"divergence": found.sums["divergence"], "entropy": entropy, "reverse_kl": surprise - entropy}
+            found = replace(found, sums=told)
+        return without_padding(found, logits_CV)
+
+    return Kernel(part, precise=True)
+
+
+def _surprise(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+    """Σ_c −log softmax(logits)[target]."""
+    chosen_C = logits_CV.gather(-1, targets_C[:, None]).squeeze(-1)
+    return (logits_CV.logsumexp(-1) - chosen_C).sum()
 
 
 class StoredDistillStage(ExampleStage):
@@ -141,6 +178,11 @@ class PrefixedModel:
     def __init__(self, model: Model, prefix: list[int], device: torch.device) -> None:
         self.model, self.prefix, self.device = model, prefix, device
         self.layers = self._run_prefix() if prefix else []
+
+    def head(self, vocabulary: int) -> Tensor:
+        """Its head's weight for the first so many token ids, [V, H]."""
+        weight_VH: Tensor = self.model.get_output_embeddings().weight
+        return weight_VH[:vocabulary]
 
     @torch.no_grad()
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:

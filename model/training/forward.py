@@ -39,8 +39,24 @@ def load_model(folder: Path, precision: Precision, device: torch.device) -> tupl
             raise JobError(f"{folder} scales its logits after the head ({scaling}), which training leaves out")
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise JobError(f"{folder} has a head with a bias, which training leaves out")
+    require_tokenizer(folder, tokenizer, model.get_input_embeddings().num_embeddings)
     attend_by_document(model)
     return model.to(device).eval(), tokenizer
+
+
+def require_tokenizer(folder: Path, tokenizer: Tokenizer, embeddings: int) -> None:
+    """Raises JobError for a tokenizer that is not the model's, or does not say how a turn ends.
+
+    A token to pad with is not needed: rows are packed, and rollouts pad with the end-of-turn token behind a mask.
+    """
+    if tokenizer.eos_token_id is None:
+        raise JobError(
+            f"{folder}: the tokenizer names no eos_token: set it to what ends a turn (tokenizer_config.json)"
+        )
+    last = max(tokenizer.get_vocab().values())
+    if last >= embeddings:
+        wrong = f"the tokenizer knows token ids up to {last}, the model only {embeddings}"
+        raise JobError(f"{folder}: {wrong}: this is another model's tokenizer; put the model's own beside it")
 
 
 def checkpoint_activations(model: Model) -> None:

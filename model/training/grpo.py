@@ -10,12 +10,9 @@ Axes: P problems of a step, G rollouts of a problem, B = P·G rollouts, N their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -25,41 +22,30 @@ from model.losses.head import Kernel, Part
 from model.losses.log_probs import log_prob_part
 from model.losses.mismatch import SamplerWeights, sampler_weights
 from model.losses.normalise import token_weights
-from model.records import PROBLEM_SCHEMA, FinishReason, Problem, from_table
+from model.records import Problem
 from model.training.data import TokenBatch, collate, micro_batches
 from model.training.forward import Model, completion_log_probs
-from model.training.job import GRPOJob, JobError
-from model.training.loop import Beside, MicroBatch, StepWork
+from model.training.job import GRPOJob
+from model.training.loop import MicroBatch, StepWork
+from model.training.rollout_stage import Reward, RolloutStage, completion_metrics
 from model.training.rollouts import Rollout, Rollouts
 
-# (rollouts, the problem of each) -> their rewards; nan where a rollout could not be judged
-Reward = Callable[[Sequence[Rollout], Sequence[Problem]], list[float]]
+Round = tuple[list[Rollout], Tensor]  # rollouts, group after group, and their rewards, [P, G]
 
 
-class GRPOStage:
+class GRPOStage(RolloutStage):
     """Rollouts, rewards, advantages, and the clipped objective on them."""
 
-    left_out = 0
-    beside: Beside | None = None
+    job: GRPOJob
 
     def __init__(self, job: GRPOJob, model: Model, reference: Model, rollouts: Rollouts, reward: Reward) -> None:
-        self.job, self.model, self.reference = job, model, reference
-        self.rollouts, self.reward = rollouts, reward
-        self.problems = read_problems(job)
-        self.drawn = 0  # problems, of all steps so far
-
-    @property
-    def total_steps(self) -> int:
-        """Sets of rollouts."""
-        return self.job.steps
+        super().__init__(job, model, rollouts)
+        self.reference, self.reward = reference, reward
 
     def prepare(self, step: int) -> StepWork:
         """Samples and scores the step's groups."""
         job = self.job
-        if not job.max_refills:
-            self.drawn = (step - 1) * job.problems_per_step
-        with self.rollouts.current() as synced:
-            rounds = self._rounds()
+        rounds, synced = self._refilled() if job.max_refills else self._one_round(step)
         rewards_PG = torch.cat([rewards_PG for _, rewards_PG in rounds])
         rollouts = [rollout for sampled, _ in rounds for rollout in sampled]
         metrics = {**rollout_metrics(rollouts, fill_unjudged(rewards_PG)), **synced}
@@ -74,38 +60,29 @@ class GRPOStage:
         micros = self.micro_batches(rollouts, advantages_B)
         return StepWork(micros, job.updates_per_step, metrics)
 
-    def _rounds(self) -> list[tuple[list[Rollout], Tensor]]:
-        """Rollouts and rewards, [P, G], of the step's problems; then of others in place of those that teach nothing."""
-        rounds: list[tuple[list[Rollout], Tensor]] = []
+    def _one_round(self, step: int) -> tuple[list[Round], Mapping[str, float]]:
+        chosen, rollouts, synced = self.step_rollouts(step)
+        return [(rollouts, self.rewards(rollouts, chosen))], synced
+
+    def _refilled(self) -> tuple[list[Round], Mapping[str, float]]:
+        """Rollouts of the next problems; then of others in place of those that teach nothing."""
+        rounds: list[Round] = []
         missing = self.job.problems_per_step
-        while missing and len(rounds) <= self.job.max_refills:
-            rounds.append(self.sampled(self.next_problems(missing)))
-            missing = int(silent_groups(fill_unjudged(rounds[-1][1])).sum())
-        return rounds
+        with self.rollouts.current() as synced:
+            while missing and len(rounds) <= self.job.max_refills:
+                rounds.append(self.sampled(self.next_problems(missing)))
+                missing = int(silent_groups(fill_unjudged(rounds[-1][1])).sum())
+        return rounds, synced
 
-    def sampled(self, problems: Sequence[Problem]) -> tuple[list[Rollout], Tensor]:
-        """A group of rollouts for each problem, and their rewards, [P, G]."""
-        chosen = [problem for problem in problems for _ in range(self.job.group_size)]
-        rollouts = self.rollouts.sample([problem.prompt + self.job.prefill for problem in chosen])
-        return rollouts, torch.tensor(self.reward(rollouts, chosen)).view(-1, self.job.group_size)
+    def sampled(self, problems: Sequence[Problem]) -> Round:
+        """A group of rollouts for each problem, and their rewards."""
+        chosen = self.repeated(problems)
+        rollouts = self.rollouts.sample(self.contexts(chosen))
+        return rollouts, self.rewards(rollouts, chosen)
 
-    def next_problems(self, count: int) -> list[Problem]:
-        """The next ones of an endless shuffle that depends on the job's seed alone; moves its cursor."""
-        total, places = len(self.problems), range(self.drawn, self.drawn + count)
-        self.drawn += count
-        return [self.problems[self._shuffled(place // total)[place % total]] for place in places]
-
-    def state_dict(self) -> dict[str, int]:
-        """The shuffle's cursor: refills make it more than the step number tells."""
-        return {"problems_drawn": self.drawn}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Puts back what `state_dict` gave."""
-        self.drawn = state["problems_drawn"]
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        order: list[int] = np.random.default_rng([self.job.seed, epoch]).permutation(len(self.problems)).tolist()
-        return order
+    def rewards(self, rollouts: Sequence[Rollout], chosen: Sequence[Problem]) -> Tensor:
+        """The rewards of whole groups, [P, G]."""
+        return torch.tensor(self.reward(rollouts, chosen)).view(-1, self.job.group_size)
 
     def micro_batches(self, rollouts: Sequence[Rollout], advantages_B: Tensor) -> list[MicroBatch]:
         """The rollouts as micro-batches; those that cannot change the loss are left out, but count in its mean."""
@@ -203,17 +180,6 @@ def sampler_log_probs(rollouts: Sequence[Rollout], device: torch.device) -> Tens
     return torch.tensor([log_prob for row in told for log_prob in row], device=device)
 
 
-def read_problems(job: GRPOJob) -> list[Problem]:
-    """Every problem, its prompt as the student sees it, in the file's order. Raises JobError."""
-    try:
-        rows: list[Problem] = from_table(pq.read_table(job.problems, schema=PROBLEM_SCHEMA), Problem)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise JobError(f"{job.problems} does not hold problems: {error}") from error
-    if not rows:
-        raise JobError(f"{job.problems} holds no problems to train on")
-    return rows
-
-
 def fill_unjudged(rewards_PG: Tensor) -> Tensor:
     """A rollout that could not be judged gets its group's mean, and so no advantage; a group of such gets 0."""
     means_P1 = rewards_PG.nanmean(-1, keepdim=True).nan_to_num(0.0)
@@ -229,13 +195,10 @@ def without_silent(rollouts: Sequence[Rollout], rewards_PG: Tensor) -> tuple[lis
 
 def rollout_metrics(rollouts: Sequence[Rollout], rewards_PG: Tensor) -> dict[str, float]:
     """What a step's rollouts look like: means over rollouts, shares of rollouts and of groups, lengths in tokens."""
-    lengths = [len(rollout.row.completion) for rollout in rollouts]
-    cut = [rollout.finish_reason is FinishReason.LENGTH for rollout in rollouts]
     return {
         "reward": rewards_PG.mean().item(),
         "reward_max": rewards_PG.max().item(),
         "reward_std": rewards_PG.std(-1, correction=0).mean().item(),
         "silent_group_share": silent_groups(rewards_PG).float().mean().item(),
-        "completion_length": sum(lengths) / len(lengths),
-        "truncated_share": sum(cut) / len(cut),
+        **completion_metrics(rollouts),
     }

@@ -1,4 +1,4 @@
-"""What one training process is told: a JSON file with every setting resolved, read into one of four dataclasses.
+"""What one training process is told: a JSON file with every setting resolved, read into a dataclass.
 
 The recipe has checked bounds already; here names, types and paths are checked, so that a hand-written job also
 fails with one clear line. All paths are absolute. Nothing here imports torch models or reads weights.
@@ -50,6 +50,13 @@ class Sampler(StrEnum):
 BIASED_ARGS = ("--logprobs-mode", "--logits-processors", "--speculative-config")
 
 
+class Keep(StrEnum):
+    """Which weights become the job's model: the last step's, or the best validated step's."""
+
+    LAST = "last"
+    BEST = "best"
+
+
 class Precision(StrEnum):
     """What the model computes in; the optimizer's master weights are float32 in both."""
 
@@ -82,10 +89,29 @@ class Job:
     lora_rank: int = 0  # r of the adapters that are trained; 0: all weights are
     lora_alpha: float = 32.0  # what they add is multiplied by alpha / r
     lora_targets: tuple[str, ...] = ()  # last names of the linear layers that get one; none: all of the trunk
+    validate_every: int = 0  # steps between validations, also before the first and after the last one; 0: none at all
+    validation: Path | None = None  # Parquet of PROBLEM_SCHEMA, the prompt as the student sees it; never trained on
+    validation_samples: int = 4  # answers to a problem: k of pass@k, N of cons@N
+    validation_temperature: float = 0.6
+    validation_top_p: float = 0.95
+    validation_max_tokens: int = 512
+    validation_stop: tuple[str, ...] = ()  # texts that end an answer, kept in it
+    validation_batch: int = 64  # answers that the trained model writes at once; bounds memory
+    validation_checks: tuple[str, ...] = ("math",)
+    validation_require: tuple[str, ...] = ("math",)  # checks that an answer must pass; "math|code" takes either
+    validation_check_settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # as `check_settings` of grpo
+    validation_check_timeout_seconds: float = 5.0
+    keep: Keep = Keep.LAST
+    trackers: tuple[str, ...] | None = None  # tensorboard, wandb, trackio; None: tensorboard where it is installed
+    peak_tflops: float = 0.0  # of one device, 10^12 operations a second, for the metric mfu; 0: known from its name
 
     def __post_init__(self) -> None:
         if self.lora_rank < 0 or self.lora_alpha <= 0:
             raise JobError(f"lora_rank = {self.lora_rank} must not be negative, lora_alpha = {self.lora_alpha} not 0")
+
+    def step_seed(self, step: int) -> int:
+        """What a step's random numbers start from."""
+        return self.seed * 1_000_003 + step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,19 +158,51 @@ class DistillJob(SFTJob):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOJob(Job):
-    """Group-relative policy optimisation with verifiers as rewards."""
-
-    stage = "grpo"
+class RolloutJob(Job):
+    """What stages share whose model writes what it learns from."""
 
     problems: Path  # Parquet of PROBLEM_SCHEMA, the prompt as the student sees it
     steps: int = 12
     problems_per_step: int = 8
     group_size: int = 8
-    updates_per_step: int = 1  # optimizer updates on one set of rollouts
     max_tokens: int = 48  # completion tokens of a rollout; also the length of normalise = "constant"
     temperature: float = 1.0
     stop: tuple[str, ...] = ()  # texts that end a rollout, kept in it
+    format_weight: float = 0.2  # λ of the reward
+    checks: tuple[str, ...] = ("format", "math")
+    check_settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of model.rewards.settings.CheckSettings
+    check_timeout_seconds: float = 5.0
+    rollouts: Sampler = Sampler.TRANSFORMERS
+    rollout_python: str = ""  # vllm: interpreter that has it; empty: this one
+    rollout_urls: tuple[str, ...] = ()  # vllm: engines of yours that read this machine's folders; empty: one of ours
+    rollout_lent: str = ""  # vllm: engine that the starter of this process runs and lends, instead of both
+    rollout_gpu_memory: float = 0.4  # vllm: share of the trainer's GPU that its engine may fill
+    rollout_args: tuple[str, ...] = ()  # vllm: further command-line arguments of its engine
+    rollouts_ahead: int = 0  # vllm: 1: a step's rollouts are sampled during the update before, by its older weights
+    degenerate_window: int = 20  # steps that must all have gone wrong before the run is stopped; 0: never
+    degenerate_truncated_share: float = 0.95  # at least so many completions cut at max_tokens
+    degenerate_entropy: float = 0.001  # nats a token, at most
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rollouts is not Sampler.VLLM and (self.rollout_urls or self.rollouts_ahead):
+            raise JobError("rollout_urls and rollouts_ahead are for rollouts = 'vllm'")
+        if self.rollouts_ahead not in (0, 1):
+            raise JobError(f"rollouts_ahead must be 0 or 1, got {self.rollouts_ahead}")
+        biased = [word for word in self.rollout_args if word.split("=")[0] in BIASED_ARGS]
+        if biased:
+            raise JobError(
+                f"rollout_args: {biased[0]} would tell log-probabilities of another distribution than the trainer's"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOJob(RolloutJob):
+    """Group-relative policy optimisation with verifiers as rewards."""
+
+    stage = "grpo"
+
+    updates_per_step: int = 1  # optimizer updates on one set of rollouts
     advantage: Advantage = Advantage.GRPO
     objective: Objective = Objective.GRPO
     clip_low: float = 0.2
@@ -152,37 +210,46 @@ class GRPOJob(Job):
     kl_weight: float = 0.02
     kl_estimator: KLEstimator = KLEstimator.K3
     kl_in: KLPlace = KLPlace.LOSS
-    format_weight: float = 0.2  # λ of the reward
     overlong_tokens: int = 0  # last tokens of max_tokens in which the reward falls by up to 1
-    checks: tuple[str, ...] = ("format", "math")
-    check_settings: dict[str, Any] = dataclasses.field(default_factory=dict)  # of model.rewards.settings.CheckSettings
-    check_timeout_seconds: float = 5.0
-    rollouts: Sampler = Sampler.TRANSFORMERS
-    rollout_python: str = ""  # vllm: interpreter that has it; empty: this one
-    rollout_urls: tuple[str, ...] = ()  # vllm: engines of yours that read this machine's folders; empty: one of ours
-    rollout_gpu_memory: float = 0.4  # vllm: share of the trainer's GPU that its engine may fill
-    rollout_args: tuple[str, ...] = ()  # vllm: further command-line arguments of its engine
     mismatch: Mismatch = Mismatch.NONE
     mismatch_low: float = 0.5  # icepop: lower bound of ρ
     mismatch_high: float = 2.0  # tis, icepop: upper bound of ρ
     max_refills: int = 0  # rounds in which groups without advantage are dropped and others sampled; 0: they stay
-    degenerate_window: int = 20  # steps that must all have gone wrong before the run is stopped; 0: never
     degenerate_silent_share: float = 0.99  # at least so many groups with one reward
-    degenerate_truncated_share: float = 0.95  # at least so many completions cut at max_tokens
-    degenerate_entropy: float = 0.001  # nats a token, at most
     degenerate_clip_share: float = 0.9  # at least so many tokens clipped, or at a bound of `mismatch`
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rollouts is not Sampler.VLLM and (self.rollout_urls or self.mismatch is not Mismatch.NONE):
-            raise JobError("rollout_urls and mismatch are for rollouts = 'vllm'")
+        if self.rollouts is not Sampler.VLLM and self.mismatch is not Mismatch.NONE:
+            raise JobError("mismatch is for rollouts = 'vllm'")
         if not self.mismatch_low < 1 < self.mismatch_high:
             raise JobError(f"1 must lie between mismatch_low = {self.mismatch_low} and {self.mismatch_high}")
-        biased = [word for word in self.rollout_args if word.split("=")[0] in BIASED_ARGS]
-        if biased:
-            raise JobError(
-                f"rollout_args: {biased[0]} would tell log-probabilities of another distribution than the trainer's"
-            )
+        if self.rollouts_ahead and self.mismatch is Mismatch.NONE:
+            raise JobError("rollouts_ahead = 1 samples with older weights: set mismatch = 'tis' or 'icepop'")
+        if self.rollouts_ahead and self.max_refills:
+            raise JobError("rollouts_ahead = 1 and max_refills exclude each other: set one of them to 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicyJob(RolloutJob):
+    """Distance to a teacher's token distributions on what the student itself writes."""
+
+    stage = "on_policy"
+
+    teacher: Path  # model folder with the student's tokenizer
+    # `problems` may have a column teacher_prompt, the prompt as the teacher sees it; else it sees the student's.
+    group_size: int = 1
+    divergence: Divergence = Divergence.REVERSE
+    beta: float = 0.5  # jsd only: the teacher's share in the mixture
+    divergence_temperature: float = 1.0  # softens both distributions; `temperature` is the sampler's
+    checks: tuple[str, ...] = ()  # their reward is only measured; none: it is not
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.divergence is Divergence.ULD:
+            raise JobError("divergence = 'uld' is for distill: an on_policy teacher has the student's tokenizer")
+        if not (0 < self.beta < 1 and self.divergence_temperature > 0):
+            raise JobError("beta must lie in (0, 1), and divergence_temperature above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +266,13 @@ class PPOJob(GRPOJob):
     value_learning_rate: float = 1e-4  # peak; the job's schedule
     value_clip: float = 0.2  # largest step of a value that the loss rewards, in units of reward; 0: no clip
 
+    def __post_init__(self) -> None:
+        if self.rollouts_ahead:
+            raise JobError("ppo takes no rollouts_ahead: its rollouts are sampled by the policy that it updates")
+        super().__post_init__()
 
-JOBS: dict[str, type[Job]] = {job.stage: job for job in (SFTJob, DistillJob, GRPOJob, PPOJob)}
+
+JOBS: dict[str, type[Job]] = {job.stage: job for job in (SFTJob, DistillJob, OnPolicyJob, GRPOJob, PPOJob)}
 
 
 def read_job(path: Path) -> Job:

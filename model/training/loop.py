@@ -1,4 +1,4 @@
-"""The one training loop. A stage (sft, distill, grpo, ppo) says only how a step's data become a loss.
+"""The one training loop. A stage (sft, distill, on_policy, …) says only how a step's data become a loss.
 
     for every step: prepare micro-batches → gradients of each, summed → clip → AdamW → one line of metrics
 
@@ -81,6 +81,23 @@ class Stage(Protocol):
         ...
 
 
+class Watch:
+    """Who looks on while a run trains, and changes nothing of what is trained. Here nobody; `watch.py` has the rest."""
+
+    def resumed(self, step: int) -> None:
+        """The run goes on from a step's checkpoint (0: from the beginning); what came after it is void."""
+
+    def measured(self, _work: StepWork, _seconds: float) -> Line:
+        """Further metrics of a step that took so long."""
+        return {}
+
+    def stepped(self, line: Line) -> None:
+        """A step is done."""
+
+    def validate(self, step: int, total_steps: int, stop: StopSignal, checkpoints: Checkpoints) -> None:
+        """Called before the first step and after each."""
+
+
 class Stopped(Exception):  # noqa: N818 - a request that was met, not an error
     """The process was asked to stop, and has written a checkpoint."""
 
@@ -97,33 +114,50 @@ class StopSignal(Protocol):
     received: bool
 
 
-def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: StopSignal, world: World) -> Line:
+def train(
+    job: Job,
+    stage: Stage,
+    model: Model,
+    tokenizer: Tokenizer,
+    stop: StopSignal,
+    world: World,
+    watch: Watch | None = None,
+) -> Line:
     """Trains `model` in place from the last checkpoint to the last step; returns the last step's metrics.
 
     Raises:
-        Stopped: `stop` was received; a checkpoint of the step that had just ended is on disk.
+        Stopped: `stop` was received; a checkpoint of the step that had just ended (if any) is on disk.
         DivergedError: the loss is no number any more, and going back did not help.
         DegenerateError: the run learns nothing; a checkpoint of its last step is on disk.
         DiskError: the disk takes no more.
     """
     optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world)
+    watch = watch or Watch()
     log, bad = MetricsLog(job.out / "metrics.jsonl", world), BadBatches(job.out / "skipped.json", world)
     with closing(Checkpoints(job.out / "checkpoints", job.dtype, world)) as checkpoints:
         step = checkpoints.restore(optimizer, stage)
         log.keep(step)
         require_healthy(job, log.lines)  # a run that was stopped for it does not go on as it is
+        watch.resumed(step)
+        watch.validate(step, stage.total_steps, stop, checkpoints)
+        if world.any(stop.received):
+            raise Stopped(f"stopped before step {step + 1} of {stage.total_steps}; start the same job to go on")
         while step < stage.total_steps:
             step += 1
             if step in bad.steps:
                 log.append({"step": step, "total_steps": stage.total_steps, "skipped": 1})
+                watch.validate(step, stage.total_steps, stop, checkpoints)
                 continue
-            log.append(run_step(job, stage, model, optimizer, step, norm_limit(job, log.lines)))
+            log.append(run_step(job, stage, model, optimizer, step, norm_limit(job, log.lines), watch))
             if weights_are_broken(log.lines, last=step == stage.total_steps):
                 checkpoints.wait()
                 bad.add(log.lines, kept=checkpoints.newest_step())
                 step = checkpoints.restore(optimizer, stage)
                 log.keep(step)
+                watch.resumed(step)
                 continue
+            watch.stepped(log.lines[-1])
+            watch.validate(step, stage.total_steps, stop, checkpoints)
             stops = world.any(stop.received) or bool(degenerate(job, log.lines))
             due = step % job.checkpoint_every == 0 and step < stage.total_steps and "skipped" not in log.lines[-1]
             if stops or due:
@@ -136,14 +170,20 @@ def train(job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, stop: Stop
 
 
 def run_step(
-    job: Job, stage: Stage, model: Model, optimizer: MasterAdamW, step: int, most_norm: float = math.inf
+    job: Job,
+    stage: Stage,
+    model: Model,
+    optimizer: MasterAdamW,
+    step: int,
+    most_norm: float = math.inf,
+    watch: Watch | None = None,
 ) -> Line:
     """One step: its line of metrics. Loss in nats, times in seconds; `tokens` are those of all rows.
 
     An update whose gradient is no number, or longer than `most_norm`, is not made: `skipped` counts it.
     """
     started = time.perf_counter()
-    torch.manual_seed(job.seed * 1_000_003 + step)
+    torch.manual_seed(job.step_seed(step))
     rate = learning_rate(job, step, stage.total_steps)
     work = stage.prepare(step)
     prepared = time.perf_counter()
@@ -158,7 +198,7 @@ def run_step(
     seconds = time.perf_counter() - started
     line |= {"seconds": seconds, "prepare_seconds": prepared - started}
     line["tokens_per_second"] = line.setdefault("tokens", 0) * work.updates / seconds
-    return line
+    return line | (watch.measured(work, seconds) if watch else {})
 
 
 def update_beside(stage: Stage, step: int) -> Mapping[str, float]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from model.training.checkpoint import write_file
-from model.training.job import Job, JobError, as_json
+from model.training.job import Job, JobError, Keep, as_json
 
 # How the work is carried out; not what comes out of it.
 _NOT_IDENTITY = {"out", "threads", "checkpoint_every", "tokens_per_micro_batch", "check_timeout_seconds"}
@@ -22,7 +22,14 @@ _NOT_IDENTITY |= {"activation_checkpointing", "processes"}
 _NOT_IDENTITY |= {
     f"degenerate_{name}" for name in ("window", "silent_share", "truncated_share", "entropy", "clip_share")
 }
-_NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_gpu_memory", "rollout_args"}
+_NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_lent", "rollout_gpu_memory", "rollout_args"}
+_NOT_IDENTITY |= {"trackers", "peak_tflops", "validation_check_timeout_seconds"}
+# What is only looked at; with keep = "best" it chooses the weights.
+_WATCHING = {"keep", "validate_every", "validation"}
+_WATCHING |= {f"validation_{name}" for name in ("samples", "temperature", "top_p", "max_tokens", "stop", "batch")}
+_WATCHING |= {f"validation_{name}" for name in ("checks", "require", "check_settings")}
+# Came later: at their defaults they are left out, so that folders begun before them stay whose they are.
+_LATER = {"rollouts_ahead"}
 _OF_ADAPTERS = {"lora_rank", "lora_alpha", "lora_targets"}  # part of it where there are some
 
 
@@ -30,10 +37,12 @@ def identity(job: Job) -> dict[str, Any]:
     """Every setting that shapes the result, those that are None left out; a path stands for its content's digest."""
     plain = as_json(job)
     values = {"stage": job.stage}
-    left_out = _NOT_IDENTITY if job.lora_rank else _NOT_IDENTITY | _OF_ADAPTERS
+    left_out = _NOT_IDENTITY | (_WATCHING if job.keep is Keep.LAST else set())
+    left_out |= set() if job.lora_rank else _OF_ADAPTERS
     for field in fields(job):
         value = getattr(job, field.name)
-        if field.name not in left_out and value is not None:
+        as_before = field.name in _LATER and value == field.default
+        if field.name not in left_out and value is not None and not as_before:
             values[field.name] = content_digest(value) if isinstance(value, Path) else plain[field.name]
     return values
 

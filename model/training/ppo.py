@@ -26,9 +26,10 @@ from model.losses.mismatch import Mismatch
 from model.losses.normalise import token_weights
 from model.training.data import TokenBatch, collate, micro_batches
 from model.training.forward import Model, completion_log_probs
-from model.training.grpo import GRPOStage, PolicyLoss, Reward, fill_unjudged, rollout_metrics
+from model.training.grpo import GRPOStage, PolicyLoss, fill_unjudged, rollout_metrics
 from model.training.job import JobError, PPOJob
 from model.training.loop import MicroBatch, StepWork
+from model.training.rollout_stage import Reward
 from model.training.rollouts import Rollout, Rollouts
 from model.training.value_model import ValueBatch, ValueModel
 
@@ -78,9 +79,8 @@ class PPOStage(GRPOStage):
     def prepare(self, step: int) -> StepWork:
         """Samples, scores and assesses the step's rollouts; those that could not be judged teach neither model."""
         job = self.job
-        self.drawn = (step - 1) * job.problems_per_step
-        with self.rollouts.current() as synced:
-            rollouts, rewards_PG = self.sampled(self.next_problems(job.problems_per_step))
+        chosen, rollouts, synced = self.step_rollouts(step)
+        rewards_PG = self.rewards(rollouts, chosen)
         metrics = {**rollout_metrics(rollouts, fill_unjudged(rewards_PG)), **synced}
         metrics["unjudged_share"] = rewards_PG.isnan().float().mean().item()
         assessed = self.assess(rollouts, rewards_PG.flatten())

@@ -15,22 +15,23 @@ from model.rewards.check import Scored, scored_completion
 from model.rewards.reward import reward
 from model.rewards.settings import CheckSettings
 from model.rewards.workers.pool import VerifierPool
-from model.training.grpo import Reward
-from model.training.job import GRPOJob
+from model.training.job import GRPOJob, RolloutJob
+from model.training.rollout_stage import Reward
 from model.training.rollouts import Rollout
 
 
 @contextmanager
-def verifier_reward(job: GRPOJob) -> Iterator[Reward]:
+def verifier_reward(job: RolloutJob) -> Iterator[Reward]:
     """The reward by the job's checks, carried out in a worker process with a hard time limit."""
     settings = CheckSettings.of(job.check_settings)
+    margin = job.overlong_tokens if isinstance(job, GRPOJob) else 0
     pool = VerifierPool(job.checks, settings, workers=1, timeout_seconds=job.check_timeout_seconds)
 
     def score(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[float]:
         items = [as_scored(rollout, problem, job) for rollout, problem in zip(rollouts, problems, strict=True)]
         return [
             reward(judgements, job.format_weight, unscored=math.nan)
-            + overlong_penalty(len(rollout.row.completion), job.max_tokens, job.overlong_tokens)
+            + overlong_penalty(len(rollout.row.completion), job.max_tokens, margin)
             for judgements, rollout in zip(pool.judge(items), rollouts, strict=True)
         ]
 
@@ -38,7 +39,7 @@ def verifier_reward(job: GRPOJob) -> Iterator[Reward]:
         yield score
 
 
-def as_scored(rollout: Rollout, problem: Problem, job: GRPOJob) -> Scored:
+def as_scored(rollout: Rollout, problem: Problem, job: RolloutJob) -> Scored:
     """A rollout as the checks see it: the whole assistant message, the prefill included."""
     return scored_completion(
         problem,

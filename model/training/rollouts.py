@@ -50,10 +50,17 @@ class LocalRollouts:
     """All contexts as one left-padded batch through `generate` of the model that is being trained."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, *, temperature: float, max_tokens: int, stop: Sequence[str]
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        temperature: float,
+        max_tokens: int,
+        stop: Sequence[str],
+        top_p: float = 1.0,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.temperature, self.max_tokens, self.stop = temperature, max_tokens, tuple(stop)
+        self.temperature, self.max_tokens, self.stop, self.top_p = temperature, max_tokens, tuple(stop), top_p
 
     def current(self) -> AbstractContextManager[Mapping[str, float]]:
         """See `Rollouts`: the policy is the sampler."""
@@ -69,7 +76,7 @@ class LocalRollouts:
             out_BT = self.model.generate(
                 input_ids=tokens_BT,
                 attention_mask=mask_BT,
-                logits_processor=[DrawnTokens(self.temperature)],
+                logits_processor=[DrawnTokens(self.temperature, self.top_p)],
                 stopping_criteria=[ended],
                 do_sample=False,  # of the tokens that are left: the one drawn
                 repetition_penalty=1.0,
@@ -98,18 +105,33 @@ class DrawnTokens:
     """A logits processor of transformers that draws each row's token from softmax(logits / T) and leaves no other.
 
     One uniform number per row looks its token up in the cumulated probabilities. torch.multinomial draws one number
-    per token of the vocabulary instead, which took half of a rollout's time on a CPU.
+    per token of the vocabulary instead, which took half of a rollout's time on a CPU. With `top_p` below 1 only the
+    fewest tokens that have this much of the probability can be drawn; at temperature 0 only the likeliest one can.
     """
 
-    def __init__(self, temperature: float) -> None:
-        self.temperature = temperature
+    def __init__(self, temperature: float, top_p: float = 1.0) -> None:
+        self.temperature, self.top_p = temperature, top_p
 
     def __call__(self, _tokens_BT: Tensor, logits_BV: Tensor) -> Tensor:
         """Scores with 0 at the drawn token and −∞ elsewhere, [B, V]."""
-        cumulated_BV = (logits_BV.float() / self.temperature).softmax(-1).cumsum(-1)
+        return torch.full_like(logits_BV, -torch.inf).scatter_(1, self._draw(logits_BV), 0.0)
+
+    def _draw(self, logits_BV: Tensor) -> Tensor:
+        if not self.temperature:
+            return logits_BV.argmax(-1, keepdim=True)
+        shares_BV = (logits_BV.float() / self.temperature).softmax(-1)
+        if self.top_p < 1.0:
+            shares_BV = nucleus(shares_BV, self.top_p)
+        cumulated_BV = shares_BV.cumsum(-1)
         point_B1 = torch.rand(len(logits_BV), 1, device=logits_BV.device) * cumulated_BV[:, -1:]
-        drawn_B1 = torch.searchsorted(cumulated_BV, point_B1, right=True).clamp_(max=logits_BV.shape[1] - 1)
-        return torch.full_like(logits_BV, -torch.inf).scatter_(1, drawn_B1, 0.0)
+        return torch.searchsorted(cumulated_BV, point_B1, right=True).clamp_(max=logits_BV.shape[1] - 1)
+
+
+def nucleus(shares_BV: Tensor, top_p: float) -> Tensor:
+    """Probabilities with all but the likeliest tokens, the fewest that have `top_p` of them together, at 0."""
+    sorted_BV, order_BV = shares_BV.sort(-1, descending=True)
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    return torch.zeros_like(shares_BV).scatter_(1, order_BV, sorted_BV.masked_fill(before_BV >= top_p, 0.0))
 
 
 class StopTexts:

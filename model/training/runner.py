@@ -19,17 +19,32 @@ from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
 from model.training.forward import Model, checkpoint_activations, load_model
-from model.training.grpo import GRPOStage, read_problems
-from model.training.job import DistillJob, GRPOJob, Job, PPOJob, Sampler, SFTJob
+from model.training.grpo import GRPOStage
+from model.training.job import (
+    DistillJob,
+    GRPOJob,
+    Job,
+    JobError,
+    OnPolicyJob,
+    PPOJob,
+    RolloutJob,
+    Sampler,
+    SFTJob,
+)
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
+from model.training.on_policy import OnPolicyStage
 from model.training.parallel import World, joined, require_alone
 from model.training.ppo import PPOStage
+from model.training.problems import read_problems
 from model.training.process import sole_owner
 from model.training.rewards import verifier_reward
+from model.training.rollout_stage import RolloutStage
 from model.training.rollouts import LocalRollouts, Rollouts
 from model.training.sft import SFTStage
+from model.training.validation import Answers, contexts_of
 from model.training.value_model import ValueModel
+from model.training.watch import open_watch
 
 # What torch's allocators say beside OutOfMemoryError: on the CPU, and where CUDA fails inside a library.
 _MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|not enough memory")
@@ -71,21 +86,37 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         checkpoint_activations(model)
     world.shard(model, job.dtype)
     with out_of_memory(job), open_stage(job, model, tokenizer, world) as stage:
-        last = train(job, stage, model, tokenizer, stop, world)
+        with open_watch(job, model, tokenizer, sampler_of(stage), world) as watch:
+            last = train(job, stage, model, tokenizer, stop, world, watch)
+        validation = watch.validation
+    kept = validation.kept_step(stage.total_steps) if validation else stage.total_steps
     weights = whole_weights(model, job.dtype, world)
     if not world.leads:
         return
-    assert weights is not None, "the leading process has them"
-    if has_adapters(model):
-        write_folder(job.out / "adapter", lambda scratch: save_adapter(scratch, model, weights))
-    write_folder(job.out / "model", lambda scratch: save_model(scratch, model, tokenizer, weights))
+    if validation and kept != stage.total_steps:
+        validation.best.write_model(kept)
+    else:
+        assert weights is not None, "the leading process has them"
+        if has_adapters(model):
+            write_folder(job.out / "adapter", lambda scratch: save_adapter(scratch, model, weights))
+        write_folder(job.out / "model", lambda scratch: save_model(scratch, model, tokenizer, weights))
     results = {
         "steps": stage.total_steps,
+        "model_step": kept,
+        "validation": validation.results() if validation else {},
         "seconds": time.perf_counter() - started,
         "left_out": stage.left_out,
         "last_step": last,
     }
     write_manifest(job.out, job, wanted, results)
+    if validation:
+        validation.best.prune(validation.lines, [])  # nobody resumes any more
+
+
+def sampler_of(stage: Stage) -> Answers | None:
+    """What answers validation problems in place of the model in this process: the engine of a stage's rollouts."""
+    answering = getattr(stage.rollouts, "answering", None) if isinstance(stage, RolloutStage) else None
+    return answering() if answering else None
 
 
 @contextmanager
@@ -113,6 +144,12 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World) -> It
             yield DistillStage(job, tokenizer, world)
         case SFTJob():
             yield SFTStage(job, tokenizer, world)
+        case OnPolicyJob():
+            require_alone(world, job.stage)
+            with ExitStack() as held:
+                reward = held.enter_context(verifier_reward(job)) if job.checks else None
+                rollouts = held.enter_context(open_rollouts(job, model, tokenizer))
+                yield OnPolicyStage(job, model, tokenizer, rollouts, reward)
         case GRPOJob():
             require_alone(world, job.stage)
             reference = open_reference(job, model) if job.kl_weight else None
@@ -132,14 +169,16 @@ def open_reference(job: GRPOJob, model: Model) -> Model:
 
 
 @contextmanager
-def open_rollouts(job: GRPOJob, model: Model, tokenizer: Tokenizer) -> Iterator[Rollouts]:
+def open_rollouts(job: RolloutJob, model: Model, tokenizer: Tokenizer) -> Iterator[Rollouts]:
     """What samples the policy, while it is needed."""
     if job.rollouts is Sampler.TRANSFORMERS:
         yield LocalRollouts(model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop)
         return
+    if job.rollouts_ahead and torch.cuda.is_available() and not (job.rollout_urls or job.rollout_lent):
+        raise JobError("rollouts_ahead = 1 needs engines with GPUs of their own: name them in rollout_urls")
     # Needs httpx, which a machine that trains without an engine need not have.
     from model.training.vllm_rollouts import open_vllm_rollouts
 
-    prompts = [problem.prompt + job.prefill for problem in read_problems(job)]
+    prompts = [problem.prompt + job.prefill for problem in read_problems(job.problems)] + contexts_of(job)
     with open_vllm_rollouts(job, model, tokenizer, prompts) as rollouts:
         yield rollouts

@@ -15,9 +15,11 @@ One trainer process. Axes: T tokens of the probe, K likeliest tokens at each, N 
 from __future__ import annotations
 
 import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -28,14 +30,15 @@ from torch import Tensor
 from model.errors import TrainingError
 from model.records import FinishReason
 from model.sampling.client import CompletionsClient
-from model.sampling.request import SamplingParams, ScoreRequest, TokensRequest
+from model.sampling.request import Completion, Request, SamplingParams, ScoreRequest, TokensRequest
 from model.sampling.top_k import TopK
 from model.sampling.vllm_server import EngineOptions, VLLMAt, VLLMServer
 from model.training.checkpoint import disk_errors, save_model
 from model.training.data import Row, Tokenizer, collate, tokenize
 from model.training.forward import Model, completion_hidden, completion_log_probs
-from model.training.job import GRPOJob, JobError, Precision
+from model.training.job import JobError, Precision, RolloutJob
 from model.training.rollouts import Rollout, cut_after_stop
+from model.training.validation import Answer
 
 # Largest mean |Δ log p| of a probe, nats, at which engine and trainer count as equal (docs/training.md: measured gaps).
 TOLERANCE = {Precision.BFLOAT16: 0.3, Precision.FLOAT32: 0.0005}
@@ -54,6 +57,9 @@ class Engine(Protocol):
 
     @property
     def url(self) -> str: ...
+
+    @property
+    def served_name(self) -> str: ...
 
     def check(self) -> bool: ...
 
@@ -102,52 +108,85 @@ class VLLMRollouts:
 
     def __init__(
         self,
-        job: GRPOJob,
+        job: RolloutJob,
         model: Model,
         tokenizer: Tokenizer,
         engines: Sequence[Engine],
         client: CompletionsClient,
         probes: Sequence[WeightProbe],
+        worker: Executor,
     ) -> None:
         self.job, self.model, self.tokenizer = job, model, tokenizer
         self.engines, self.client, self.probes = engines, client, probes
+        self.worker = worker  # waits for completions that are not waited for here
+        self.in_flight: list[Future[list[Completion]]] = []
+        self.validating: CompletionsClient | None = None  # set where the job validates
         self.folder = job.out / WEIGHTS
-        self.loads = 0
+        self.loads, self.asleep = 0, False
 
     @contextmanager
     def current(self) -> Iterator[Mapping[str, float]]:
         """See `Rollouts`. Raises TrainingError where an engine does not have the weights after all."""
+        yield self.sync()
+        for engine in self.engines:
+            engine.sleep()
+        self.asleep = True
+
+    def sync(self) -> Mapping[str, float]:
+        """Gives the engines the policy as it is now, once no request is running. Raises as `current` does."""
+        wait(self.in_flight)
         started = time.perf_counter()
-        if self.loads:
+        if self.asleep:
             self._wake()
         self._write_weights()
         for engine in self.engines:
             engine.load_weights(self.folder)
         gap = self._verified()
         self.loads += 1
-        yield {"sync_seconds": time.perf_counter() - started, "sync_gap": gap}
-        for engine in self.engines:
-            engine.sleep()
+        return {"sync_seconds": time.perf_counter() - started, "sync_gap": gap}
 
     def sample(self, contexts: Sequence[str]) -> list[Rollout]:
         """See `Rollouts`."""
         return self._complete([tokenize(self.tokenizer, context) for context in contexts], self.job.max_tokens)
 
+    def begin(self, contexts: Sequence[str], generator: torch.Generator) -> Callable[[], list[Rollout]]:
+        """Begins what `sample` does, with seeds from `generator`; what it returns waits for the rollouts.
+
+        Only the waiting is another thread's: a tokenizer is not for two at once.
+        """
+        contexts_ids = [tokenize(self.tokenizer, context) for context in contexts]
+        requests = self._requests(contexts_ids, self.job.max_tokens, generator)
+        completions = self.worker.submit(self.client.complete, requests)
+        self.in_flight = [completions]
+        return lambda: self._rollouts(contexts_ids, completions.result())
+
     def _complete(self, contexts: Sequence[list[int]], max_tokens: int) -> list[Rollout]:
-        seeds = torch.randint(2**31, (len(contexts),)).tolist()
+        requests = self._requests(contexts, max_tokens, torch.default_generator)
+        return self._rollouts(contexts, self.client.complete(requests))
+
+    def _requests(
+        self, contexts: Sequence[list[int]], max_tokens: int, generator: torch.Generator
+    ) -> list[TokensRequest]:
+        seeds = torch.randint(2**31, (len(contexts),), generator=generator).tolist()
         end = self.tokenizer.eos_token_id
-        requests = [
+        return [
             TokensRequest(str(b), tuple(context), seed, max_tokens, end)
             for b, (context, seed) in enumerate(zip(contexts, seeds, strict=True))
         ]
+
+    def _rollouts(self, contexts: Sequence[list[int]], completions: Sequence[Completion]) -> list[Rollout]:
         rollouts = []
-        for context, done in zip(contexts, self.client.complete(requests), strict=True):
+        for context, done in zip(contexts, completions, strict=True):
             if done.finish_reason is FinishReason.REFUSED:
                 raise JobError(f"the rollout engine refuses a prompt of {len(context)} tokens: {done.error}")
             text = cut_after_stop(self.tokenizer.decode(done.tokens, skip_special_tokens=True), self.job.stop)
             row = Row(list(context), list(done.tokens))
             rollouts.append(Rollout(row, text, done.finish_reason, list(done.log_probs)))
         return rollouts
+
+    def answering(self) -> VLLMAnswers | None:
+        """The same engines as a sampler of validation answers, where the job validates."""
+        return VLLMAnswers(self, self.validating) if self.validating else None
 
     def _wake(self) -> None:
         if torch.cuda.is_available():
@@ -173,9 +212,33 @@ class VLLMRollouts:
         return gap
 
 
+class VLLMAnswers:
+    """`Answers` by the engines of the rollouts, asked as an evaluation asks: texts, with the validation's settings."""
+
+    at_once = sys.maxsize  # the engine queues what it cannot decode at once
+
+    def __init__(self, rollouts: VLLMRollouts, client: CompletionsClient) -> None:
+        self.rollouts, self.client = rollouts, client
+
+    def current(self) -> AbstractContextManager[Mapping[str, float]]:
+        """See `Answers`: the engines are given the weights, as for a step's rollouts."""
+        return self.rollouts.current()
+
+    def answers(self, contexts: Sequence[str]) -> list[Answer]:
+        """See `Answers`."""
+        limit = self.rollouts.job.validation_max_tokens
+        seeds = torch.randint(2**31, (len(contexts),)).tolist()
+        asked = zip(contexts, seeds, strict=True)
+        found = self.client.complete([Request(str(b), context, seed, limit) for b, (context, seed) in enumerate(asked)])
+        for done in found:
+            if done.finish_reason is FinishReason.REFUSED:
+                raise JobError(f"the rollout engine refuses a validation prompt: {done.error}")
+        return [Answer(done.text, done.finish_reason, done.completion_tokens) for done in found]
+
+
 @contextmanager
 def open_vllm_rollouts(
-    job: GRPOJob, model: Model, tokenizer: Tokenizer, prompts: Sequence[str]
+    job: RolloutJob, model: Model, tokenizer: Tokenizer, prompts: Sequence[str]
 ) -> Iterator[VLLMRollouts]:
     """Starts the engine (or takes those of `rollout_urls`), and ends it with the block.
 
@@ -190,16 +253,20 @@ def open_vllm_rollouts(
     params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
     with ExitStack() as opened:
         opened.callback(shutil.rmtree, job.out / WEIGHTS, ignore_errors=True)
+        # Ends after the client, whose end ends what the thread waits for.
+        worker = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollouts"))
         engines: list[Engine] = [VLLMAt(url) for url in job.rollout_urls]
+        if job.rollout_lent:
+            engines = [VLLMAt(job.rollout_lent, repack=not torch.cuda.is_available())]
         if not engines:
             options = engine_options(job, max(map(len, contexts)), cuda=torch.cuda.is_available())
             server = VLLMServer(job.init, SERVED_NAME, log_path=job.out / "vllm.log", options=options)
             engines = [opened.enter_context(server)]
 
-        def client(*of: Engine) -> CompletionsClient:
+        def client(params: SamplingParams, *of: Engine) -> CompletionsClient:
             made = CompletionsClient(
                 [engine.url for engine in of],
-                SERVED_NAME,
+                of[0].served_name,
                 params,
                 concurrency=CONCURRENCY * len(of),
                 timeout_seconds=TIMEOUT_SECONDS,
@@ -207,21 +274,33 @@ def open_vllm_rollouts(
             )
             return opened.enter_context(made)
 
-        probes = [WeightProbe(client(engine), probe, TOLERANCE[job.dtype]) for engine in engines]
-        yield VLLMRollouts(job, model, tokenizer, engines, client(*engines), probes)
+        probes = [WeightProbe(client(params, engine), probe, TOLERANCE[job.dtype]) for engine in engines]
+        rollouts = VLLMRollouts(job, model, tokenizer, engines, client(params, *engines), probes, worker)
+        if job.validate_every:
+            rollouts.validating = client(validation_params(job), *engines)
+        yield rollouts
 
 
-def engine_options(job: GRPOJob, longest_prompt: int, *, cuda: bool) -> EngineOptions:
+def validation_params(job: RolloutJob) -> SamplingParams:
+    """How validation answers are sampled."""
+    return SamplingParams(
+        job.validation_temperature, job.validation_top_p, job.validation_max_tokens, job.validation_stop
+    )
+
+
+def engine_options(job: RolloutJob, longest_prompt: int, *, cuda: bool) -> EngineOptions:
     """How the job's own engine is started; on a GPU it shares the trainer's, and sleeps while that works."""
-    arguments = ["--logprobs-mode", "processed_logprobs"]
+    arguments: list[str] = []
+    validated = job.validation_max_tokens if job.validate_every else 0
     if cuda:
         arguments += ["--gpu-memory-utilization", str(job.rollout_gpu_memory), "--enable-sleep-mode"]
     return EngineOptions(
         python=job.rollout_python,
-        max_model_len=longest_prompt + max(job.max_tokens, DRAWN_TOKENS),
+        max_model_len=longest_prompt + max(job.max_tokens, DRAWN_TOKENS, validated),
         dtype=str(job.dtype),
         enforce_eager=not cuda,
         gpus=int(cuda),
+        logprobs_mode="processed_logprobs",
         extra_args=(*arguments, *job.rollout_args),
     )
 

@@ -201,6 +201,18 @@ def test_students_learn_from_prompts_without_the_worked_turns() -> None:
     assert "0.189 of all, measured by a pilot" in render(whole)
 
 
+def test_validation_is_planned_beside_training() -> None:
+    """100 products: 20 held out, 10 for validation. 12 rounds, validated before the first, after 5, 10 and the last."""
+    rounds = ["problems.0.validation=0.1", "grpo.steps=12", "grpo.checkpoint_every=5", "grpo.validation_samples=3"]
+    watched, unwatched = (planned(*rounds, f"grpo.validate_every={every}") for every in (5, 0))
+    assert (watched["held_out"], watched["validation"], watched["train"]) == (20, 10, 70)
+    assert watched["grpo_validation"] == 10 * 3 * 4
+    assert "grpo_validation" not in {figure.key for figure in unwatched.figures}
+    # Three times the weights, in bfloat16: the best now, and to who resumes from either checkpoint.
+    sizes = [each["student_bytes"] or 0.0 for each in (watched, unwatched)]
+    assert sizes[0] - sizes[1] == pytest.approx(3 * 2 * 1e9)
+
+
 def test_checkpoints_that_stay_are_as_many_as_the_trainer_keeps() -> None:
     from model.training.checkpoint import KEPT
 
@@ -260,3 +272,16 @@ def test_disk_is_readable(replicas: int, text: str) -> None:
     """80 problems, 100 tokens each, 2 bytes a token."""
     line = next(line for line in render(planned(f"generate.replicas={replicas}")).splitlines() if "disk" in line)
     assert f" {text} " in line
+
+
+def test_a_student_that_learns_from_its_own_texts() -> None:
+    """2 x 5 x 10 rollouts of 100 tokens at 1,000 a second; (6 + 2 x 2) x 10^9 operations a token at half of 10^12."""
+    sizes = [
+        f"on_policy.{name}={value}" for name, value in (("steps", 2), ("problems_per_step", 5), ("group_size", 10))
+    ]
+    found = planned("on_policy.enabled=true", *sizes)
+    assert found["on_policy_tokens"] == 10_000
+    assert found["on_policy_rollout_hours"] == pytest.approx(10 * SECOND)
+    assert found["on_policy_hours"] == pytest.approx(200 * SECOND)
+    assert found["student_bytes"] == pytest.approx(4 * 2e9)
+    assert found["evaluate_samples"] == 20 * 4 * 6

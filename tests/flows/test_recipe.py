@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -221,6 +222,9 @@ def test_empty_file_says_what_is_missing(tmp_path: Path) -> None:
         ("grpo.objective=ppo", "grpo.objective = 'ppo': input should be 'grpo', 'gspo' or 'cispo'"),
         ("grpo.rollout_urls=['http://a/v1']", 'rollout_urls is for rollouts = "vllm"'),
         ("grpo.mismatch=tis", 'mismatch is for rollouts = "vllm"'),
+        ("grpo.rollouts_ahead=1", 'rollouts_ahead is for rollouts = "vllm"'),
+        ("on_policy.rollouts_ahead=2", "on_policy.rollouts_ahead = 2: input should be less than or equal to 1"),
+        ("on_policy.divergence=uld", "on_policy.divergence = 'uld': input should be 'reverse', 'forward' or 'jsd'"),
         ("evaluate.k=[8]", "evaluate.k asks for pass@8, but evaluate.replicas = 4"),
         ("generate.max_tokens=4096", "generate.max_tokens = 4096 leaves no room for a prompt"),
     ],
@@ -246,7 +250,22 @@ def test_sorted_probabilities_have_no_temperature(small: Path) -> None:
     assert "write distill.temperature = 1" in refusal(small, "distill.divergence=uld", "distill.temperature=2")
 
 
-@pytest.mark.parametrize("stage", ["distill", "grpo"])
+def test_rollouts_of_older_weights_are_weighed(small: Path) -> None:
+    ahead = ["grpo.rollouts=vllm", "grpo.rollouts_ahead=1"]
+    assert 'set mismatch = "tis" or "icepop"' in refusal(small, *ahead)
+    assert load_recipe(small, [*ahead, "grpo.mismatch=tis"]).grpo.rollouts_ahead == 1
+    assert "exclude each other" in refusal(small, *ahead, "grpo.mismatch=tis", "grpo.max_refills=1")
+    assert load_recipe(small, ["on_policy.rollouts=vllm", "on_policy.rollouts_ahead=1"]).on_policy.rollouts_ahead == 1
+
+
+def test_a_teacher_beside_the_student_has_weights(small: Path) -> None:
+    endpoint = 'teacher={type = "openai", model = "m", urls = ["http://h/v1"]}'
+    assert "set on_policy.teacher" in refusal(small, endpoint, "on_policy.enabled=true")
+    recipe = load_recipe(small, [endpoint, "on_policy.enabled=true", "on_policy.teacher=org/other"])
+    assert recipe.on_policy.init == "sft"
+
+
+@pytest.mark.parametrize("stage", ["distill", "on_policy", "grpo"])
 def test_stage_that_starts_from_a_stage_that_does_not_run(small: Path, stage: str) -> None:
     line = refusal(small, "sft.enabled=false", f"{stage}.enabled=true", f"{stage}.init=sft")
     assert f'{stage}.init = "sft", but sft.enabled = false' in line
@@ -369,6 +388,18 @@ def test_choices_of_the_grpo_section_are_those_of_the_code() -> None:
     section, hints = Recipe.model_json_schema()["$defs"]["GRPOSection"]["properties"], get_type_hints(GRPOJob)
     for name in ("objective", "advantage", "kl_estimator", "kl_in", "normalise", "schedule", "rollouts", "mismatch"):
         assert section[name]["enum"] == [choice.value for choice in hints[name]], name
+
+
+def test_choices_of_the_on_policy_section_are_those_of_the_code() -> None:
+    from model.training.job import OnPolicyJob
+
+    section, hints = Recipe.model_json_schema()["$defs"]["OnPolicySection"]["properties"], get_type_hints(OnPolicyJob)
+    assert {*section["divergence"]["enum"], "uld"} == {choice.value for choice in hints["divergence"]}
+    assert (
+        not section.keys()
+        - {field.name for field in dataclasses.fields(OnPolicyJob)}
+        - {"enabled", "attempts", "pass_rate"}
+    )
 
 
 def test_template_arguments() -> None:

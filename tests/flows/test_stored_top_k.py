@@ -1,4 +1,4 @@
-"""KL distillation from stored log-probabilities, from the recipe to the student, against the fake endpoint."""
+"""KL distillation, from stored log-probabilities and on-policy, from the recipe to the student; fake endpoint."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ max_steps = 2
 tokens_per_batch = 500
 threads = 1
 dtype = "float32"
+
+[on_policy]
+enabled = true
+init = "distill"
+steps = 2
+problems_per_step = 3
+max_tokens = 8
+threads = 1
+dtype = "float32"
 """
 
 
@@ -44,8 +53,10 @@ def test_a_student_is_distilled_from_what_was_stored_once(
     tmp_path: Path,
 ) -> None:
     recipe = write_recipe(endpoint.url, problems=20, extra=DISTILL)
-    words = ("run", recipe, "--set", f"student.model={student}", "--only", "problems,generate,verify,distill")
-    done = stillhouse(*words)
+    stages = "problems,generate,verify,distill,on_policy"
+    models = ("--set", f"student.model={student}", "--set", f"on_policy.teacher={student}")
+    words = ("run", recipe, *models, "--only", stages)
+    done = stillhouse(*words, timeout=240)
     assert done.returncode == 0, done.stderr
     dataset = tmp_path / "dataset"
     lines = [json.loads(line) for line in (dataset / "students/distill/metrics.jsonl").read_text().splitlines()]
@@ -57,6 +68,12 @@ def test_a_student_is_distilled_from_what_was_stored_once(
     assert pq.read_metadata(table).num_rows == accepted > 0
     states = stillhouse("sql", dataset, "select stage, state from shards where stage = 'capture'", "--format", "csv")
     assert states.stdout.splitlines() == ["stage,state", "capture,done"]
+
+    own = [json.loads(line) for line in (dataset / "students/on_policy/metrics.jsonl").read_text().splitlines()]
+    assert own[0]["divergence"] > 0  # one step of distillation away from its teacher
+    assert {"reverse_kl", "entropy", "reward"} <= own[1].keys()
+    job = json.loads((dataset / "students/on_policy/job.json").read_text())
+    assert (Path(job["teacher"]), Path(job["init"])) == (student, dataset / "students/distill/model")
 
     asked, written = len(endpoint.requests), table.stat().st_mtime_ns
     assert stillhouse(*words).returncode == 0

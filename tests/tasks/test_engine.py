@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from model.errors import InterruptedRunError, SamplerError
+from model.sampling import reaper, vllm_server
 from model.sampling.request import Request, SamplingParams
 from model.sampling.vllm_server import EngineOptions
-from tasks.engine import Engine, EngineSpec, same_architecture
+from tasks.engine import Engine, EngineSpec, Standby, same_architecture
 from tests.fake_endpoint import FakeEndpoint
+from tests.stand_in import looks_like_a_model, write_stand_in
 
 PARAMS = SamplingParams(temperature=0.7, max_tokens=64)
 REQUESTS = [Request(f"r{i}", f"Calculate {i} + 1.<think>\n", i, 64) for i in range(4)]
@@ -85,3 +89,82 @@ def test_architectures_are_told_apart(tmp_path: Path) -> None:
         folders.append(folder)
     assert same_architecture(folders[0], folders[1])
     assert not same_architecture(folders[0], folders[2])
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Callable[..., EngineSpec]:
+    """What serves a folder of that name, by a stand-in for vLLM."""
+    python = write_stand_in(tmp_path)
+
+    def make(name: str, **options: int) -> EngineSpec:
+        folder = tmp_path / name
+        return EngineSpec(
+            str(folder if folder.exists() else looks_like_a_model(folder)),
+            options=EngineOptions(python=python, **options),  # type: ignore[arg-type]
+        )
+
+    return make
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[EngineSpec, Standby], Engine]:
+    """An engine that leaves its server to a standby."""
+    monkeypatch.setattr(vllm_server, "POLL_SECONDS", 0.05)
+
+    def make(spec: EngineSpec, standby: Standby) -> Engine:
+        log = tmp_path / "vllm.log"
+        return Engine(spec, PARAMS, concurrency=8, timeout_seconds=60, log_path=log, standby=standby)
+
+    return make
+
+
+def loads(tmp_path: Path) -> list[str]:
+    """The folders whose weights were put into the running server."""
+    lines = (tmp_path / "vllm.log").read_text().splitlines()
+    return [line.split("'weights_path': '")[1].split("'")[0] for line in lines if "weights_path" in line]
+
+
+def test_one_server_serves_engine_after_engine(
+    tmp_path: Path, spec: Callable[..., EngineSpec], kept: Callable[[EngineSpec, Standby], Engine]
+) -> None:
+    before = set(reaper.descendants(os.getpid()))
+    with Standby() as standby:
+        with kept(spec("teacher"), standby) as engine:
+            engine.complete(REQUESTS)
+        server = set(reaper.descendants(os.getpid())) - before
+        with kept(spec("teacher"), standby) as engine:
+            engine.complete(REQUESTS)
+        with kept(spec("student"), standby) as engine:
+            engine.complete(REQUESTS)
+            assert set(reaper.descendants(os.getpid())) - before == server
+            engine.lend()
+        with kept(spec("student"), standby) as engine:  # nobody knows what a borrower has left in it
+            engine.complete(REQUESTS)
+        assert set(reaper.descendants(os.getpid())) - before == server
+        _until(lambda: loads(tmp_path) == [str(tmp_path / "student")] * 2)
+    assert server
+    assert not set(reaper.descendants(os.getpid())) - before
+
+
+def test_a_server_that_does_not_fit_or_was_left_in_an_error_is_stopped(
+    spec: Callable[..., EngineSpec], kept: Callable[[EngineSpec, Standby], Engine]
+) -> None:
+    before = set(reaper.descendants(os.getpid()))
+    with Standby() as standby:
+        with kept(spec("teacher"), standby) as engine:
+            engine.ready()
+        first = set(reaper.descendants(os.getpid())) - before
+        with kept(spec("teacher", max_model_len=64), standby) as engine:
+            engine.ready()
+            assert not first & set(reaper.descendants(os.getpid()))
+            with pytest.raises(KeyError), engine:
+                raise KeyError
+        assert not set(reaper.descendants(os.getpid())) - before
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if holds():
+            return
+        threading.Event().wait(0.05)
+    raise AssertionError

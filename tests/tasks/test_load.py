@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model.errors import RecipeError
+from model.records import content_hash
 from tasks.inputs import problems_of_split
-from tasks.load import Loaded, known_splits, load
+from tasks.load import LOADED, Loaded, known_splits, load
 from tasks.sources import ProblemSource
 from tasks.store import Dataset
 
@@ -86,6 +87,22 @@ def test_a_problem_does_not_change_its_split(dataset: Dataset, source: ProblemSo
         load.fn(dataset, [replace(source, held_out=1.0)])
     assert set(known_splits(dataset).values()) == {"train"}
     assert load.fn(dataset, [source]).train == 3
+
+
+def test_validation_off_leaves_a_loaded_dataset_alone_and_on_is_another_split(
+    dataset: Dataset, source: ProblemSource
+) -> None:
+    """Without the setting the record of a load is that of the version before it: the source is not opened."""
+    settings = {name: value for name, value in asdict(source).items() if name != "validation"}
+    stat = Path(source.path).stat()
+    load.fn(dataset, [source])
+    before = content_hash("sources", [settings], [[[Path(source.path).name, stat.st_size, stat.st_mtime_ns]]])
+    assert (dataset.read_json(LOADED) or {})["fingerprint"] == before
+    with pytest.raises(RecipeError, match=r"is train in .* and validation in the recipe: .* nor `validation`"):
+        load.fn(dataset, [replace(source, validation=1.0)])
+    other = Dataset.create(dataset.path.parent / "other")
+    assert load.fn(other, [replace(source, validation=1.0)]) == Loaded(3, 0, 0, {}, validation=3)
+    assert len(problems_of_split(other, "validation")) == 3
 
 
 def test_held_out_problems_are_counted_apart(dataset: Dataset, source: ProblemSource) -> None:

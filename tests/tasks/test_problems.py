@@ -21,13 +21,16 @@ from tasks.builtin_problems import BUILTIN_SETS, builtin_rows
 from tasks.problems import (
     HELD_OUT,
     TRAIN,
+    VALIDATION,
     ProblemReader,
     load_problems,
     normalise_prompt,
+    prompt_hash,
     split_of,
 )
 from tasks.sources import Columns, ProblemSource, count_rows, default_label
 
+SPLITS = (TRAIN, VALIDATION, HELD_OUT)
 QUESTIONS = [f"Question {number}?" for number in range(1000)]
 
 
@@ -453,6 +456,33 @@ def test_split_is_golden() -> None:
     """Frozen: if this moves, every dataset's held-out questions move into training."""
     held_out = [number for number, question in enumerate(QUESTIONS[:20]) if split_of(question, 0.3) == HELD_OUT]
     assert held_out == [3, 6, 7, 15, 18, 19]
+
+
+def test_validation_takes_from_training_alone() -> None:
+    """The 20 questions above: held out as they were, and of the other 14 those with the highest hashes."""
+    with_validation = [split_of(question, 0.3, 0.25) for question in QUESTIONS[:20]]
+    assert [n for n, split in enumerate(with_validation) if split == HELD_OUT] == [3, 6, 7, 15, 18, 19]
+    for_validation = {n for n, split in enumerate(with_validation) if split == VALIDATION}
+    assert for_validation == {n for n in range(20) if prompt_hash(QUESTIONS[n]) >= 0.75 * 2**64}
+    assert 0 < len(for_validation) < 14
+    assert {split_of(question, 0.0, 1.0) for question in QUESTIONS} == {VALIDATION}
+    assert {split_of(question, 0.6, 0.6) for question in QUESTIONS} == {HELD_OUT, VALIDATION}
+
+
+def test_no_prompt_is_both_learned_and_for_validation(tmp_path: Path) -> None:
+    """One source keeps all its questions for validation, another trains on half of them, with golds of its own."""
+    mine = jsonl(tmp_path, *({"prompt": q, "gold": "1"} for q in QUESTIONS[:40]), name="mine.jsonl").path
+    other = jsonl(tmp_path, *({"prompt": q.upper(), "gold": "2"} for q in QUESTIONS[20:60]), name="other.jsonl").path
+    settings = {"type": "jsonl", "held_out": 0.3}
+    splits = [
+        load_problems([{**settings, "path": other, **more}, {**settings, "path": mine, "validation": 0.7}])
+        for more in ({}, {"held_out": 0.5})
+    ]
+    for loaded in splits:
+        of = {name: {normalise_prompt(p.prompt) for p in loaded.problems if p.split == name} for name in SPLITS}
+        assert len(of[TRAIN] | of[VALIDATION] | of[HELD_OUT]) == 60
+        assert sum(map(len, of.values())) == 60
+        assert of[VALIDATION]
 
 
 @pytest.mark.parametrize("other", ["what  is\n2 + 2?", "What is 2 + 2? ", "ＷＨＡＴ is 2 ＋ 2?"])

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from model.errors import TrainingError
-from model.records import PlannedSample, Problem, ProblemVerdict, Status, TrainingExample, from_table
+from model.records import PlannedSample, Problem, ProblemVerdict, Status, TaughtProblem, TrainingExample, from_table
 from model.templates import PromptTemplate
 from tasks.problem_verdicts import write_problem_verdicts
 from tasks.run import Run
@@ -117,3 +117,13 @@ def test_excluded_problems_are_not_trained_on(run: Run) -> None:
 def test_a_band_without_problems_is_an_error(run: Run) -> None:
     with pytest.raises(TrainingError, match=r"pass rate from 0\.6 to 0\.9: widen grpo\.pass_rate"):
         select_problems.fn(run, RENDERING, "grpo", (0.6, 0.9))
+
+
+def test_a_taught_problem_is_rendered_for_both(run: Run) -> None:
+    file = select_problems.fn(run, RENDERING, "on_policy", (0.1, 0.9), taught=True)
+    (row,) = from_table(pq.read_table(file), TaughtProblem)
+    assert row.prompt == "system:Add.|user:Calculate 1 + 1.|assistant:"
+    assert row.teacher_prompt == "system:Add.|user:1 + 1?|assistant:2|user:Calculate 1 + 1.|assistant:"
+    assert row.gold == "2"
+    with pytest.raises(TrainingError, match=r"widen on_policy\.pass_rate"):
+        select_problems.fn(run, RENDERING, "on_policy", (0.6, 0.9), taught=True)

@@ -33,51 +33,20 @@ from model.training.job import GRPOJob, Precision
 from model.training.rollouts import cut_after_stop
 from model.training.vllm_rollouts import TOLERANCE, VLLMRollouts, WeightProbe, mean_distance
 from tests.fake_endpoint import FakeEndpoint
+from tests.stand_in import looks_like_a_model, write_stand_in
 
 REPOSITORY = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a managed server is Linux only")
 
-# An "interpreter" that takes vLLM's arguments, starts an engine in a session of its own, and serves.
-STAND_IN = """#!{python}
-import argparse, os, subprocess, sys, time
-sys.path.insert(0, "{repository}")
-from tests.fake_endpoint import FakeEndpoint
-if os.environ.get("STAND_IN_DIES"):
-    print("(EngineCore pid=7) ERROR 11-23 07:00:24 [core.py:1] ValueError: the KV cache is too small")
-    sys.exit(1)
-parser = argparse.ArgumentParser()
-for name in ("-m", "--model", "--served-model-name", "--host", "--port"):
-    parser.add_argument(name)
-options = parser.parse_known_args()[0]
-engine = subprocess.Popen(["sleep", "600"], start_new_session=True)
-print("Starting to load model", engine.pid, flush=True)
-while "STAND_IN_WAITS_FOR" in os.environ and not os.path.exists(os.environ["STAND_IN_WAITS_FOR"]):
-    time.sleep(0.02)
-with FakeEndpoint(model=options.served_model_name, port=int(options.port)) as endpoint:
-    while True:
-        time.sleep(0.05)
-        if endpoint.engine_calls:
-            print(endpoint.engine_calls.pop(0), flush=True)
-"""
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder that looks like a model."""
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text('{"model_type": "llama"}')
-    (model / "tokenizer.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(b"weights")
-    return model
+    return looks_like_a_model(tmp_path / "model")
 
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> str:
-    script = tmp_path / "python"
-    script.write_text(STAND_IN.format(python=sys.executable, repository=REPOSITORY))
-    script.chmod(0o755)
-    return str(script)
+    return write_stand_in(tmp_path)
 
 
 @pytest.fixture
@@ -127,13 +96,13 @@ def test_a_server_serves_and_leaves_nothing(
 def test_new_weights_and_then_a_fresh_prefix_cache(folder: Path, tmp_path: Path, stand_in: str) -> None:
     with make_server(folder, tmp_path, stand_in) as server:
         server.load_weights(folder)
-        wait_until(lambda: "repack_tied_heads" in server.log_path.read_text())
+        wait_until(lambda: "reset_prefix_cache" in server.log_path.read_text())
         log = server.log_path.read_text()
         with pytest.raises(ModelFolderError, match="no model"):
             server.load_weights(tmp_path)
     assert f"'method': 'reload_weights', 'kwargs': {{'weights_path': '{folder}'}}" in log
-    assert log.index("reload_weights") < log.index("reset_prefix_cache")
-    assert "repack_tied_heads" in log  # a CPU engine's; see `worker_extension`
+    repacked = log.index("repack_tied_heads")  # a CPU engine's; see `worker_extension`
+    assert log.index("reload_weights") < repacked < log.index("reset_prefix_cache")
 
 
 def test_a_gpu_engine_sleeps_and_wakes_and_a_cpu_engine_does_neither(
@@ -150,12 +119,23 @@ def test_a_gpu_engine_sleeps_and_wakes_and_a_cpu_engine_does_neither(
 
 
 def test_an_engine_of_ones_own_is_given_weights_by_url(folder: Path) -> None:
-    with FakeEndpoint() as endpoint:
+    with FakeEndpoint(model="teacher") as endpoint:
         engine = VLLMAt(f"{endpoint.url}/")
         assert engine.check()
         engine.load_weights(folder)
         engine.sleep()
-    assert [path for path, _ in endpoint.engine_calls] == ["/collective_rpc", "/reset_prefix_cache"]
+        assert engine.served_name == "teacher"
+        VLLMAt(endpoint.url, repack=True).load_weights(folder)
+    called = [body.get("method", path) for path, body in endpoint.engine_calls]
+    assert called == [
+        "reload_weights",
+        "/reset_prefix_cache",
+        "reload_weights",
+        "repack_tied_heads",
+        "/reset_prefix_cache",
+    ]
+    with pytest.raises(SamplerError, match=f"no vLLM answers at {endpoint.url} .*start it, or correct the URL"):
+        _ = VLLMAt(endpoint.url).served_name
     with pytest.raises(SamplerError, match=r"did not answer /collective_rpc .*with VLLM_SERVER_DEV_MODE=1\?"):
         engine.load_weights(folder)
 

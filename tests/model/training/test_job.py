@@ -61,7 +61,7 @@ def test_a_job_survives_being_written(raw: dict[str, Any], tmp_path: Path) -> No
         ({"epochs": True}, "epochs: True is not a int"),
         ({"normalise": "tokens"}, "normalise: 'tokens' is not a valid Normalise"),
         ({"init": "/nowhere"}, "init: there is no /nowhere"),
-        ({"stage": "dpo"}, "stage is 'dpo', expected one of sft, distill, grpo, ppo"),
+        ({"stage": "dpo"}, "stage is 'dpo', expected one of sft, distill, on_policy, grpo, ppo"),
         ({"stage": "distill"}, "a distill job needs either the field 'teacher' or the field 'stored'"),
     ],
 )

@@ -64,6 +64,7 @@ def make_job(tiny_folder: Path, examples_file: Path, problems_file: Path, tmp_pa
         "max_tokens": 6,
     }
     specific = {"sft": examples, "distill": examples | {"teacher": tiny_folder}, "grpo": rollouts, "ppo": rollouts}
+    specific["on_policy"] = rollouts | {"teacher": tiny_folder}
 
     def make(stage: str = "sft", out: str = "out", **settings: Any) -> dict[str, Any]:
         job = {"stage": stage, "out": tmp_path / out, **common, **specific[stage], **settings}
@@ -105,7 +106,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stage", ["sft", "distill", "grpo", "ppo"])
+@pytest.mark.parametrize("stage", ["sft", "distill", "on_policy", "grpo", "ppo"])
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_job: MakeJob, stage: str, dtype: str) -> None:
     whole = run(make_job(stage, "whole", dtype=dtype))
     parted = make_job(stage, "parted", dtype=dtype)

@@ -135,9 +135,9 @@ def test_log_probabilities_at_another_temperature_are_refused(
 
 def test_the_engine_shares_a_gpu_and_has_room_for_the_longest_rollout(job: GRPOJob) -> None:
     cpu, gpu = (engine_options(job, 100, cuda=cuda) for cuda in (False, True))
-    assert cpu.extra_args == ("--logprobs-mode", "processed_logprobs")
+    assert (cpu.logprobs_mode, cpu.extra_args) == ("processed_logprobs", ())
     assert (cpu.gpus, cpu.max_model_len, cpu.dtype, cpu.enforce_eager) == (0, 116, "float32", True)
-    assert gpu.extra_args[2:] == ("--gpu-memory-utilization", "0.4", "--enable-sleep-mode")
+    assert gpu.extra_args == ("--gpu-memory-utilization", "0.4", "--enable-sleep-mode")
     assert (gpu.gpus, gpu.enforce_eager) == (1, False)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model.records import FinishReason
-from model.sampling.request import AnyRequest, Completion, SamplingParams, ScoreRequest, TokensRequest
+from model.sampling.request import AnyRequest, Completion, Request, SamplingParams, ScoreRequest, TokensRequest
 from model.sampling.top_k import TopK
 from model.training import vllm_rollouts
 from model.training.forward import Model
@@ -22,10 +22,11 @@ class TinyEngine:
     """A "server" and its client in one. `deaf`: loads nothing; `raw`: tells log-probabilities at temperature 1."""
 
     def __init__(self, folder: Path, *, temperature: float = 1.0, deaf: bool = False, raw: bool = False) -> None:
-        self.url, self.urls = "tiny", ["tiny"]
+        self.url, self.urls, self.served_name = "tiny", ["tiny"], "policy"
         self.temperature, self.deaf, self.raw = temperature, deaf, raw
         self.model = read(folder)
         self.calls: list[str] = []
+        self.answered: list[Request] = []
 
     def __enter__(self) -> TinyEngine:
         self.calls.append("start")
@@ -49,7 +50,12 @@ class TinyEngine:
         self.calls.append("wake")
 
     def complete(self, requests: Sequence[AnyRequest]) -> list[Completion]:
-        return [self._scored(r) if isinstance(r, ScoreRequest) else self._drawn(r) for r in requests]
+        does: dict[type, Callable[[Any], Completion]] = {ScoreRequest: self._scored, Request: self._answered}
+        return [does.get(type(request), self._drawn)(request) for request in requests]
+
+    def _answered(self, request: Request) -> Completion:
+        self.answered.append(request)
+        return Completion(request.key, "2", FinishReason.STOP, 1, 1, 0.0)
 
     @torch.no_grad()
     def _scored(self, request: ScoreRequest) -> Completion:

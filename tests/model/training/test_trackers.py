@@ -1,0 +1,132 @@
+"""Trackers: what TensorBoard shows after a resume, and that none of them ever ends a training."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.training import trackers
+from model.training.job import Job, JobError, SFTJob
+from model.training.trackers import TRACKERS, TensorBoard, Told, Trackers, chosen, open_trackers, run_id, run_name
+from tests.model.training.tiny import ALONE
+
+
+def make_job(folder: Path, **settings: Any) -> SFTJob:
+    folder.mkdir(parents=True, exist_ok=True)
+    return SFTJob(init=folder, out=folder, examples=folder, **settings)
+
+
+def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar as TensorBoard shows it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    seen = EventAccumulator(str(folder)).Reload()
+    return {tag: [(each.step, round(each.value, 4)) for each in seen.Scalars(tag)] for tag in seen.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_each_step_once_after_a_kill_and_a_resume(tmp_path: Path) -> None:
+    """A process tells steps 1 to 5 and is gone without a word; the next goes on from the checkpoint of step 3."""
+    job = make_job(tmp_path / "data/students/sft")
+    killed = TensorBoard(job)
+    killed.open(0)
+    killed.tell("validation", 0, {"pass@1": 0.25})
+    for step in range(1, 6):
+        killed.tell("train", step, {"loss": step / 10})
+    resumed = TensorBoard(job)  # the first one's writer is never closed
+    resumed.open(3)
+    for step in range(4, 7):
+        resumed.tell("train", step, {"loss": step / 5})
+    resumed.close()
+    seen = points(job.out / "tensorboard")
+    assert seen["train/loss"] == [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.8), (5, 1.0), (6, 1.2)]
+    assert seen["validation/pass@1"] == [(0, 0.25)]
+    killed.close()
+
+
+class Remote(Told):
+    """A tracker over the network, written down."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self.points: list[tuple[int, str]] = []
+
+    def start(self) -> Any:
+        return self
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self.points += [(step, name) for name in values]
+
+    def finish(self) -> None:
+        self.points.append((-1, "finished"))
+
+
+def test_what_an_earlier_process_told_is_not_told_again(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
+    (tmp_path / "validation.jsonl").write_text('{"step": 0}\n')
+    remote = Remote(job)
+    told = Trackers({"remote": remote})
+    told.open(2)
+    for kind, step in [("validation", 0), ("validation", 2), ("train", 3), ("train", 4), ("train", 4), ("train", 5)]:
+        told.tell(kind, {"step": step, "total_steps": 9, "loss": 0.5})
+    told.close()
+    assert remote.points == [(2, "validation/loss"), (4, "train/loss"), (5, "train/loss"), (-1, "finished")]
+    assert run_id(job) == run_id(job)
+    assert run_id(job) != run_id(make_job(tmp_path / "other"))
+
+
+class Broken(Told):
+    def __init__(self, job: Job, when: str) -> None:
+        super().__init__(job)
+        self.when = when
+
+    def start(self) -> Any:
+        if self.when == "start":
+            raise OSError("no network\nand more")
+        return self
+
+    def log(self, *_: Any, **__: Any) -> None:
+        raise RuntimeError("gone")
+
+    def finish(self) -> None:
+        raise RuntimeError("gone")
+
+
+def test_a_tracker_that_fails_is_said_once_and_the_others_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(tmp_path)
+    fine = Remote(job)
+    told = Trackers({"wandb": Broken(job, "start"), "trackio": Broken(job, "log"), "fine": fine})
+    told.open(0)
+    for step in (1, 2, 3):
+        told.tell("train", {"step": step, "loss": 0.5})
+    told.close()
+    assert [step for step, _ in fine.points] == [1, 2, 3, -1]
+    said = Counter(capsys.readouterr().err.splitlines())
+    assert said == {
+        "tracker wandb is told nothing more: OSError: no network": 1,
+        "tracker trackio is told nothing more: RuntimeError: gone": 1,
+    }
+
+
+def test_what_is_named_must_be_there_and_the_default_need_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen(make_job(tmp_path)) == ["tensorboard"]
+    assert chosen(make_job(tmp_path, trackers=())) == []
+    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
+    assert chosen(make_job(tmp_path)) == []
+    for name in TRACKERS:
+        with (
+            pytest.raises(JobError, match=f"tracker '{name}' is not installed: pip install {name}"),
+            open_trackers(make_job(tmp_path, trackers=(name,)), ALONE),
+        ):
+            pass
+    with pytest.raises(JobError, match="no tracker 'mlflow': `trackers` takes tensorboard, wandb, trackio"):
+        chosen(make_job(tmp_path, trackers=("mlflow",)))
+    assert run_name(make_job(tmp_path / "demo/students/sft")) == "demo-sft"

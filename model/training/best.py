@@ -82,7 +82,7 @@ class BestWeights:
                     shutil.rmtree(found)
 
     def write_model(self, step: int) -> None:
-        """Makes the weights of a step that was best the job's `model/`."""
+        """Makes the weights of a step that was best the job's `model/` (and `adapter/`; step 0 has none)."""
         if step == 0:
             model, tokenizer = load_model(self.job.init, self.job.dtype, torch.device("cpu"))
             write_folder(self.job.out / "model", lambda scratch: save_model(scratch, model, tokenizer, None))

@@ -190,6 +190,7 @@ class RolloutJob(Job):
     degenerate_entropy: float = 0.001  # −Σ π log π, nats a token, at most
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rollouts is not Sampler.VLLM and (self.rollout_urls or self.rollouts_ahead):
             raise JobError("rollout_urls and rollouts_ahead are for rollouts = 'vllm'")
         if self.rollouts_ahead not in (0, 1):

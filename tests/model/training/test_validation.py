@@ -225,6 +225,20 @@ def test_the_best_steps_weights_are_kept_and_ties_go_to_the_earlier(
     assert (f"best-{kept:06d}" in checkpoints) is (kept > 0)  # kept beside the last two, whatever becomes the model
 
 
+def test_the_best_steps_adapter_goes_with_its_weights(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    scripted_values(monkeypatch, {0: 0.1, 2: 0.5, 4: 0.4})
+    job = make_job(every=2, keep="best", lora_rank=2, learning_rate=1e-2, dtype="float32")
+    run_job(job, Never())
+    assert json.loads((job.out / "manifest.json").read_text())["model_step"] == 2
+    tokens = torch.arange(2, 40)[None]
+    base, alone = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (job.init, job.out / "model"))
+    with_adapter = PeftModel.from_pretrained(base, job.out / "adapter").eval()
+    torch.testing.assert_close(alone(tokens).logits, with_adapter(tokens).logits, atol=1e-5, rtol=0)
+
+
 def test_best_weights_that_are_damaged_are_not_taken(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     scripted_values(monkeypatch, {0: 0.1, 2: 0.5, 4: 0.4})
     job = make_job(every=2, keep="best")

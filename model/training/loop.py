@@ -127,7 +127,8 @@ def train(
     """Trains `model` in place from the last checkpoint to the last step; returns the last step's metrics.
 
     Raises:
-        Stopped: `stop` was received; a checkpoint of the step that had just ended (if any) is on disk.
+        Stopped: `stop` was received; a checkpoint of the step that had just ended is on disk, or of one before where
+            there was none, or it gave no numbers.
         DivergedError: the loss is no number any more, and going back did not help.
         DegenerateError: the run learns nothing; a checkpoint of its last step is on disk.
         DiskError: the disk takes no more.
@@ -160,8 +161,8 @@ def train(
             watch.stepped(log.lines[-1])
             watch.validate(step, stage.total_steps, stop, checkpoints)
             stops = world.any(stop.received) or bool(degenerate(job, log.lines))
-            due = step % job.checkpoint_every == 0 and step < stage.total_steps and "skipped" not in log.lines[-1]
-            if stops or due:
+            due = step % job.checkpoint_every == 0 and step < stage.total_steps
+            if (stops or due) and gave_numbers(log.lines[-1]):  # else the weights may be broken
                 checkpoints.save(step, model, tokenizer, optimizer, stage)
             if stops:
                 checkpoints.wait()
@@ -236,13 +237,18 @@ def norm_limit(job: Job, lines: Sequence[Line]) -> float:
     return job.spike_ratio * median(norms)
 
 
+def gave_numbers(line: Line) -> bool:
+    """Were loss and gradient of a step numbers, or was there nothing to train on?"""
+    return "skipped" not in line or line.keys() >= _GIVEN
+
+
 def weights_are_broken(lines: Sequence[Line], *, last: bool) -> bool:
     """Was loss or gradient no number twice in a row, or in the last step?
 
     Once, it may be the batch's fault; twice, it is the weights', and after the last step nobody would find out.
     """
     tried = [line for line in lines[-1 if last else -2 :] if "skipped" in line and "lr" in line]
-    return len(tried) == (1 if last else 2) and not any(line.keys() >= _GIVEN for line in tried)
+    return len(tried) == (1 if last else 2) and not any(map(gave_numbers, tried))
 
 
 class BadBatches:

@@ -237,29 +237,50 @@ def test_out_of_memory_is_told_by_its_name_and_may_be_tried_again(
     assert caught.value.retryable
 
 
-def test_a_batch_that_breaks_the_weights_is_left_out_from_the_last_checkpoint(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Step 5's update makes the weights infinite: steps 6 and 7 give no numbers."""
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The update of step 5 makes the weights infinite; the norms of all steps' gradients."""
     real = optimizer.MasterAdamW.step
 
     def step(self: Any, rate: float, *limits: float) -> float:
         norm = real(self, rate, *limits)
-        steps.append(norm)
-        if len(steps) == 5:
+        norms.append(norm)
+        if len(norms) == 5:
             with torch.no_grad():
                 self.masters[0].fill_(torch.inf)
             self._publish()
         return norm
 
-    steps: list[float] = []
+    norms: list[float] = []
     monkeypatch.setattr(optimizer.MasterAdamW, "step", step)
+    return norms
+
+
+@pytest.mark.usefixtures("breaking")
+def test_a_batch_that_breaks_the_weights_is_left_out_from_the_last_checkpoint(make_job: MakeJob) -> None:
+    """Steps 6 and 7 give no numbers."""
     out = run(make_job())
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert json.loads((out / "skipped.json").read_text()) == [5]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     assert [line["step"] for line in lines if "skipped" in line] == [5]
     assert all(math.isfinite(line["loss"]) for line in lines if "skipped" not in line)
+
+
+def test_a_stop_after_a_step_without_numbers_keeps_the_checkpoint_before(
+    make_job: MakeJob, breaking: list[float]
+) -> None:
+    """Whoever goes on from there would have broken weights only."""
+
+    class AtStepSix:
+        @property
+        def received(self) -> bool:
+            return len(breaking) >= 6
+
+    job = make_job(checkpoint_every=4)
+    with pytest.raises(Stopped, match="stopped after step 6"):
+        run(job, AtStepSix())  # type: ignore[arg-type]
+    assert [path.name for path in (Path(job["out"]) / "checkpoints").glob("step-*")] == ["step-000004"]
 
 
 def test_a_spike_makes_no_update(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:

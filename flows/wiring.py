@@ -196,9 +196,18 @@ def _options(recipe: Recipe, teacher: VLLMTeacher) -> EngineOptions:
         enforce_eager=teacher.enforce_eager,
         gpus=teacher.gpus,
         max_logprobs=max(EngineOptions().max_logprobs, recipe.distill.top_k if stores else 0),
-        logprobs_mode="processed_logprobs",  # rollouts are weighed by them; nothing else reads those of written tokens
+        logprobs_mode="processed_logprobs" if _lent_tempered(recipe) else "raw_logprobs",
         extra_args=teacher.extra_args,
     )
+
+
+def _lent_tempered(recipe: Recipe) -> bool:
+    """Whether the engine that a run keeps must tell log-probabilities at a temperature, for rollouts to be weighed by.
+
+    vLLM then makes them for every token of every step, asked for or not, so no recipe has it that can do without.
+    """
+    sampling = [stage for stage in (recipe.on_policy, recipe.grpo) if stage.enabled and stage.rollouts == "vllm"]
+    return keeps_engine(recipe) and any(stage.temperature != 1.0 for stage in sampling)
 
 
 def check_settings(recipe: Recipe) -> CheckSettings:

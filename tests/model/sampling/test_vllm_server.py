@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -312,9 +313,8 @@ def test_real_vllm_from_start_to_end(tmp_path: Path, started: Callable[[], list[
     """Start, eight completions, new weights, the same completions, rollouts, stop, nothing left. About a minute."""
     pytest.importorskip("vllm", reason="vLLM is not installed here")
     model = resolve_model("builtin:smollm2-135m-instruct")
-    logprobs = ("--logprobs-mode", "processed_logprobs")
     # In float32 engine and trainer agree to 1e-5, so that a single matrix which a reload left out is seen.
-    options = EngineOptions(max_model_len=512, max_num_seqs=16, dtype="float32", extra_args=logprobs)
+    options = EngineOptions(max_model_len=512, max_num_seqs=16, dtype="float32", logprobs_mode="processed_logprobs")
     server = VLLMServer(model, "teacher", log_path=tmp_path / "vllm.log", options=options)
     params = SamplingParams(temperature=0.7, stop=("</answer>",))
     shots = "Question: 1 + 1\n<answer>2</answer>\nQuestion: 2 + 3\n<answer>5</answer>\n" * 5
@@ -343,9 +343,12 @@ def check_rollouts(folder: Path, server: VLLMServer, tmp_path: Path) -> None:
     model, tokenizer = load_model(folder, job.dtype, torch.device("cpu"))
     prompt = "<|im_start|>user\nCalculate 3 + 4.<|im_end|>\n<|im_start|>assistant\n<think>\n"
     params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
-    with CompletionsClient([server.url], "teacher", params, concurrency=16, timeout_seconds=120) as client:
+    with (
+        ThreadPoolExecutor(1) as worker,
+        CompletionsClient([server.url], "teacher", params, concurrency=16, timeout_seconds=120) as client,
+    ):
         probe = WeightProbe(client, tokenize(tokenizer, prompt), TOLERANCE[job.dtype])
-        rollouts = VLLMRollouts(job, model, tokenizer, [server], client, [probe])
+        rollouts = VLLMRollouts(job, model, tokenizer, [server], client, [probe], worker)
         for _ in range(2):
             move(model)
             with rollouts.current() as synced:

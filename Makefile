@@ -1,13 +1,13 @@
 # make demo   install everything, then run the whole factory on this machine's CPU (FRESH=1 starts over)
 # make test   install if need be, run the tests          make check   what CI runs: lint, types, tests
-#             in TEST_PROCESSES processes (2)
+#             in TEST_PROCESSES processes (3)
 # TORCH_INDEX: URL of PyTorch's CPU package index, for machines where plain `torch` would bring CUDA along.
 
 PYTHON ?= python3
 VENV ?= .venv
 FLAVOUR ?= cpu
 RECIPE ?= deployments/recipes/demo.toml
-TEST_PROCESSES ?= 2
+TEST_PROCESSES ?= 3
 LOCK := deployments/locks/$(FLAVOUR).lock
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(FLAVOUR)

@@ -30,7 +30,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, unpacked_version
 from model.losses.head import Kernel, Part, head_gradients, project
 from model.losses.kl import Divergence, divergence, divergence_part
 from model.losses.log_probs import token_log_probs
@@ -215,7 +215,7 @@ def main() -> None:
         "shape": {"positions": arguments.tokens, "counting": arguments.tokens // 2, "H": HIDDEN, "V": VOCABULARY},
         "stored": STORED,
         "threads": arguments.threads,
-        "peers": {"trl": _version(arguments.trl)},
+        "peers": {"trl": unpacked_version(arguments.trl, "trl")},
         "machine": describe(["torch"]),
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -269,11 +269,6 @@ def _ratios(ways: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
         for name, theirs in ways.items()
         if name != "ours"
     }
-
-
-def _version(folder: Path | None) -> str | None:
-    found = next(folder.glob("trl-*.dist-info"), None) if folder else None
-    return found.name.removeprefix("trl-").removesuffix(".dist-info") if found else None
 
 
 if __name__ == "__main__":

@@ -38,6 +38,12 @@ def describe(packages: Sequence[str] = ()) -> dict[str, object]:
     }
 
 
+def unpacked_version(folder: Path | None, name: str) -> str | None:
+    """The version of a wheel that was unpacked into a folder; None where there is none."""
+    found = next(folder.glob(f"{name}-*.dist-info"), None) if folder else None
+    return found.name.removeprefix(f"{name}-").removesuffix(".dist-info") if found else None
+
+
 def _cpu_model() -> str:
     """The processor's name as the kernel has it."""
     try:

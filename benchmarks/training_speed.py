@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import describe
+from benchmarks.machine import describe, unpacked_version
 from benchmarks.training_data import PREFILL, Groups, write_examples, write_groups
 from model.losses.normalise import Normalise
 from model.pretrained import resolve_model
@@ -232,7 +232,7 @@ def main() -> None:
             "rollouts": PROBLEMS * 8,
         },
         "threads": arguments.threads,
-        "peers": {"trl": _version(arguments.trl)},
+        "peers": {"trl": unpacked_version(arguments.trl, "trl")},
         "machine": describe(["torch", "transformers", "accelerate"]),
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -295,11 +295,6 @@ def _ratios(ways: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]
     keys = ("tokens_per_second", "tokens_per_cpu_second")
     others = {name: theirs for name, theirs in ways.items() if name != "ours"}
     return {name: {key: round(ways["ours"][key] / theirs[key], 2) for key in keys} for name, theirs in others.items()}
-
-
-def _version(folder: Path | None) -> str | None:
-    found = next(folder.glob("trl-*.dist-info"), None) if folder else None
-    return found.name.removeprefix("trl-").removesuffix(".dist-info") if found else None
 
 
 if __name__ == "__main__":

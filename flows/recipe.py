@@ -178,6 +178,7 @@ def _conflicts(recipe: Recipe) -> Iterator[str]:
     yield from _selection_conflicts(recipe)
     yield from _length_conflicts(recipe)
     yield from _budget_conflicts(recipe)
+    yield from _lent_conflicts(recipe)
     yield from _stage_conflicts(recipe)
     yield from _source_conflicts(recipe)
     yield from _validation_conflicts(recipe)
@@ -230,6 +231,25 @@ def _budget_conflicts(recipe: Recipe) -> Iterator[str]:
             yield f"{name}.{field} = {limit} is more than {name}.tokens_per_micro_batch = {budget}: {remedy}"
 
 
+def _lent_conflicts(recipe: Recipe) -> Iterator[str]:
+    """What a stage asks of its rollouts' engine, where that is the one which the run keeps."""
+    teacher = recipe.teacher
+    if not (isinstance(teacher, VLLMTeacher) and teacher.keep_running):
+        return
+    room = recipe.student.max_model_len or teacher.max_model_len
+    for name, stage in (("on_policy", recipe.on_policy), ("grpo", recipe.grpo)):
+        if not stage.enabled or stage.rollouts != "vllm" or stage.rollout_urls:
+            continue
+        if stage.max_tokens >= room:
+            yield f"{name}.max_tokens = {stage.max_tokens} leaves no room for a prompt in the kept engine's {room}"
+        if stage.dtype == "float32" and teacher.dtype != "float32":
+            wrong = f'{name}.dtype = "float32", but the kept engine samples in {teacher.dtype}'
+            yield f'{wrong}: write teacher.dtype = "float32", or teacher.keep_running = false'
+        if stage.rollout_args or stage.rollout_python:
+            own = "rollout_args" if stage.rollout_args else "rollout_python"
+            yield f"{name}.{own} is for an engine of the stage's own: write teacher.keep_running = false"
+
+
 def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
     enabled = {"student": True, "sft": recipe.sft.enabled, "distill": recipe.distill.enabled}
     enabled["on_policy"] = recipe.on_policy.enabled
@@ -253,6 +273,8 @@ def _validation_conflicts(recipe: Recipe) -> Iterator[str]:
         if stage.validate_every and not any(source.validation for source in recipe.problems):
             wanted = f"{name}.validate_every = {stage.validate_every}"
             yield f"{wanted}, but no [[problems]] keeps a share for it: set problems.N.validation"
+        if stage.validate_every and getattr(stage, "processes", 1) > 1:
+            yield f"{name}.validate_every works in one process: write {name}.processes = 1, or 0 for validate_every"
         if stage.keep == "best" and not stage.validate_every:
             yield f'{name}.keep = "best" needs {name}.validate_every: without validation no step is the best'
 

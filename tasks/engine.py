@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from model.errors import InterruptedRunError, SamplerError
 from model.pretrained import resolve_model
@@ -32,6 +32,11 @@ _ARCHITECTURE = (
     "architectures", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings", "max_position_embeddings",
 )  # fmt: skip
+# What may differ between models of one architecture.
+_OF_NO_WEIGHT = {
+    "_name_or_path", "name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache", "bos_token_id",
+    "eos_token_id", "pad_token_id", "attention_dropout", "initializer_range",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,37 +174,53 @@ class Engine:
     def serve(self, spec: EngineSpec) -> None:
         """Makes `spec` what answers from now on. No request may be running."""
         with self._lock:
-            if spec == self.spec and self._client is not None:
+            if spec == self.spec and self._answers_for(spec):
                 return
             self.spec, self._failure = spec, None
-            if self._running is not None and self._running.fits(spec):
-                self._running.load(spec)
-            else:
+            if self._running is None or not self._running.fits(spec):
                 self._stop()
+                return
+            try:
+                self._running.load(spec)
+            except BaseException:  # what it would answer now, nobody knows
+                self._stop()
+                raise
 
-    def lend(self) -> str:
-        """The URL of the engine, running, for someone who puts weights of their own into it."""
+    def _answers_for(self, spec: EngineSpec) -> bool:
+        return self._client is not None and (self._running is None or self._running.loaded == spec)
+
+    def lend(self) -> dict[str, Any]:
+        """What a training job has to know of the engine, running, to put weights of its own into it.
+
+        One that was lent before may be what that attempt failed of, so then a new one is started.
+        """
+        with self._lock:
+            if self._running is not None and self._running.loaded is None:
+                self._stop()
         self.ready()
         with self._lock:
             assert self._running is not None, "only a server of ours is lent"
             self._running.loaded = None
-            return self._running.server.url
+            return {
+                "rollout_lent": self._running.server.url,
+                "rollout_lent_on_cpu": not self.spec.options.gpus,
+            }
 
     def _start(self) -> None:
         self._stop()
         try:
             if self.spec.managed:
-                self._running = self._taken() or self._started()
+                self._take()
+                self._running = self._running or self._started()
             self._client = self._new_client().__enter__()
         except SamplerError as error:
             self._failure = None if error.retryable else error
             raise
 
-    def _taken(self) -> Running | None:
-        running = self._standby.take(self.spec) if self._standby else None
-        if running is not None:
-            running.load(self.spec)
-        return running
+    def _take(self) -> None:
+        self._running = self._standby.take(self.spec) if self._standby else None
+        if self._running is not None:
+            self._running.load(self.spec)
 
     def _started(self) -> Running:
         target = resolve_model(self.spec.model, self.spec.revision, say=announce)
@@ -262,6 +283,21 @@ def _folder(spec: EngineSpec) -> Path | None:
 
 
 def same_architecture(one: Path, other: Path) -> bool:
-    """Whether two model folders' weights fit the same engine, by their config.json."""
-    configs = [json.loads((folder / "config.json").read_text()) for folder in (one, other)]
-    return all(configs[0].get(key) == configs[1].get(key) for key in _ARCHITECTURE)
+    """Whether two model folders' weights fit the same engine, by their config.json.
+
+    What makes an architecture must be equal; of all else (rotary base, norms, biases, …) what both files name, since
+    older ones leave out what newer ones write.
+    """
+    configs = [_without_spelling(json.loads((folder / "config.json").read_text())) for folder in (one, other)]
+    named = (configs[0].keys() & configs[1].keys()) - _OF_NO_WEIGHT
+    return all(configs[0].get(key) == configs[1].get(key) for key in {*_ARCHITECTURE, *named})
+
+
+def _without_spelling(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose rotary settings stand in one place, as transformers 5 writes them."""
+    scaling = config.pop("rope_parameters", None) or config.pop("rope_scaling", None) or {}
+    config.pop("rope_scaling", None)
+    rope = {"rope_type": scaling.get("type", "default"), **{key: scaling[key] for key in scaling if key != "type"}}
+    if "rope_theta" in config:
+        rope["rope_theta"] = config.pop("rope_theta")
+    return {**config, "rope_parameters": rope} if "rope_theta" in rope else config

@@ -34,7 +34,8 @@ from tasks.store import STUDENTS
 # Spinning OpenMP threads beside another busy process fall to 1-3 tokens/s; waiting ones do not.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
-MEMORY_FILE = "memory.json"  # of a student: how many tokens at once did fit, once more did not
+MEMORY_FILE = "memory.json"  # of a student: how many tokens at once are tried, once more did not fit
+PLANNED_FILE = "planned.json"  # of a student: how many its trainer ran (model/training/runner.py)
 
 # What stands beside the bar, and how it is called there.
 _SHOWN = {
@@ -68,7 +69,7 @@ def train(
     out = run.dataset.file(f"{STUDENTS}/{student}")
     if is_done(out, job):
         return out / "model"
-    lent = {"rollout_lent": engine.lend()} if engine else {}
+    lent = engine.lend() if engine else {}
     _prepare(run, student, {**job, **lent})
     job_file = out / "job.json"
     log = run.dataset.file(f"logs/train-{student}.log")
@@ -101,16 +102,17 @@ def _prepare(run: Run, student: str, job: Mapping[str, Any]) -> None:
     begun = _begun(out)
     if begun is not None and begun != _identity(job):
         out.rename(run.dataset.file(f"{STUDENTS}/{SET_ASIDE}{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
-    known = {"tokens_that_fit": fit} if (fit := _tokens_that_fit(out)) else {}
+    known = {"tokens_that_fit": fit} if (fit := _number(out / MEMORY_FILE)) else {}
     run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps({**job, **known}, indent=1))
 
 
-def _tokens_that_fit(out: Path) -> int:
-    """Tokens to run at once where the job's own number did not fit into memory before; 0: nothing is known."""
+def _number(path: Path) -> int:
+    """The one number that a file of an earlier attempt holds; 0 where there is none."""
     try:
-        return int(json.loads((out / MEMORY_FILE).read_text(encoding="utf-8"))["tokens_that_fit"])
-    except (OSError, ValueError, KeyError):
+        (number,) = json.loads(path.read_text(encoding="utf-8")).values()
+    except (OSError, ValueError, AttributeError):
         return 0
+    return int(number)
 
 
 def _halve_tokens(run: Run, student: str, job: Mapping[str, Any]) -> int:
@@ -118,8 +120,11 @@ def _halve_tokens(run: Run, student: str, job: Mapping[str, Any]) -> int:
     # Imports torch, so not before a training stage needs it.
     from model.training.job import Job
 
-    tried = _tokens_that_fit(run.dataset.file(f"{STUDENTS}/{student}"))
-    half = max(1, (tried or job.get("tokens_per_micro_batch", Job.tokens_per_micro_batch)) // 2)
+    out = run.dataset.file(f"{STUDENTS}/{student}")
+    asked = job.get("tokens_per_micro_batch", Job.tokens_per_micro_batch)
+    # The trainer may have run fewer by itself, having found that no more would fit.
+    tried = [asked, *filter(None, (_number(out / MEMORY_FILE), _number(out / PLANNED_FILE)))]
+    half: int = max(1, min(tried) // 2)
     run.dataset.write_text(f"{STUDENTS}/{student}/{MEMORY_FILE}", json.dumps({"tokens_that_fit": half}))
     return half
 

@@ -90,8 +90,7 @@ class BestWeights:
         found = self.path(step)
         if not is_sound(found):
             raise DamagedBestError(
-                f"{found}, the best step's weights, is damaged or gone: train again in another folder, or "
-                'take the last step\'s with keep = "last"'
+                f"{found}, the best step's weights, is damaged or gone: train again in another folder"
             )
 
         for part in sorted(path.name for path in found.iterdir() if path.is_dir()):

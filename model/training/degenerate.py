@@ -2,8 +2,8 @@
 
 Each reason is one that real runs have gone on with for days, without an error and often with a loss of 0: no rollout
 was ever paid, every group was paid alike, nearly every completion was cut, the policy says one thing only, nearly no
-token passes a clip. One step proves none of this; a whole window of them does. Entropy is that of the policy's whole
-distribution, so it does not depend on which tokens were drawn.
+token passes a clip. One step proves none of this; a whole window of them does. GRPO's entropy is that of the policy's
+whole distribution; on-policy distillation's is estimated from the tokens drawn, the same in expectation.
 """
 
 from __future__ import annotations

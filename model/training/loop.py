@@ -5,7 +5,7 @@
 The loss is a plain sum over tokens with weights made for the whole global batch, so cutting it into micro-batches
 changes neither value nor gradient. A step is a function of (weights, optimizer state, job seed, step number): a run
 that was killed and resumed from a checkpoint gives the same losses, bit for bit on a CPU with one thread.
-One process, one device; sharding over GPUs is not done here.
+How several processes share a step's work is `parallel.py`'s business.
 """
 
 from __future__ import annotations

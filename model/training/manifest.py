@@ -23,7 +23,14 @@ _NOT_IDENTITY |= {"activation_checkpointing", "processes"}
 _NOT_IDENTITY |= {
     f"degenerate_{name}" for name in ("window", "silent_share", "truncated_share", "entropy", "clip_share")
 }
-_NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_lent", "rollout_gpu_memory", "rollout_args"}
+_NOT_IDENTITY |= {
+    "rollout_python",
+    "rollout_urls",
+    "rollout_lent",
+    "rollout_lent_on_cpu",
+    "rollout_gpu_memory",
+    "rollout_args",
+}
 _NOT_IDENTITY |= {"trackers", "peak_tflops", "validation_check_timeout_seconds"}
 # What is only looked at; with keep = "best" it chooses the weights.
 _WATCHING = {"keep", "validate_every", "validation"}
@@ -46,6 +53,13 @@ def identity(job: Job) -> dict[str, Any]:
         if field.name not in left_out and value is not None and not as_before:
             values[field.name] = content_digest(value) if isinstance(value, Path) else plain[field.name]
     return values
+
+
+def validation_identity(job: Job) -> dict[str, Any]:
+    """What validations have to share to be compared with one another."""
+    plain = as_json(job)
+    names = sorted(name for name in _WATCHING if name not in ("keep", "validate_every", "validation_batch"))
+    return {name: plain[name] for name in names} | {"validation": job.validation and content_digest(job.validation)}
 
 
 def content_digest(path: Path) -> str:

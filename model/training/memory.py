@@ -16,6 +16,7 @@ Axes: T tokens, V vocabulary.
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from model.losses.head import MOST_ROWS, ROWS
+from model.training.adapters import has_adapters
 from model.training.data import Row, Tokenizer, collate, tokenize
 from model.training.forward import SCORED_ROWS, Model, checkpoint_activations, completion_hidden
 from model.training.job import DistillJob, Job, JobError, OnPolicyJob, PPOJob, RolloutJob, Sampler
@@ -131,8 +133,10 @@ def plan_memory(
     kept = kept or measure_activations(model, min(longest, _PROBE), world.device)
     plan = expected(job, stage, model, kept, most, longest)
     free = free_memory(world.device)
+    if world.device.type == "cpu":  # every process on this machine takes its share
+        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # An engine on the same device gives its memory back before the update: what is free now says nothing.
-    shared = world.device.type == "cuda" and isinstance(job, RolloutJob) and job.rollouts is Sampler.VLLM
+    shared = world.device.type == "cuda" and isinstance(job, RolloutJob) and shares_device(job)
     fitted = plan if shared else plan.fitted(free, longest)
     tokens = min(world.gather(fitted.tokens))
     if tokens < most:
@@ -142,6 +146,11 @@ def plan_memory(
         if tokens < most:
             print(f"memory: {tokens} tokens at once instead of {most}; the result is the same", file=sys.stderr)
     return replace(fitted, tokens=tokens)
+
+
+def shares_device(job: RolloutJob) -> bool:
+    """Does the job start an engine that sleeps on the trainer's device while it trains?"""
+    return job.rollouts is Sampler.VLLM and not (job.rollout_urls or job.rollout_lent)
 
 
 def require_budget(job: Job, longest: int) -> None:
@@ -172,7 +181,7 @@ def expected(job: Job, stage: Stage, model: Model, kept: Activations, tokens: in
         per_token=kept.bytes(tokens, longest) / tokens,
         tokens=tokens,
         tables=round(4 * tables * vocabulary * min(rows, tokens)),
-        sampled=sampled_bytes(job, model, longest) if isinstance(job, RolloutJob) else 0,
+        sampled=max(sampled_bytes(job, model, longest), validated_bytes(job, model, longest)),
         saved=saved if due else 0,
     )
 
@@ -186,8 +195,9 @@ def trained_bytes(model: Model, job: Job) -> tuple[int, int]:
     gathered = 0
     if _local(head) is not head:  # cut over processes: whole once a step, with its gradient
         gathered = head.numel() * (4 + getattr(torch, job.dtype).itemsize)
-    own = sum(weight.numel() * weight.element_size() for weight in weights)
-    return 3 * 4 * count + narrow + gathered, 3 * 4 * count + own
+    own = sum(weight.numel() * weight.element_size() for weight in map(_local, model.parameters()))
+    merged = own if has_adapters(model) else 0
+    return 3 * 4 * count + narrow + gathered, 3 * 4 * count + own + merged
 
 
 def _count(model: Model) -> int:
@@ -199,15 +209,29 @@ def _local(weight: Tensor) -> Tensor:
     return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
-def sampled_bytes(job: RolloutJob, model: Model, longest: int) -> int:
+def sampled_bytes(job: Job, model: Model, longest: int) -> int:
     """Scoring completions, or writing them here: the larger one. Neither has activations beside it."""
+    if not isinstance(job, RolloutJob):
+        return 0
     vocabulary = len(model.get_output_embeddings().weight)
     rollouts = job.problems_per_step * job.group_size
     scored = _SCORED_BYTES * vocabulary * min(SCORED_ROWS, rollouts * job.max_tokens)
     if job.rollouts is not Sampler.TRANSFORMERS:
         return scored
-    tables = round(4 * _SAMPLED_TABLES * vocabulary * rollouts)
-    return max(scored, rollouts * longest * cache_bytes(model) + tables)
+    return max(scored, written_bytes(model, rollouts, longest))
+
+
+def validated_bytes(job: Job, model: Model, longest: int) -> int:
+    """Writing validation answers here; their prompts are taken to be as long as the longest row."""
+    if not job.validate_every or (isinstance(job, RolloutJob) and job.rollouts is not Sampler.TRANSFORMERS):
+        return 0
+    return written_bytes(model, job.validation_batch, longest + job.validation_max_tokens)
+
+
+def written_bytes(model: Model, completions: int, longest: int) -> int:
+    """Keys, values and logits of so many completions at once."""
+    tables = round(4 * _SAMPLED_TABLES * len(model.get_output_embeddings().weight) * completions)
+    return completions * longest * cache_bytes(model) + tables
 
 
 def cache_bytes(model: Model) -> int:

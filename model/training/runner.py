@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from model.errors import TrainingError
 from model.losses.kl import Divergence
 from model.training.adapters import WithoutAdapters, add_adapters, has_adapters, save_adapter
-from model.training.checkpoint import disk_errors, save_model, whole_weights, write_folder
+from model.training.checkpoint import disk_errors, save_model, whole_weights, write_file, write_folder
 from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
@@ -35,6 +34,7 @@ from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
 from model.training.memory import measure_whole, peak_memory, plan_memory
 from model.training.on_policy import OnPolicyStage
+from model.training.out_of_memory import OutOfMemoryError, is_out_of_memory
 from model.training.parallel import World, joined, require_alone
 from model.training.ppo import PPOStage
 from model.training.problems import read_problems
@@ -47,12 +47,7 @@ from model.training.validation import Answers, contexts_of
 from model.training.value_model import ValueModel
 from model.training.watch import open_watch
 
-# What torch's allocators say beside OutOfMemoryError: on the CPU, and where CUDA fails inside a library.
-_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|not enough memory")
-
-
-class OutOfMemoryError(TrainingError):
-    """The machine's or the device's memory is used up: a smaller token budget may fit."""
+PLANNED = "planned.json"  # tokens that run at once, for whoever starts the next attempt
 
 
 def run_job(job: Job, stop: StopSignal) -> None:
@@ -89,6 +84,8 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     world.shard(model, job.dtype)
     with out_of_memory(job), open_stage(job, model, tokenizer, world) as stage:
         plan = plan_memory(job, stage, model, tokenizer, world, whole)
+        if world.leads:
+            write_file(job.out / PLANNED, json.dumps({"tokens_at_once": plan.tokens}))
         with open_watch(job, model, tokenizer, sampler_of(stage), world) as watch:
             last = train(job, stage, model, tokenizer, stop, world, watch)
         validation = watch.validation
@@ -133,8 +130,8 @@ def out_of_memory(job: Job) -> Iterator[None]:
     """Tells the allocators' errors, which are several, by one name."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _MEMORY.search(str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"out of memory with tokens_per_micro_batch = {job.tokens_per_micro_batch}: lower it"

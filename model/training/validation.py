@@ -4,7 +4,8 @@ It answers problems that are kept apart. Prompts are as the student sees them, a
 sampler and judged by the checks that choose training data, under the same rule. One line for each time in
 `validation.jsonl`. What is trained is the same bit for bit with and without it: it draws from a random stream of its
 own, seeded by job and step. A run goes on from a checkpoint with the lines up to that step; so none is lost, and none
-is there twice. One process.
+is there twice. Lines that other settings measured (which are no part of a job's identity, unless it keeps the best) are
+dropped. One process.
 
 Not promised: the same answers where a vLLM samples (model/training/vllm_rollouts.py says why).
 """
@@ -33,6 +34,8 @@ from model.training.data import Tokenizer
 from model.training.forward import Model
 from model.training.job import Job, JobError, Keep
 from model.training.loop import Line, StopSignal
+from model.training.manifest import validation_identity
+from model.training.out_of_memory import is_out_of_memory
 from model.training.parallel import World
 from model.training.problems import read_problems
 from model.training.rollouts import LocalRollouts
@@ -91,7 +94,9 @@ class LocalAnswers:
         """See `Answers`."""
         try:
             found = self.rollouts.sample(contexts)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise JobError(
                 f"out of memory while {len(contexts)} validation answers were sampled: lower validation_batch"
             ) from error
@@ -109,7 +114,7 @@ class Validation:
         problems = read_problems(job.validation)
         self.asked = [problem for problem in problems for _ in range(job.validation_samples)]
         self.best = BestWeights(job, world)
-        self.lines = read_lines(job.out / FILE)
+        self.lines = read_lines(job.out / FILE) if self._are_of_these_settings() else []
 
     def keep(self, step: int) -> None:
         """Drops the lines after the checkpoint that a run goes on from."""
@@ -138,6 +143,14 @@ class Validation:
             kept = complete_checkpoints(checkpoints.folder)
             self.best.prune(self.lines, [int(path.name.removeprefix("step-")) for path in kept])
         return line
+
+    def _are_of_these_settings(self) -> bool:
+        """Whether the lines so far were measured as the next ones will be; notes how that is."""
+        path, wanted = self.job.out / "validation-settings.json", json.dumps(validation_identity(self.job))
+        same = path.exists() and path.read_text(encoding="utf-8") == wanted
+        if not same:
+            write_file(path, wanted)
+        return same
 
     def kept_step(self, last: int) -> int:
         """The step whose weights the job keeps."""

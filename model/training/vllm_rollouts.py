@@ -240,7 +240,7 @@ class VLLMAnswers:
 def open_vllm_rollouts(
     job: RolloutJob, model: Model, tokenizer: Tokenizer, prompts: Sequence[str]
 ) -> Iterator[VLLMRollouts]:
-    """Starts the engine (or takes those of `rollout_urls`), and ends it with the block.
+    """Starts the engine (or takes the one that is lent, or those of `rollout_urls`), and ends it with the block.
 
     Args:
         prompts: every context that may be sampled for; the longest makes the engine's room, the first is the probe.
@@ -257,7 +257,7 @@ def open_vllm_rollouts(
         worker = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollouts"))
         engines: list[Engine] = [VLLMAt(url) for url in job.rollout_urls]
         if job.rollout_lent:
-            engines = [VLLMAt(job.rollout_lent, repack=not torch.cuda.is_available())]
+            engines = [VLLMAt(job.rollout_lent, repack=job.rollout_lent_on_cpu)]
         if not engines:
             options = engine_options(job, max(map(len, contexts)), cuda=torch.cuda.is_available())
             server = VLLMServer(job.init, SERVED_NAME, log_path=job.out / "vllm.log", options=options)

@@ -221,6 +221,10 @@ def test_empty_file_says_what_is_missing(tmp_path: Path) -> None:
         ("grpo.overlong_tokens=2048", "overlong_tokens = 2048 is more than max_tokens = 1024"),
         ("grpo.objective=ppo", "grpo.objective = 'ppo': input should be 'grpo', 'gspo' or 'cispo'"),
         ("grpo.rollout_urls=['http://a/v1']", 'rollout_urls is for rollouts = "vllm"'),
+        (
+            "sft.tokens_per_micro_batch=100",
+            "sft.max_length = 4096 is more than sft.tokens_per_micro_batch = 100",
+        ),
         ("grpo.mismatch=tis", 'mismatch is for rollouts = "vllm"'),
         ("grpo.rollouts_ahead=1", 'rollouts_ahead is for rollouts = "vllm"'),
         ("on_policy.rollouts_ahead=2", "on_policy.rollouts_ahead = 2: input should be less than or equal to 1"),

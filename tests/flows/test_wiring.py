@@ -11,6 +11,7 @@ import pytest
 
 from flows.recipe import parse_recipe
 from flows.wiring import distill_spec, student_spec, teacher_spec
+from model.errors import RecipeError
 
 DEMO = Path(__file__).parents[2] / "deployments/recipes/demo.toml"
 
@@ -46,3 +47,20 @@ def test_log_probabilities_at_a_temperature_where_rollouts_are_weighed_by_them(
     values: dict[str, Any], changes: list[str], mode: str
 ) -> None:
     assert teacher_spec(parse_recipe(values, changes)).options.logprobs_mode == mode
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            'grpo.dtype="float32"',
+            'grpo.dtype = "float32", but the kept engine samples in bfloat16: write teacher.dtype',
+        ),
+        ("grpo.max_tokens=2048", "grpo.max_tokens = 2048 leaves no room for a prompt in the kept engine's 2048"),
+        ('grpo.rollout_args=["--swap-space", "8"]', "grpo.rollout_args is for an engine of the stage's own"),
+    ],
+)
+def test_what_a_kept_engine_cannot_do_for_a_stage(values: dict[str, Any], change: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        parse_recipe(values, [change])
+    parse_recipe(values, [change, "teacher.keep_running=false"])

@@ -7,13 +7,14 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from model.errors import InterruptedRunError, SamplerError
 from model.sampling import reaper, vllm_server
 from model.sampling.request import Request, SamplingParams
-from model.sampling.vllm_server import EngineOptions
+from model.sampling.vllm_server import EngineOptions, VLLMServer
 from tasks.engine import Engine, EngineSpec, Standby, same_architecture
 from tests.fake_endpoint import FakeEndpoint
 from tests.stand_in import looks_like_a_model, write_stand_in
@@ -91,6 +92,34 @@ def test_architectures_are_told_apart(tmp_path: Path) -> None:
     assert not same_architecture(folders[0], folders[2])
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"rope_theta": 1e4}, {"rope_theta": 1e6}, False),  # two 7B models that differ in nothing else
+        (
+            {"rope_theta": 1e4, "rope_scaling": None},
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+            True,
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_parameters": {"rope_theta": 1e4, "rope_type": "linear", "factor": 4.0}},
+            False,
+        ),
+        ({"rms_norm_eps": 1e-5}, {"rms_norm_eps": 1e-6}, False),
+        ({"attention_bias": False}, {}, True),  # an older file leaves out what is as ever
+        ({"transformers_version": "4", "eos_token_id": 1}, {"transformers_version": "5", "eos_token_id": 2}, True),
+    ],
+)
+def test_what_changes_a_forward_pass_makes_another_architecture(
+    tmp_path: Path, one: dict[str, Any], other: dict[str, Any], same: bool
+) -> None:
+    for name, config in (("one", one), ("other", other)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"hidden_size": 64, **config}))
+    assert same_architecture(tmp_path / "one", tmp_path / "other") is same
+
+
 @pytest.fixture
 def spec(tmp_path: Path) -> Callable[..., EngineSpec]:
     """What serves a folder of that name, by a stand-in for vLLM."""
@@ -144,6 +173,37 @@ def test_one_server_serves_engine_after_engine(
         _until(lambda: loads(tmp_path) == [str(tmp_path / "student")] * 2)
     assert server
     assert not set(reaper.descendants(os.getpid())) - before
+
+
+def test_an_engine_whose_weights_are_not_known_answers_nothing(
+    tmp_path: Path,
+    spec: Callable[..., EngineSpec],
+    kept: Callable[[EngineSpec, Standby], Engine],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A swap that failed, and an engine that was lent: both end in one that has the weights that are asked for."""
+    before = set(reaper.descendants(os.getpid()))
+    with Standby() as standby, kept(spec("teacher"), standby) as engine:
+        engine.ready()
+        first = set(reaper.descendants(os.getpid())) - before
+        with monkeypatch.context() as broken:
+            broken.setattr(VLLMServer, "load_weights", _refuse)
+            with pytest.raises(SamplerError, match="no memory"):
+                engine.serve(spec("student"))
+        assert not first & set(reaper.descendants(os.getpid()))
+        engine.serve(spec("student"))
+        engine.complete(REQUESTS)
+        lent = engine.lend()
+        assert lent["rollout_lent_on_cpu"]
+        assert engine.lend()["rollout_lent"] != lent["rollout_lent"]  # the first may be what that attempt failed of
+        engine.serve(spec("student"))
+        engine.complete(REQUESTS)
+        _until(lambda: loads(tmp_path) == [str(tmp_path / "student")])
+    assert not set(reaper.descendants(os.getpid())) - before
+
+
+def _refuse(_server: VLLMServer, _folder: Path) -> None:
+    raise SamplerError("no memory for it")
 
 
 def test_a_server_that_does_not_fit_or_was_left_in_an_error_is_stopped(

@@ -27,8 +27,9 @@ from model.training.data import Row
 from model.training.degenerate import DegenerateError
 from model.training.job import JOBS, JobError, job_from
 from model.training.loop import DivergedError, MetricsLog, Stopped
+from model.training.out_of_memory import OutOfMemoryError
 from model.training.process import StopRequest, sole_owner
-from model.training.runner import OutOfMemoryError, run_job
+from model.training.runner import run_job
 from tests.model.training.tiny import ALONE, PREFILL, make_tokenizer
 from tests.model.training.tiny_engine import install
 

@@ -98,12 +98,12 @@ def test_the_numbers_of_a_validation(make_job: Any) -> None:
     pass@1 = (1 + ½ + ½ + 0 + 0)/5; pass@2 = 3/5; cons@2: a tie of right and wrong counts ½, of wrong ones 0.
     """
     job = make_job(every=2, validation_samples=2, validation_checks=["math"], validation_require=["math"])
+    job.out.mkdir()
     texts = [right(1), right(1), right(2), right(9), right(8), right(3), right(7), right(7), right(6), ""]
     with VerifierPool(["math"], CheckSettings(), workers=1, timeout_seconds=30) as pool:
         sampler = Scripted(list(texts))
         validation = Validation(job, make_model(), make_tokenizer(), sampler, pool, ALONE)
         checkpoints = Checkpoints(job.out / "checkpoints", job.dtype, ALONE)
-        job.out.mkdir()
         line = validation.measure(0, Never(), checkpoints)
         assert validation.measure(0, Never(), checkpoints) is None  # its line is there
         checkpoints.close()
@@ -237,6 +237,20 @@ def test_the_best_steps_adapter_goes_with_its_weights(make_job: Any, monkeypatch
     base, alone = (AutoModelForCausalLM.from_pretrained(folder).eval() for folder in (job.init, job.out / "model"))
     with_adapter = PeftModel.from_pretrained(base, job.out / "adapter").eval()
     torch.testing.assert_close(alone(tokens).logits, with_adapter(tokens).logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("temperature", "stay"), [(0.6, [0, 2, 4]), (0.1, [2, 4])])
+def test_lines_of_other_settings_are_not_compared_with_new_ones(
+    make_job: Any, monkeypatch: pytest.MonkeyPatch, temperature: float, stay: list[int]
+) -> None:
+    """A run goes on from step 2: what was measured before stands, unless it was measured in another way."""
+    scripted_values(monkeypatch, {0: 0.9, 2: 0.1, 4: 0.4})
+    job = replace(make_job(every=2), validation_temperature=0.6)
+    run_job(job, Never())
+    (job.out / "manifest.json").unlink()
+    run_job(replace(job, validation_temperature=temperature), Never())
+    lines = [json.loads(line) for line in (job.out / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == stay
 
 
 def test_best_weights_that_are_damaged_are_not_taken(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-FLAVOUR ?= cpu
+# What is installed already, unless you say otherwise.
+FLAVOUR ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*))),cpu)
 RECIPE ?= deployments/recipes/demo.toml
 TEST_PROCESSES ?= 3
 LOCK := deployments/locks/$(FLAVOUR).lock
@@ -47,6 +48,7 @@ endif
 	$(BIN)/python -m pip install --no-deps --requirement $(LOCK)
 	@$(BIN)/python -m pip install --no-deps --no-build-isolation --editable . > $(VENV)/editable.log 2>&1 || { cat $(VENV)/editable.log; exit 1; }
 	@$(BIN)/python -c 'import torch' || { echo "torch does not import: this is a CUDA build without its libraries. Run: make clean; make TORCH_INDEX=<PyTorch's CPU index> $(MAKECMDGOALS) (see README, Two commands)"; exit 2; }
+	@rm -f $(VENV)/.installed-*
 	@touch $@
 
 clean:

@@ -19,7 +19,7 @@ from flows.recipe import Recipe
 from flows.recipe_sections import OptimiserSection, RolloutSection, VLLMTeacher
 from flows.stages import TRAINED
 from model.sampling.stored_size import stored_bytes
-from tasks.sources import ProblemSource, count_rows, nothing_held_out, quick_to_read
+from tasks.sources import ProblemSource, count_rows, nothing_held_out, nothing_to_validate, quick_to_read
 
 # What a pilot may have measured; each replaces the field of the same name in [plan].
 MEASURABLE = (
@@ -137,8 +137,13 @@ def _counted(sources: Sequence[ProblemSource]) -> list[_Counted]:
 
 
 def _warnings(counts: Sequence[_Counted]) -> tuple[str, ...]:
-    none = [one for one in counts if one.problems and one.source.held_out and not round(one.held_out)]
-    return tuple(nothing_held_out(one.source, one.problems or 0) for one in none)
+    some = [one for one in counts if one.problems]
+    held_out = [one for one in some if one.source.held_out and not round(one.held_out)]
+    validation = [one for one in some if one.source.validation and not round(one.validation)]
+    return (
+        *(nothing_held_out(one.source, one.problems or 0) for one in held_out),
+        *(nothing_to_validate(one.source, one.problems or 0) for one in validation),
+    )
 
 
 def _problems(counts: Sequence[_Counted], loaded: Mapping[str, float]) -> list[Figure]:
@@ -207,11 +212,12 @@ def _training(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     if accepted is not None and cap:
         accepted = min(accepted, (known["train"] or 0.0) * cap)
     figures = [Figure("accepted", "accepted samples", accepted, "", f"{share:.3g} of all, {share_origin}")]
-    tokens = _example_tokens(recipe, known, accepted, _student_share(recipe))
-    prompted = _example_tokens(recipe, known, accepted, 1.0)
+    own = _student_share(recipe)
     if recipe.sft.enabled:
-        figures += _stage(recipe, "sft", tokens, 0.0)
+        figures += _stage(recipe, "sft", _example_tokens(known, accepted, own, recipe.sft.max_length), 0.0)
     if recipe.distill.enabled:
+        tokens = _example_tokens(known, accepted, own, recipe.distill.max_length)
+        prompted = _example_tokens(known, accepted, 1.0, recipe.distill.max_length)
         teacher = _times(prompted, _parameters(recipe, "teacher"))
         figures += _stage(recipe, "distill", tokens, _times(teacher, _FORWARD))
     if recipe.distill.enabled and recipe.distill.teacher_logits == "stored":
@@ -237,13 +243,13 @@ def _student_share(recipe: Recipe) -> float:
     return own / (own + shots)
 
 
-def _example_tokens(recipe: Recipe, known: _Known, accepted: float | None, prompt_share: float) -> float | None:
-    """Tokens of one pass over the accepted samples, with so much of their prompts, none above sft.max_length."""
+def _example_tokens(known: _Known, accepted: float | None, prompt_share: float, longest: int) -> float | None:
+    """Tokens of one pass over the accepted samples, with so much of their prompts, none above `longest`."""
     samples, prompt, completion = known["samples"], known["prompt_tokens"], known["completion_tokens"]
     if accepted is None or not samples:
         return None
     mean = (prompt_share * (prompt or 0.0) + (completion or 0.0)) / samples
-    return accepted * min(mean, recipe.sft.max_length)
+    return accepted * min(mean, longest)
 
 
 def _stage(recipe: Recipe, name: str, tokens: float | None, forward: float | None) -> list[Figure]:
@@ -354,8 +360,10 @@ def _compute(recipe: Recipe, stage: str, operations: float | None, formula: str)
     return Figure(f"{stage}_hours", f"{stage}: training", hours, _hour_unit(recipe), origin)
 
 
-def _validation(recipe: Recipe, known: _Known) -> list[Figure]:
-    """Answers that students write while they are trained; at what speed they do is not known."""
+def _validation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
+    """Answers that students write while they are trained, at the teacher's rate (by themselves they are slower)."""
+    mean, _ = rates.get("mean_completion_tokens")
+    speed, rate_origin = rates.get("tokens_per_second")
     steps = {**known, "on_policy_steps": float(recipe.on_policy.steps), "grpo_steps": float(recipe.grpo.steps)}
     found = []
     for name in TRAINED:
@@ -367,6 +375,9 @@ def _validation(recipe: Recipe, known: _Known) -> list[Figure]:
         answers = _times(_times(known.get("validation"), section.validation_samples), times)
         origin = f"{section.validation_samples} for each problem, every {section.validate_every} steps"
         found.append(Figure(f"{name}_validation", f"{name}: validation answers", answers, "", origin))
+        hours = _hours(_times(answers, min(mean or 0.0, float(recipe.evaluate.max_tokens))), speed)
+        told = f"at least: {_speed(speed, rate_origin)}"
+        found.append(Figure(f"{name}_validation_hours", f"{name}: validation", hours, _hour_unit(recipe), told))
     return found
 
 
@@ -382,7 +393,7 @@ def _evaluation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
     tokens = _times(samples, min(mean or 0.0, float(section.max_tokens)))
     speed, origin = rates.get("tokens_per_second")
     return [
-        *_validation(recipe, known),
+        *_validation(recipe, rates, known),
         Figure(
             "evaluate_samples",
             "evaluation samples",

@@ -240,6 +240,11 @@ def _lent_conflicts(recipe: Recipe) -> Iterator[str]:
     for name, stage in (("on_policy", recipe.on_policy), ("grpo", recipe.grpo)):
         if not stage.enabled or stage.rollouts != "vllm" or stage.rollout_urls:
             continue
+        if teacher.gpus:
+            yield (
+                f"{name}.rollouts: the kept engine does not sleep, and would hold the trainer's GPU: write "
+                f"teacher.keep_running = false, or name engines in {name}.rollout_urls"
+            )
         if stage.max_tokens >= room:
             yield f"{name}.max_tokens = {stage.max_tokens} leaves no room for a prompt in the kept engine's {room}"
         if stage.dtype == "float32" and teacher.dtype != "float32":
@@ -259,6 +264,9 @@ def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
             yield f'{name}.init = "{stage.init}", but {stage.init}.enabled = false: {remedy}'
     if recipe.distill.teacher_logits == "stored":
         yield from _stored_conflicts(recipe.distill)
+    elif recipe.distill.enabled and not recipe.distill.teacher and not isinstance(recipe.teacher, VLLMTeacher):
+        remedy = 'set distill.teacher, or distill.teacher_logits = "stored"'
+        yield f"distill with a live teacher needs its weights, an endpoint has none to give: {remedy}"
     if recipe.distill.divergence == "uld" and recipe.distill.temperature != 1.0:
         yield 'distill.divergence = "uld" has no temperature: write distill.temperature = 1'
     if recipe.on_policy.enabled and not recipe.on_policy.teacher and not isinstance(recipe.teacher, VLLMTeacher):

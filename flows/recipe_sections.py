@@ -107,7 +107,7 @@ class VLLMTeacher(Section):
     """Further words for vLLM's command line, as they are."""
     keep_running: bool = False
     """Keeps our engine, idle, between the stages of a run, which swap their weights into it (rollouts too): saves its
-    starts, costs its memory while a student trains. Not where it would share a GPU with training."""
+    starts, costs its memory while a student trains. It lends itself for rollouts on the CPU only."""
 
 
 class OpenAITeacher(Section):
@@ -463,7 +463,8 @@ class OptimiserSection(Section):
     dtype: Dtype = "bfloat16"
     """Number format of the forward pass; weights that are trained and their optimizer stay in float32."""
     lora_rank: int = Field(default=0, ge=0, le=4096)
-    """Rank r of the adapters that are trained beside frozen weights (LoRA, arXiv 2106.09685); 0: all weights are."""
+    """Rank r of the adapters that are trained beside frozen weights (LoRA, arXiv 2106.09685); 0: all weights are.
+    Adapters want a learning rate about ten times that of whole weights (docs/training.md)."""
     lora_alpha: float = Field(default=32.0, gt=0.0, le=100_000.0)
     """α: what an adapter adds is multiplied by α / r (arXiv 2106.09685, section 4.1)."""
     lora_targets: tuple[str, ...] = ()

@@ -231,8 +231,8 @@ def require_same_tokens(student: Tokenizer, teacher: Tokenizer, texts: Sequence[
     if student.get_vocab() != teacher.get_vocab():
         raise JobError(
             "teacher and student have different vocabularies, and KL distillation needs one tokenizer: "
-            'set divergence = "uld", which does not, or use sft instead'
+            'use sft instead, or a distill job with divergence = "uld" and a live teacher'
         )
     for text in texts:
         if tokenize(student, text) != tokenize(teacher, text):
-            raise JobError(f'teacher and student split {text[:60]!r} into different tokens: set divergence = "uld"')
+            raise JobError(f"teacher and student split {text[:60]!r} into different tokens: KL needs one tokenizer")

@@ -208,6 +208,8 @@ def test_validation_is_planned_beside_training() -> None:
     assert (watched["held_out"], watched["validation"], watched["train"]) == (20, 10, 70)
     assert watched["grpo_validation"] == 10 * 3 * 4
     assert "grpo_validation" not in {figure.key for figure in unwatched.figures}
+    hours = [each["total_hours"] or 0.0 for each in (watched, unwatched)]
+    assert hours[0] - hours[1] == pytest.approx(watched["grpo_validation_hours"])
     # Three times the weights, in bfloat16: the best now, and to who resumes from either checkpoint.
     sizes = [each["student_bytes"] or 0.0 for each in (watched, unwatched)]
     assert sizes[0] - sizes[1] == pytest.approx(3 * 2 * 1e9)

@@ -265,6 +265,8 @@ def test_rollouts_of_older_weights_are_weighed(small: Path) -> None:
 def test_a_teacher_beside_the_student_has_weights(small: Path) -> None:
     endpoint = 'teacher={type = "openai", model = "m", urls = ["http://h/v1"]}'
     assert "set on_policy.teacher" in refusal(small, endpoint, "on_policy.enabled=true")
+    assert "set distill.teacher, or" in refusal(small, endpoint, "distill.enabled=true")
+    assert load_recipe(small, [endpoint, "distill.enabled=true", "distill.teacher_logits=stored"]).distill.enabled
     recipe = load_recipe(small, [endpoint, "on_policy.enabled=true", "on_policy.teacher=org/other"])
     assert recipe.on_policy.init == "sft"
 

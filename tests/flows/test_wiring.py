@@ -56,6 +56,7 @@ def test_log_probabilities_at_a_temperature_where_rollouts_are_weighed_by_them(
             'grpo.dtype="float32"',
             'grpo.dtype = "float32", but the kept engine samples in bfloat16: write teacher.dtype',
         ),
+        ("teacher.gpus=1", "grpo.rollouts: the kept engine does not sleep, and would hold the trainer's GPU"),
         ("grpo.max_tokens=2048", "grpo.max_tokens = 2048 leaves no room for a prompt in the kept engine's 2048"),
         ('grpo.rollout_args=["--swap-space", "8"]', "grpo.rollout_args is for an engine of the stage's own"),
     ],

@@ -64,7 +64,7 @@ def test_errors_are_redone_alone_whatever_made_them(
     trouble: str, run: Run, mended: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TROUBLE, trouble)
-    with VerifierPool(["finish", FLAKY], workers=1, timeout_seconds=0.3) as pool:
+    with VerifierPool(["finish", FLAKY], workers=1, timeout_seconds=0.8) as pool:
         verifier = Verifier(pool)
         for shard in (0, 1):
             verify_shard.fn(run, verifier, shard, ticker())

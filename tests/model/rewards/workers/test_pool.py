@@ -85,11 +85,11 @@ def test_a_stream_takes_no_more_than_keeps_the_workers_busy() -> None:
 
 
 def test_a_check_may_have_a_time_limit_of_its_own() -> None:
-    with VerifierPool([PATIENT, HOSTILE], workers=1, timeout_seconds=0.3) as pool:
+    with VerifierPool([PATIENT, HOSTILE], workers=1, timeout_seconds=0.9) as pool:  # a busy machine may take 0.3 s
         rows = pool.run(texts("a", "sleep a second", "b", "sleep"))
     assert [row[0][0].reason for row in rows] == ["a", "slept", "b", "sleep"]
     assert [row[1][0].reason for row in rows] == ["a", "sleep a second", "b", "timed_out"]
-    assert rows[3][1][1] == 300.0
+    assert rows[3][1][1] == 900.0
 
 
 @settings(max_examples=50, deadline=None)
@@ -104,7 +104,7 @@ def test_verdicts_that_were_lost_with_a_worker_are_made_again() -> None:
     """All come within one reply, so that those before the one that dies are not told when it does."""
     words = [f"w{number}" for number in range(60)]
     words[20], words[30], words[31], words[45] = "segfault", "sleep", "segfault", "power"
-    with VerifierPool([HOSTILE, "length"], workers=1, timeout_seconds=0.5) as pool:
+    with VerifierPool([HOSTILE, "length"], workers=1, timeout_seconds=1.0) as pool:
         rows = pool.run(texts(*words))
     expected = {20: "worker_died", 30: "timed_out", 31: "worker_died", 45: "timed_out"}
     assert [row[0][0].reason for row in rows] == [expected.get(n, word) for n, word in enumerate(words)]

@@ -21,8 +21,9 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.curves import curves, read_lines
+from flows.curves import curves
 from flows.stages import Stage
+from model.training.lines import read_lines
 from tasks import catalog
 from tasks.audit_report import audit_mistakes, audit_rates
 from tasks.problems import VALIDATION

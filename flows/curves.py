@@ -8,9 +8,7 @@ without the metric.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,17 +33,6 @@ _COLUMNS = 3
 _BLUE, _ORANGE, _GREEN, _GREY = "#1f5fa8", "#d1661a", "#2b8a57", "#6b6b6b"
 _WIDE = 20  # the largest value over the smallest from which powers of ten are drawn
 _SMOOTH_FROM = 30  # points from which a mean is drawn over them
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file of metrics; a trainer may be writing the last one. None where there is no file."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
 
 
 def curves(stage: str, steps: Lines, validations: Lines, teacher: float | None) -> bytes:

@@ -189,8 +189,8 @@ class Engine:
     def _answers_for(self, spec: EngineSpec) -> bool:
         return self._client is not None and (self._running is None or self._running.loaded == spec)
 
-    def lend(self) -> dict[str, Any]:
-        """What a training job has to know of the engine, running, to put weights of its own into it.
+    def lend(self) -> str:
+        """The URL of the engine, running, for a trainer that puts weights of its own into it. On a CPU only.
 
         One that was lent before may be what that attempt failed of, so then a new one is started.
         """
@@ -201,10 +201,7 @@ class Engine:
         with self._lock:
             assert self._running is not None, "only a server of ours is lent"
             self._running.loaded = None
-            return {
-                "rollout_lent": self._running.server.url,
-                "rollout_lent_on_cpu": not self.spec.options.gpus,
-            }
+            return self._running.server.url
 
     def _start(self) -> None:
         self._stop()

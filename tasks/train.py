@@ -69,7 +69,7 @@ def train(
     out = run.dataset.file(f"{STUDENTS}/{student}")
     if is_done(out, job):
         return out / "model"
-    lent = engine.lend() if engine else {}
+    lent = {"rollout_lent": engine.lend()} if engine else {}
     _prepare(run, student, {**job, **lent})
     job_file = out / "job.json"
     log = run.dataset.file(f"logs/train-{student}.log")

@@ -181,8 +181,7 @@ class RolloutJob(Job):
     rollouts: Sampler = Sampler.TRANSFORMERS
     rollout_python: str = ""  # vllm: interpreter that has it; empty: this one
     rollout_urls: tuple[str, ...] = ()  # vllm: engines of yours that read this machine's folders; empty: one of ours
-    rollout_lent: str = ""  # vllm: engine that the starter of this process runs and lends, instead of both
-    rollout_lent_on_cpu: bool = False  # what it runs on
+    rollout_lent: str = ""  # vllm: engine that the starter of this process runs on the CPU and lends, instead of both
     rollout_gpu_memory: float = 0.4  # vllm: share of the trainer's GPU that its engine may fill
     rollout_args: tuple[str, ...] = ()  # vllm: further command-line arguments of its engine
     rollouts_ahead: int = 0  # vllm: 1: a step's rollouts are sampled during the update before, by its older weights

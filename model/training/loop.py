@@ -29,6 +29,7 @@ from model.training.data import TokenBatch, Tokenizer
 from model.training.degenerate import degenerate, require_healthy
 from model.training.forward import Model, backward
 from model.training.job import Job
+from model.training.lines import read_lines
 from model.training.optimizer import MasterAdamW, learning_rate
 from model.training.parallel import World
 
@@ -280,8 +281,7 @@ class MetricsLog:
 
     def __init__(self, path: Path, world: World) -> None:
         self.path, self.world = path, world
-        text = world.led(lambda: path.read_text(encoding="utf-8") if path.exists() else "")
-        self.lines: list[Line] = [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        self.lines: list[Line] = world.led(lambda: read_lines(path))
 
     def keep(self, steps: int) -> None:
         """Drops the lines after the checkpoint that a run goes on from."""

@@ -23,14 +23,7 @@ _NOT_IDENTITY |= {"activation_checkpointing", "processes"}
 _NOT_IDENTITY |= {
     f"degenerate_{name}" for name in ("window", "silent_share", "truncated_share", "entropy", "clip_share")
 }
-_NOT_IDENTITY |= {
-    "rollout_python",
-    "rollout_urls",
-    "rollout_lent",
-    "rollout_lent_on_cpu",
-    "rollout_gpu_memory",
-    "rollout_args",
-}
+_NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_lent", "rollout_gpu_memory", "rollout_args"}
 _NOT_IDENTITY |= {"trackers", "peak_tflops", "validation_check_timeout_seconds"}
 # What is only looked at; with keep = "best" it chooses the weights.
 _WATCHING = {"keep", "validate_every", "validation"}

@@ -10,18 +10,17 @@ id that lies in its folder.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Protocol
 
 from model.training.checkpoint import write_file
 from model.training.job import Job, JobError, as_json
+from model.training.lines import read_lines
 from model.training.parallel import World
 
 PROJECT = "stillhouse"  # where neither WANDB_PROJECT nor TRACKIO_PROJECT names another
@@ -75,7 +74,7 @@ class Told:
         self.job = job
         self.run: Any = None
         files = {"train": "metrics.jsonl", "validation": "validation.jsonl"}
-        self.told = {(kind, step) for kind, name in files.items() for step in _steps(job.out / name)}
+        self.told = {(kind, int(line["step"])) for kind, name in files.items() for line in read_lines(job.out / name)}
 
     def start(self) -> Any:
         """The run, as the tracker's package has it."""
@@ -198,9 +197,3 @@ def run_id(job: Job) -> str:
 def run_name(job: Job) -> str:
     """What people call it: the dataset's folder and the student's."""
     return f"{job.out.parent.parent.name}-{job.out.name}"
-
-
-def _steps(path: Path) -> list[int]:
-    """The steps of a file of metrics; its last line may be half-written."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [int(json.loads(line)["step"]) for line in lines if line.endswith("}")]

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -33,6 +32,7 @@ from model.training.checkpoint import Checkpoints, complete_checkpoints, write_f
 from model.training.data import Tokenizer
 from model.training.forward import Model
 from model.training.job import Job, JobError, Keep
+from model.training.lines import read_lines
 from model.training.loop import Line, StopSignal
 from model.training.manifest import validation_identity
 from model.training.out_of_memory import is_out_of_memory
@@ -114,7 +114,7 @@ class Validation:
         problems = read_problems(job.validation)
         self.asked = [problem for problem in problems for _ in range(job.validation_samples)]
         self.best = BestWeights(job, world)
-        self.lines = read_lines(job.out / FILE) if self._are_of_these_settings() else []
+        self.lines: list[Line] = read_lines(job.out / FILE) if self._are_of_these_settings() else []
 
     def keep(self, step: int) -> None:
         """Drops the lines after the checkpoint that a run goes on from."""
@@ -204,11 +204,6 @@ class Validation:
 
     def _write(self) -> None:
         write_file(self.job.out / FILE, "".join(json.dumps(line) + "\n" for line in self.lines))
-
-
-def read_lines(path: Path) -> list[Line]:
-    """Every validation so far, in order."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 @contextmanager

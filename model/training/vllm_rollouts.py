@@ -257,7 +257,7 @@ def open_vllm_rollouts(
         worker = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollouts"))
         engines: list[Engine] = [VLLMAt(url) for url in job.rollout_urls]
         if job.rollout_lent:
-            engines = [VLLMAt(job.rollout_lent, repack=job.rollout_lent_on_cpu)]
+            engines = [VLLMAt(job.rollout_lent, repack=True)]
         if not engines:
             options = engine_options(job, max(map(len, contexts)), cuda=torch.cuda.is_available())
             server = VLLMServer(job.init, SERVED_NAME, log_path=job.out / "vllm.log", options=options)

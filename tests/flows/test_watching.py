@@ -12,7 +12,7 @@ import pytest
 
 import tasks.train as train_module
 from flows import artifacts
-from flows.curves import centred_means, curves, drawn, read_lines
+from flows.curves import centred_means, curves, drawn
 from flows.evaluate import checkpoints, suite_of, validated
 from flows.recipe import Recipe, parse_recipe
 from flows.stages import Stage
@@ -21,6 +21,7 @@ from model.errors import ProblemsError, RecipeError
 from model.records import EVALUATION_SCHEMA, Problem, from_table, to_table
 from model.templates import PromptTemplate
 from model.training.job import JOBS, Keep, job_from
+from model.training.lines import read_lines
 from tasks.engine import EngineSpec
 from tasks.evaluate import Answer, Contestant, measure
 from tasks.progress import ticking

@@ -194,8 +194,7 @@ def test_an_engine_whose_weights_are_not_known_answers_nothing(
         engine.serve(spec("student"))
         engine.complete(REQUESTS)
         lent = engine.lend()
-        assert lent["rollout_lent_on_cpu"]
-        assert engine.lend()["rollout_lent"] != lent["rollout_lent"]  # the first may be what that attempt failed of
+        assert engine.lend() != lent  # the first may be what that attempt failed of
         engine.serve(spec("student"))
         engine.complete(REQUESTS)
         _until(lambda: loads(tmp_path) == [str(tmp_path / "student")])

@@ -30,6 +30,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -82,9 +83,9 @@ def our_sft(folder: Path, scratch: Path, steps: int) -> list[Step]:
         normalise=Normalise.TOKEN,
         **_same(),
     )
-    stage = SFTStage(job, tokenizer, world)
-    tokens = [sum(stage.rows[i].length for i in batch) for batch in stage.batches]
-    return _timed(job, stage, model, world, tokens[:steps])
+    stage = SFTStage(job, tokenizer, world, SimpleNamespace(received=False))
+    tokens = [int(stage.lengths[stage.batches[step]].sum()) for step in range(steps)]
+    return _timed(job, stage, model, world, tokens)
 
 
 class Fixed:
@@ -183,7 +184,13 @@ def our_rows(folder: Path, scratch: Path) -> list[Row]:
     """The examples as token ids."""
     tokenizer = _tokenizer(folder)
     examples = write_examples(scratch / "examples.parquet", tokenizer)
-    return SFTStage(SFTJob(init=folder, out=scratch, examples=examples, **_same()), tokenizer, _world()).rows
+    stage = SFTStage(
+        SFTJob(init=folder, out=scratch, examples=examples, **_same()),
+        tokenizer,
+        _world(),
+        SimpleNamespace(received=False),
+    )
+    return [stage.row(index) for index in range(len(stage.lengths))]
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -44,6 +44,16 @@ def content_hash(*parts: Any, digits: int = 24) -> str:
     return hashlib.blake2b(_canonical(parts), digest_size=digits // 2).hexdigest()
 
 
+def rows_hash(label: str, rows: Iterable[Any], *, digits: int = 24) -> str:
+    """`content_hash(label, [*rows])` of rows that are never held together."""
+    digest, before = hashlib.blake2b(b"[" + _canonical(label) + b",[", digest_size=digits // 2), b""
+    for row in rows:
+        digest.update(before + _canonical(row))
+        before = b","
+    digest.update(b"]]")
+    return digest.hexdigest()
+
+
 def _canonical(value: Any) -> bytes:
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode("utf-8", errors="surrogatepass")

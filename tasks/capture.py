@@ -12,7 +12,8 @@ Not promised: that an endpoint has the tokenizer which the recipe names for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from model.records import (
     TEACHER_ROW_SCHEMA,
     TeacherPlace,
     TeacherRow,
+    TrainingExample,
     content_hash,
     context_digest,
     to_table,
@@ -50,8 +52,17 @@ SHARD_EXAMPLES = 256
 _MEGABYTE = 1e6
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One example that the teacher is asked about; its tokens are read again when their turn comes."""
+
+    place: int  # in the file of examples
+    digest: str  # `_digest` of the teacher's context and the completion
+    tokens: int  # of the completion
+
+
 class Questions:
-    """What is to be asked, of whom. No dataclass, so that Prefect does not look through all its tokens."""
+    """What is to be asked, of whom. No dataclass, so that Prefect does not look through all of it."""
 
     def __init__(self, engine: Engine, teacher: str, revision: str, k: int, tokenizer: Tokenizer) -> None:
         # Imports torch, so not before a training stage needs it.
@@ -60,7 +71,7 @@ class Questions:
         self.engine, self.k, self.tokenizer = engine, k, tokenizer
         self.vocabulary = vocabulary_of(tokenizer)
         self.folder = f"{TEACHER_ROWS}/{content_hash('teacher rows', teacher, revision, k, digits=12)}"
-        self.rows: dict[str, Row] = {}
+        self.asked: dict[str, Question] = {}
         self.shards: dict[int, list[str]] = {}
 
     def read(self, examples: Path, theirs: Tokenizer, prefill: str, max_length: int) -> None:
@@ -68,31 +79,55 @@ class Questions:
 
         JobError where the teacher's tokenizer is another one.
         """
-        from model.training.data import completion_row, read_examples
+        from model.training.data import tokenize_all
         from model.training.distill import require_same_tokens
+        from model.training.examples import first_completions, read_examples
 
-        found = read_examples(examples)
-        require_same_tokens(self.tokenizer, theirs, [example.completion for example in found[:100]])
-        for example in found:
-            given = example.completion, prefill, example.sample_id
-            if completion_row(self.tokenizer, example.prompt, *given).length <= max_length:
-                self.rows[example.sample_id] = completion_row(self.tokenizer, example.teacher_prompt, *given)
+        require_same_tokens(self.tokenizer, theirs, first_completions(examples))
+        self.examples, self.prefill = examples, prefill
+        place = 0
+        for some in read_examples(examples):
+            contexts = tokenize_all(self.tokenizer, [example.prompt + prefill for example in some])
+            for example, context, row in zip(some, contexts, self._rows(some), strict=True):
+                if len(context) + len(row.completion) <= max_length:
+                    digest = _digest(context_digest(row.context), row.completion)
+                    self.asked[example.sample_id] = Question(place, digest, len(row.completion))
+                place += 1
+
+    def _rows(self, some: Sequence[TrainingExample]) -> list[Row]:
+        """Examples as the teacher reads them."""
+        from model.training.data import Row, completion_tokens, tokenize_all
+
+        contexts = tokenize_all(self.tokenizer, [example.teacher_prompt + self.prefill for example in some])
+        completions = completion_tokens(self.tokenizer, some, self.prefill)
+        return [Row(*both) for both in zip(contexts, completions, strict=True)]
 
     def plan(self, dataset: Dataset) -> None:
         """Cuts what is not stored yet into shards. StoreError where the disk has not that much room."""
         known = stored_places(dataset, self)
-        missing = [sample for sample in self.rows if sample not in known]
+        missing = [sample for sample in self.asked if sample not in known]
         if not missing:
             return
         first = 1 + max((manifest.shard for manifest in dataset.manifests(self.folder)), default=-1)
         starts = range(0, len(missing), SHARD_EXAMPLES)
         self.shards = {first + n: missing[at : at + SHARD_EXAMPLES] for n, at in enumerate(starts)}
-        _require_room(dataset, sum(len(self.rows[sample].completion) for sample in missing), self.k)
+        _require_room(dataset, sum(self.asked[sample].tokens for sample in missing), self.k)
 
-    def request(self, sample: str) -> ScoreRequest:
-        """The sample's whole text in tokens, of which the completion's are scored."""
-        row = self.rows[sample]
+    def rows(self, samples: Sequence[str]) -> dict[str, Row]:
+        """Some of the examples as the teacher reads them."""
+        from model.training.examples import examples_at
+
+        some = examples_at(self.examples, [self.asked[sample].place for sample in samples])
+        return {example.sample_id: row for example, row in zip(some, self._rows(some), strict=True)}
+
+    def request(self, sample: str, row: Row) -> ScoreRequest:
+        """A sample's whole text in tokens, of which the completion's are scored."""
         return ScoreRequest(sample, (*row.context, *row.completion), len(row.context), self.k)
+
+
+def _digest(context: str, completion: list[int]) -> str:
+    """Tells the tokens of one context (its digest) and completion from those of another."""
+    return content_hash(context, completion, digits=16)
 
 
 def _require_room(dataset: Dataset, tokens: int, k: int) -> None:
@@ -110,9 +145,10 @@ def capture_shard(run: Run, questions: Questions, shard: int, ticker: Ticker) ->
     """Asks one shard's questions and returns its number. Raises SamplerError or StoreError."""
     started = time.monotonic()
     with attempt(run.dataset, CAPTURE, shard, run.run_id) as record:
-        requests = [questions.request(sample) for sample in questions.shards[shard]]
+        known = questions.rows(questions.shards[shard])
+        requests = [questions.request(*each) for each in known.items()]
         answers = questions.engine.complete(requests, on_done=lambda done: ticker.count(done.prompt_tokens))
-        rows = [_row(questions, answer) for answer in answers]
+        rows = [_row(questions, known[answer.key], answer) for answer in answers]
         run.dataset.write_shard(
             f"{questions.folder}/{shard_name(shard)}",
             to_table(rows, TEACHER_ROW_SCHEMA),
@@ -124,11 +160,11 @@ def capture_shard(run: Run, questions: Questions, shard: int, ticker: Ticker) ->
     return shard
 
 
-def _row(questions: Questions, answer: Completion) -> TeacherRow:
+def _row(questions: Questions, row: Row, answer: Completion) -> TeacherRow:
     if answer.top_k is None:
         remedy = "--max-logprobs must be at least distill.top_k, and the text and one token fit into the engine"
         raise SamplerError(f"sample {answer.key} was refused ({answer.error}): {remedy}", retryable=False)
-    row, top_k = questions.rows[answer.key], within_vocabulary(answer.top_k, questions.vocabulary)
+    top_k = within_vocabulary(answer.top_k, questions.vocabulary)
     return TeacherRow(
         sample_id=answer.key,
         context=context_digest(row.context),
@@ -143,7 +179,7 @@ def _row(questions: Questions, answer: Completion) -> TeacherRow:
 def write_places(dataset: Dataset, questions: Questions, student: str) -> Path:
     """Lists where the examples' rows lie, beside the examples, and returns the list's path."""
     known = stored_places(dataset, questions)
-    places = [known[sample] for sample in questions.rows]
+    places = [known[sample] for sample in questions.asked]
     digest = content_hash("places", [[p.sample_id, p.file, p.row, p.sha256] for p in places], digits=12)
     relative = f"{SELECTIONS}/{student}-teacher-{digest}.parquet"
     if dataset.read_manifest(relative) is None:
@@ -162,6 +198,6 @@ def _fitting(dataset: Dataset, questions: Questions, manifest: Manifest) -> Iter
     """The rows of a shard that were made for the very tokens that would be asked now."""
     table = dataset.read_table(manifest.relative, ["sample_id", "context", "tokens"])
     for at, stored in enumerate(table.to_pylist()):
-        row = questions.rows.get(stored["sample_id"])
-        if row and (stored["context"], stored["tokens"]) == (context_digest(row.context), row.completion):
+        question = questions.asked.get(stored["sample_id"])
+        if question and question.digest == _digest(stored["context"], stored["tokens"]):
             yield TeacherPlace(stored["sample_id"], f"../{manifest.relative}", at, manifest.sha256)

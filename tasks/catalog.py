@@ -235,15 +235,18 @@ def verification_share(con: duckdb.DuckDBPyConnection) -> float | None:
     return (row["added"] or 0.0) / row["whole"] if row["whole"] else None
 
 
-def training_rows(con: duckdb.DuckDBPyConnection) -> pa.Table:
-    """Accepted samples: sample_id, problem_id, the problem's prompt, text, gold; by problem and replica."""
-    return _ask(
-        con,
-        """
+def training_rows(con: duckdb.DuckDBPyConnection, at_once: int = 1024) -> Iterator[list[dict[str, Any]]]:
+    """Accepted samples: sample_id, problem_id, the problem's prompt, text, gold; by problem and replica.
+
+    At most `at_once` of them are held at a time; what has to be sorted spills to disk where memory is short.
+    """
+    query = """
         select a.sample_id, a.problem_id, p.prompt, a.text, p.gold
         from accepted a join problems p using (problem_id)
-        order by a.problem_id, a.replica""",
-    )
+        order by a.problem_id, a.replica"""
+    with _query_errors(), con.cursor() as cursor:
+        for batch in cursor.sql(query).to_arrow_reader(at_once):
+            yield batch.to_pylist()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ teacher saw the worked turns, the student does not) and writes it beside the stu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from model.errors import ProblemsError, TrainingError
-from model.records import SCHEMAS, Problem, TaughtProblem, TrainingExample, content_hash, to_table
+from model.records import SCHEMAS, Problem, TaughtProblem, TrainingExample, rows_hash, to_table
 from model.templates import ChatTokenizer, PromptTemplate
 from tasks.catalog import connect, training_rows
 from tasks.choice import SELECTIONS, chosen_by, problems_to_learn_from
@@ -34,25 +34,33 @@ class Rendering:
 
 @task(name="select", task_run_name="select for {student}", cache_policy=NO_CACHE)
 def select_examples(run: Run, rendering: Rendering, student: str) -> Path:
-    """Writes the accepted samples as training examples; TrainingError when there is not one."""
-    teacher, alone = rendering.template, rendering.template.without_shots()
-    rows = [
-        TrainingExample(
-            sample_id=row["sample_id"],
-            problem_id=row["problem_id"],
-            prompt=alone.render(rendering.tokenizer, row["prompt"]),
-            teacher_prompt=teacher.render(rendering.tokenizer, row["prompt"]),
-            completion=row["text"],
-            gold=row["gold"],
-        )
-        for row in training_rows(connect(run.dataset)).to_pylist()
-    ]
-    if not rows:
-        raise TrainingError(
-            "not one sample is accepted, so there is nothing to train on; "
-            f'see `stillhouse sql {run.dataset.path} "select * from funnel"`'
-        )
-    return _write(run, student, rows, chosen_by(run.dataset))
+    """Writes the accepted samples as training examples; TrainingError when there is not one.
+
+    They are read twice, once for the name and once to be written, and never held whole.
+    """
+    con = connect(run.dataset)
+
+    def examples() -> Iterator[list[TrainingExample]]:
+        teacher, alone, rows = rendering.template, rendering.template.without_shots(), []
+        for rows in training_rows(con):
+            yield [
+                TrainingExample(
+                    sample_id=row["sample_id"],
+                    problem_id=row["problem_id"],
+                    prompt=alone.render(rendering.tokenizer, row["prompt"]),
+                    teacher_prompt=teacher.render(rendering.tokenizer, row["prompt"]),
+                    completion=row["text"],
+                    gold=row["gold"],
+                )
+                for row in rows
+            ]
+        if not rows:
+            raise TrainingError(
+                "not one sample is accepted, so there is nothing to train on; "
+                f'see `stillhouse sql {run.dataset.path} "select * from funnel"`'
+            )
+
+    return _write(run, student, TrainingExample, examples, chosen_by(run.dataset))
 
 
 @task(name="select problems", task_run_name="select problems for {student}", cache_policy=NO_CACHE)
@@ -75,7 +83,7 @@ def select_problems(
             "no training problem that is not excluded has a gold answer and a pass rate "
             f"from {low:g} to {high:g}: widen {student}.pass_rate"
         )
-    return _write(run, student, rows, chosen_by(run.dataset, band, student))
+    return _write(run, student, type(rows[0]), lambda: [rows], chosen_by(run.dataset, band, student))
 
 
 @task(name="select validation", task_run_name="select for validation", cache_policy=NO_CACHE)
@@ -92,16 +100,17 @@ def select_validation(run: Run, rendering: Rendering) -> Path:
             "no problem with a gold answer or tests is kept for validation: raise `validation` on a [[problems]], or "
             "set validate_every = 0"
         )
-    return _write(run, VALIDATION, rows, {})
+    return _write(run, VALIDATION, Problem, lambda: [rows], {})
 
 
-def _write(run: Run, student: str, rows: Sequence[TrainingExample | Problem], settings: dict[str, Any]) -> Path:
+def _write(
+    run: Run, student: str, kind: type, parts: Callable[[], Iterable[Sequence[Any]]], settings: dict[str, Any]
+) -> Path:
     """Named by its content: a job that names the file has said what it is trained on."""
-    schema = SCHEMAS[type(rows[0])]
-    digest = content_hash("selection", [asdict(row) for row in rows], digits=12)
+    schema = SCHEMAS[kind]
+    digest = rows_hash("selection", (asdict(row) for rows in parts() for row in rows), digits=12)
     relative = f"{SELECTIONS}/{student}-{digest}.parquet"
     if run.dataset.read_manifest(relative) is None:
-        run.dataset.write_shard(
-            relative, to_table(list(rows), schema), schema=schema, fingerprint=digest, extra={"chosen_by": settings}
-        )
+        tables = (to_table(list(rows), schema) for rows in parts())
+        run.dataset.write_shard(relative, tables, schema=schema, fingerprint=digest, extra={"chosen_by": settings})
     return run.dataset.file(relative)

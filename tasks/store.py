@@ -13,7 +13,7 @@ import itertools
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ ROW_GROUP_BYTES = 16 << 20  # of uncompressed Arrow data: an id look-up decompre
 ROW_GROUP_ROWS = (16, 65536)
 _ID_COLUMNS = ("sample_id", "problem_id")  # the first one that a schema has identifies its rows
 _HASHED, TEXT_HASH = "text", "text_hash"
+_TEXT_HASH_FIELD = pa.field(TEXT_HASH, pa.uint64(), nullable=False)
 _LONG_COLUMNS = frozenset({"sample_id", "text", "reasoning", TEXT_HASH})  # a dictionary would not repeat
 
 
@@ -167,7 +168,7 @@ class Dataset:
     def write_shard(
         self,
         relative: str,
-        table: pa.Table,
+        table: pa.Table | Iterable[pa.Table],
         *,
         schema: pa.Schema,
         fingerprint: str,
@@ -176,18 +177,20 @@ class Dataset:
     ) -> Manifest:
         """Writes one shard and then its manifest; a shard already there is replaced, never mixed.
 
+        What is too large for memory comes in pieces, of which one is held at a time; each begins a row group.
         Rows get a column `text_hash` (64 bits of BLAKE2b) where the schema has `text`, so that equal texts
         are told without reading them. ValueError for a table that does not fit `schema` or repeats an id;
         StoreError for what the disk refuses: then the shard does not exist, and nothing half-written is seen.
         """
         target = self.file(relative)
-        table = _with_text_hash(_checked(table, schema))
-        digest = _digest_of(table)
+        pieces = [table] if isinstance(table, pa.Table) else table
         with self.scratch(".parquet") as scratch:
             with durable.store_errors(target):
-                _write_parquet(table, scratch)
-                _read_back(scratch, table, digest)
-                manifest = _manifest(relative, scratch, table, digest, fingerprint, extra, seconds)
+                written = _write_parquet(
+                    (_with_text_hash(_checked(piece, schema)) for piece in pieces), schema, scratch
+                )
+                _read_back(scratch, written)
+                manifest = _manifest(relative, scratch, written, fingerprint, extra, seconds)
             # The old manifest must not vouch for the new file, not even between two renames.
             durable.remove(_manifest_path(target))
             durable.publish(scratch, target)
@@ -286,19 +289,18 @@ def _parse_manifest(record: Any, relative: str) -> Manifest | None:
 def _manifest(
     relative: str,
     scratch: Path,
-    table: pa.Table,
-    digest: str | None,
+    written: _Written,
     fingerprint: str,
     extra: Mapping[str, Any] | None,
     seconds: float,
 ) -> Manifest:
     return Manifest(
         relative=relative,
-        rows=table.num_rows,
+        rows=written.rows,
         bytes=scratch.stat().st_size,
         sha256=_sha256(scratch),
-        ids_digest=digest,
-        columns=tuple(table.column_names),
+        ids_digest=written.ids_digest,
+        columns=tuple(written.schema.names),
         fingerprint=fingerprint,
         created_at=datetime.now(UTC).isoformat(),
         seconds=seconds,
@@ -321,33 +323,52 @@ def _with_text_hash(table: pa.Table) -> pa.Table:
     if _HASHED not in table.column_names:
         return table
     hashes = [_hash64(text) for text in table.column(_HASHED).to_pylist()]
-    return table.append_column(pa.field(TEXT_HASH, pa.uint64(), nullable=False), pa.array(hashes, pa.uint64()))
+    return table.append_column(_TEXT_HASH_FIELD, pa.array(hashes, pa.uint64()))
 
 
 def _hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def _id_column(table: pa.Table) -> str | None:
-    if "case" in table.column_names:  # an audit tries several cases on one problem
+def _id_column(schema: pa.Schema) -> str | None:
+    if "case" in schema.names:  # an audit tries several cases on one problem
         return None
-    return next((name for name in _ID_COLUMNS if name in table.column_names), None)
+    return next((name for name in _ID_COLUMNS if name in schema.names), None)
 
 
-def _digest_of(table: pa.Table) -> str | None:
-    column = _id_column(table)
-    return ids_digest(table.column(column).to_pylist()) if column else None
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What a file holds."""
+
+    schema: pa.Schema
+    rows: int
+    ids_digest: str | None
+
+    @classmethod
+    def of(cls, schema: pa.Schema, tables: Iterable[pa.Table]) -> _Written:
+        column, rows, ids = _id_column(schema), 0, list[str]()
+        for table in tables:
+            rows += table.num_rows
+            ids += table.column(column).to_pylist() if column else []
+        return cls(schema, rows, ids_digest(ids) if column else None)
 
 
-def _write_parquet(table: pa.Table, path: Path) -> None:
-    pq.write_table(
-        table,
+def _write_parquet(pieces: Iterable[pa.Table], given: pa.Schema, path: Path) -> _Written:
+    schema = given.append(_TEXT_HASH_FIELD) if _HASHED in given.names else given
+    with pq.ParquetWriter(
         path,
+        schema,
         compression="zstd",
-        row_group_size=_row_group_rows(table),
-        use_dictionary=[name for name in table.column_names if name not in _LONG_COLUMNS],
+        use_dictionary=[name for name in schema.names if name not in _LONG_COLUMNS],
         write_page_checksum=True,
-    )
+    ) as writer:
+
+        def each() -> Iterator[pa.Table]:
+            for piece in pieces:
+                writer.write_table(piece, row_group_size=_row_group_rows(piece))
+                yield piece
+
+        return _Written.of(schema, each())
 
 
 def _row_group_rows(table: pa.Table) -> int:
@@ -356,12 +377,12 @@ def _row_group_rows(table: pa.Table) -> int:
     return min(max(int(ROW_GROUP_BYTES / max(per_row, 1.0)), low), high)
 
 
-def _read_back(path: Path, table: pa.Table, digest: str | None) -> None:
+def _read_back(path: Path, written: _Written) -> None:
     """Decodes the whole file, page checksums included, and compares rows, columns and ids."""
-    stored = pq.ParquetFile(path, page_checksum_verification=True).read()
-    same = stored.num_rows == table.num_rows and stored.schema.equals(table.schema) and _digest_of(stored) == digest
-    if not same:
-        raise StoreError(f"{path} does not read back as it was written; check the disk")
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        groups = (file.read_row_group(group) for group in range(file.num_row_groups))
+        if _Written.of(file.schema_arrow, groups) != written:
+            raise StoreError(f"{path} does not read back as it was written; check the disk")
 
 
 def _sha256(path: Path) -> str:

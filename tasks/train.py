@@ -37,6 +37,8 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", 
 MEMORY_FILE = "memory.json"  # of a student: how many tokens at once are tried, once more did not fit
 PLANNED_FILE = "planned.json"  # of a student: how many its trainer ran (model/training/runner.py)
 
+READING_FILE = "tokens/reading.json"  # of a student: how far its trainer is with its examples (examples.py there)
+
 # What stands beside the bar, and how it is called there.
 _SHOWN = {
     "loss": "loss",
@@ -161,6 +163,8 @@ class _Follower:
         """Shows the newest whole line, if there is one."""
         row, validated = _last(self._metrics), _last(self._metrics.with_name("validation.jsonl"))
         if row is None:
+            if read := _last(self._metrics.parent / READING_FILE):
+                self._ticker.describe(f"tokenises examples: {read['done']:,} of {read['total']:,}")
             return
         self.step = int(row["step"])
         note = [f"{name} {row[key]:.3g}" for key, name in _SHOWN.items() if isinstance(row.get(key), int | float)]

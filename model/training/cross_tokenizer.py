@@ -20,28 +20,42 @@ from torch import Tensor
 
 from model.losses.head import Kernel, Part, project
 from model.losses.uld import uld_part
-from model.training.data import TokenBatch, Tokenizer, completion_row
-from model.training.distill import LiveTeacherStage, PrefixedModel, shared_prefix, vocabulary_of, without_padding
+from model.training.data import Row, TokenBatch, Tokenizer, completion_tokens
+from model.training.distill import (
+    LiveTeacherStage,
+    PrefixedModel,
+    teacher_contexts,
+    vocabulary_of,
+    without_padding,
+)
 from model.training.forward import load_model
 from model.training.job import DistillJob, JobError
+from model.training.loop import StopSignal
 from model.training.parallel import World
 
 
 class CrossTokenizerStage(LiveTeacherStage):
     """Cross-entropy, and sorted probabilities drawn to the teacher's where both stand at the same place of the text."""
 
-    def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World) -> None:
-        super().__init__(job, tokenizer, world)
+    def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World, stop: StopSignal) -> None:
         assert job.teacher is not None, "a job checks that"
         self.job: DistillJob = job
-        model, theirs = load_model(job.teacher, job.dtype, self.device)
+        model, theirs = load_model(job.teacher, job.dtype, world.device)
+        own = {
+            **teacher_contexts(theirs, job),
+            "teacher_completion": lambda some: completion_tokens(theirs, some, job.prefill),
+            "partners": lambda some: [
+                partners(token_starts(tokenizer, text), token_starts(theirs, text))
+                for text in (example.completion.removeprefix(job.prefill) for example in some)
+            ],
+        }
+        super().__init__(job, tokenizer, world, stop, own)
         self.vocabulary, self.teacher_vocabulary = vocabulary_of(tokenizer), vocabulary_of(theirs)
-        self.teacher_rows = [
-            completion_row(theirs, e.teacher_prompt, e.completion, job.prefill, e.sample_id) for e in self.examples
-        ]
-        texts = [example.completion.removeprefix(job.prefill) for example in self.examples]
-        self.partners = [partners(token_starts(tokenizer, text), token_starts(theirs, text)) for text in texts]
-        self.teacher = PrefixedModel(model, shared_prefix([row.context for row in self.teacher_rows]), self.device)
+        self.teacher = PrefixedModel(model, self.shared_context(), self.device)
+
+    def teacher_row(self, index: int) -> Row:
+        """See `LiveTeacherStage`."""
+        return Row(self.numbers("teacher_context", index), self.numbers("teacher_completion", index))
 
     def kernel_of(self, indices: Sequence[int], batch: TokenBatch, teacher_hidden_NH: Tensor) -> Kernel:
         """See `LiveTeacherStage`."""
@@ -49,10 +63,12 @@ class CrossTokenizerStage(LiveTeacherStage):
 
     def partners_of(self, indices: Sequence[int]) -> Tensor:
         """For each of the student's tokens of some examples the row of the teacher's hidden states, or −1; [N]."""
-        lengths = [len(self.teacher_rows[i].completion) for i in indices]
+        lengths = [len(self.numbers("teacher_completion", i)) for i in indices]
         firsts = accumulate(lengths[:-1], initial=0)
         places = [
-            first + at if at >= 0 else -1 for first, i in zip(firsts, indices, strict=True) for at in self.partners[i]
+            first + at if at >= 0 else -1
+            for first, i in zip(firsts, indices, strict=True)
+            for at in self.numbers("partners", i)
         ]
         return torch.tensor(places, device=self.device)
 

@@ -11,22 +11,22 @@ Axes: B rows, T tokens of all rows, N completion tokens of all rows, one after a
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model.records import TrainingExample, from_table
+from model.records import TrainingExample
 from model.training.documents import Documents
 from model.training.job import JobError
 
 Tokenizer = Any  # transformers' tokenizers share no useful static type
+Lengths = Sequence[int] | NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)
@@ -63,43 +63,66 @@ class TokenBatch:
         return len(self.tokens_T) if self.token_count else 0
 
 
-def read_examples(path: Path) -> list[TrainingExample]:
-    """The examples of a Parquet file. Raises JobError when it is not one or is empty."""
-    try:
-        examples = from_table(pq.read_table(path), TrainingExample)
-    except (OSError, KeyError, ValueError) as error:
-        raise JobError(f"{path} does not hold training examples: {error}") from error
-    if not examples:
-        raise JobError(f"{path} holds no training examples: loosen the recipe's [accept] rule or generate more")
-    return examples
-
-
 def tokenize(tokenizer: Tokenizer, text: str) -> list[int]:
     """Token ids of a text that already carries its special tokens."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenize_all(tokenizer, [text])[0]
+
+
+def tokenize_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts that already carry their special tokens."""
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     return ids
 
 
-def completion_row(tokenizer: Tokenizer, prompt: str, completion: str, prefill: str, sample_id: str) -> Row:
-    """The row of one completion: prompt and prefill are context, the rest and the end-of-turn token are learned."""
-    if not completion.startswith(prefill):
-        raise JobError(f"sample {sample_id} does not start with the template's prefill {prefill!r}")
-    learned = tokenize(tokenizer, completion.removeprefix(prefill))
-    return Row(tokenize(tokenizer, prompt + prefill), [*learned, tokenizer.eos_token_id])
+def completion_tokens(tokenizer: Tokenizer, examples: Sequence[TrainingExample], prefill: str) -> list[list[int]]:
+    """What is learned of examples: the completion after the prefill, and the end-of-turn token."""
+    for example in examples:
+        if not example.completion.startswith(prefill):
+            raise JobError(f"sample {example.sample_id} does not start with the template's prefill {prefill!r}")
+    learned = tokenize_all(tokenizer, [example.completion.removeprefix(prefill) for example in examples])
+    return [[*tokens, tokenizer.eos_token_id] for tokens in learned]
 
 
-def epoch_batches(lengths: Sequence[int], tokens_per_batch: int, seed: int, epoch: int) -> list[list[int]]:
+def epoch_batches(lengths: Lengths, tokens_per_batch: int, seed: int, epoch: int) -> list[NDArray[np.int64]]:
     """One epoch's batches of row indices, drawn in an order that depends on (seed, epoch) alone.
 
     Every batch gets about the same number of tokens, on average at most `tokens_per_batch`; there is no small rest.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-    ends = np.cumsum(np.asarray(lengths)[order])
+    in_order = np.asarray(lengths, np.int64)[order]
+    ends = np.cumsum(in_order)
     count = -(-int(ends[-1]) // tokens_per_batch)
-    starts = ends - np.asarray(lengths)[order]
-    batch_of = starts * count // ends[-1]
-    batches = [order[batch_of == batch].tolist() for batch in range(count)]
-    return [batch for batch in batches if batch]
+    batch_of = (ends - in_order) * count // ends[-1]
+    return np.split(order, np.flatnonzero(np.diff(batch_of)) + 1)
+
+
+class Batches:
+    """The rows of every step of all epochs; memory holds one epoch's order."""
+
+    def __init__(self, lengths: Lengths, tokens_per_batch: int, seed: int, epochs: int, most: int | None) -> None:
+        self._lengths, self._drawn = np.asarray(lengths, np.int64), (tokens_per_batch, seed)
+        self._held: tuple[int, list[NDArray[np.int64]]] = (-1, [])  # an epoch, and its batches
+        self._starts = [0]  # each epoch's first step
+        self.most_tokens = 0  # of the largest step
+        for epoch in range(epochs):
+            room = None if most is None else most - self._starts[-1]
+            found = self._epoch(epoch)[:room]
+            self._starts.append(self._starts[-1] + len(found))
+            self.most_tokens = max([self.most_tokens, *(int(self._lengths[rows].sum()) for rows in found)])
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, step: int) -> list[int]:
+        """The rows of a step, which count from 0."""
+        epoch = bisect_right(self._starts, step) - 1
+        rows: list[int] = self._epoch(epoch)[step - self._starts[epoch]].tolist()
+        return rows
+
+    def _epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+        if epoch != self._held[0]:
+            self._held = epoch, epoch_batches(self._lengths, *self._drawn, epoch)
+        return self._held[1]
 
 
 def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[list[int]]:

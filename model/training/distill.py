@@ -8,38 +8,49 @@ model is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.losses.head import Kernel, Part, project
 from model.losses.kl import Divergence, divergence_part
 from model.losses.top_k import top_k_part
-from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize
+from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize, tokenize_all
 from model.training.documents import Documents
+from model.training.examples import Columns, first_completions
 from model.training.forward import Model, completion_hidden, load_model
 from model.training.job import DistillJob, JobError
-from model.training.loop import MicroBatch, StepWork
+from model.training.loop import MicroBatch, StepWork, StopSignal
 from model.training.parallel import World
 from model.training.sft import ExampleStage
 from model.training.teacher_rows import TeacherRows
 
 
-class LiveTeacherStage(ExampleStage):
+class TaughtStage(ExampleStage):
+    """Examples that a teacher reads too, after a context of its own."""
+
+    def teacher_row(self, index: int) -> Row:
+        """One of the examples that are trained on, as the teacher reads it."""
+        return Row(self.numbers("teacher_context", index), self.numbers("completion", index))
+
+
+class LiveTeacherStage(TaughtStage):
     """What stages with a teacher beside the student share: its last hidden states for a step's examples."""
 
     teacher: PrefixedModel
-    teacher_rows: list[Row]  # of all examples, as the teacher reads them
 
     def prepare(self, step: int) -> StepWork:
         """The step's examples, with the teacher's last hidden states for its tokens of them."""
         micros = []
         for indices, weights in self.step_rows(step):
             batch = self.collate(indices, weights)
-            hidden_NH = self.teacher.completion_hidden([self.teacher_rows[i] for i in indices])
+            hidden_NH = self.teacher.completion_hidden([self.teacher_row(i) for i in indices])
             micros.append(MicroBatch(batch, self.kernel_of(indices, batch, hidden_NH)))
         return StepWork(micros)
 
@@ -47,19 +58,22 @@ class LiveTeacherStage(ExampleStage):
         """The loss on some examples' tokens."""
         raise NotImplementedError
 
+    def shared_context(self) -> list[int]:
+        """The tokens that all the teacher's rows open with."""
+        return shared_prefix(self.examples.array("teacher_context", int(place)) for place in self.kept)
+
 
 class DistillStage(LiveTeacherStage):
     """Forward, reverse or Jensen-Shannon distance to a live teacher, token by token."""
 
-    def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World) -> None:
-        super().__init__(job, tokenizer, world)
+    def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World, stop: StopSignal) -> None:
         assert job.teacher is not None, "a job without a teacher is StoredDistillStage's"
         self.job: DistillJob = job
-        model, teacher_tokenizer = load_model(job.teacher, job.dtype, self.device)
-        require_same_tokens(tokenizer, teacher_tokenizer, [e.completion for e in self.examples[:100]])
+        model, teacher_tokenizer = load_model(job.teacher, job.dtype, world.device)
+        require_same_tokens(tokenizer, teacher_tokenizer, first_completions(job.examples))
+        super().__init__(job, tokenizer, world, stop, teacher_contexts(tokenizer, job))
         self.vocabulary = vocabulary_of(tokenizer)
-        self.teacher_rows = teacher_rows(self, tokenizer)
-        self.teacher = PrefixedModel(model, shared_prefix([row.context for row in self.teacher_rows]), self.device)
+        self.teacher = PrefixedModel(model, self.shared_context(), self.device)
 
     def kernel_of(self, _indices: Sequence[int], batch: TokenBatch, teacher_hidden_NH: Tensor) -> Kernel:
         """See `LiveTeacherStage`."""
@@ -121,23 +135,22 @@ def _surprise(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
     return (logits_CV.logsumexp(-1) - chosen_C).sum()
 
 
-class StoredDistillStage(ExampleStage):
+class StoredDistillStage(TaughtStage):
     """Forward distance to what a teacher's k likeliest tokens say, all others being one class."""
 
-    def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World) -> None:
-        super().__init__(job, tokenizer, world)
+    def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World, stop: StopSignal) -> None:
         assert job.stored is not None, "a job with a live teacher is DistillStage's"
+        super().__init__(job, tokenizer, world, stop, teacher_contexts(tokenizer, job))
         self.vocabulary = vocabulary_of(tokenizer)
-        self.stored = TeacherRows(job.stored)
-        asked = zip(self.examples, teacher_rows(self, tokenizer), strict=True)
-        self.stored.require({example.sample_id: row for example, row in asked})
+        self.stored = TeacherRows(job.stored, self.examples.sample_ids.take(pa.array(self.kept)).combine_chunks())
+        self.stored.require(self.teacher_row, world)
 
     def prepare(self, step: int) -> StepWork:
         """The step's examples, with what the teacher thought of them."""
         micros = []
         for indices, weights in self.step_rows(step):
             batch = self.collate(indices, weights)
-            ids_NK, log_probs_NK = self.stored.read([self.examples[i].sample_id for i in indices])
+            ids_NK, log_probs_NK = self.stored.read(indices)
             micros.append(MicroBatch(batch, self.kernel(batch, ids_NK.to(self.device), log_probs_NK.to(self.device))))
         return StepWork(micros)
 
@@ -152,10 +165,9 @@ class StoredDistillStage(ExampleStage):
         return Kernel(part, precise=True)
 
 
-def teacher_rows(stage: ExampleStage, tokenizer: Tokenizer) -> list[Row]:
-    """The stage's rows with the teacher's contexts instead of the student's."""
-    contexts = [tokenize(tokenizer, e.teacher_prompt + stage.job.prefill) for e in stage.examples]
-    return [Row(context, row.completion) for context, row in zip(contexts, stage.rows, strict=True)]
+def teacher_contexts(tokenizer: Tokenizer, job: DistillJob) -> Columns:
+    """What a teacher with the student's tokenizer reads before the completion."""
+    return {"teacher_context": lambda some: tokenize_all(tokenizer, [e.teacher_prompt + job.prefill for e in some])}
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> int:
@@ -216,14 +228,16 @@ class PrefixedModel:
         return cache
 
 
-def shared_prefix(contexts: Sequence[list[int]]) -> list[int]:
+def shared_prefix(contexts: Iterable[Sequence[int] | NDArray[np.int32]]) -> list[int]:
     """The tokens that all contexts open with; at least one token of each context stays outside."""
-    first, last = min(contexts), max(contexts)  # in dictionary order: what these two share, all share
-    longest = min(len(context) for context in contexts) - 1
-    shared = 0
-    while shared < longest and first[shared] == last[shared]:
-        shared += 1
-    return first[:shared]
+    every = iter(contexts)
+    shared = np.asarray(next(every, []))[:-1]
+    for context in every:
+        other = np.asarray(context)[: min(len(shared), len(context) - 1)]
+        differs = np.flatnonzero(shared[: len(other)] != other)
+        shared = shared[: differs[0] if len(differs) else len(other)]
+    found: list[int] = shared.tolist()
+    return found
 
 
 def require_same_tokens(student: Tokenizer, teacher: Tokenizer, texts: Sequence[str]) -> None:

@@ -281,7 +281,7 @@ def kept_bytes(model: Model, length: int, device: torch.device) -> int:
 def longest_row(stage: Stage, tokenizer: Tokenizer) -> int:
     """Tokens of the longest row that a step may have."""
     if isinstance(stage, ExampleStage):
-        return max(row.length for row in stage.rows)
+        return int(stage.lengths.max())
     assert isinstance(stage, RolloutStage), "there is no other kind"
     contexts = [problem.prompt + stage.job.prefill for problem in stage.problems]
     return max(len(tokenize(tokenizer, context)) for context in contexts) + stage.job.max_tokens
@@ -290,7 +290,7 @@ def longest_row(stage: Stage, tokenizer: Tokenizer) -> int:
 def most_tokens(stage: Stage, longest: int) -> int:
     """Tokens of the largest step."""
     if isinstance(stage, ExampleStage):
-        return max((sum(stage.rows[i].length for i in batch) for batch in stage.batches), default=longest)
+        return stage.batches.most_tokens
     assert isinstance(stage, RolloutStage), "there is no other kind"
     return stage.job.problems_per_step * stage.job.group_size * longest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -42,7 +43,7 @@ from model.training.process import sole_owner
 from model.training.rewards import verifier_reward
 from model.training.rollout_stage import RolloutStage
 from model.training.rollouts import LocalRollouts, Rollouts
-from model.training.sft import SFTStage
+from model.training.sft import TOKENS, SFTStage
 from model.training.validation import Answers, contexts_of
 from model.training.value_model import ValueModel
 from model.training.watch import open_watch
@@ -82,7 +83,7 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         checkpoint_activations(model)
     whole = measure_whole(model, world)
     world.shard(model, job.dtype)
-    with out_of_memory(job), open_stage(job, model, tokenizer, world) as stage:
+    with out_of_memory(job), open_stage(job, model, tokenizer, world, stop) as stage:
         plan = plan_memory(job, stage, model, tokenizer, world, whole)
         if world.leads:
             write_file(job.out / PLANNED, json.dumps({"tokens_at_once": plan.tokens}))
@@ -115,6 +116,7 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         },
     }
     write_manifest(job.out, job, wanted, results)
+    shutil.rmtree(job.out / TOKENS, ignore_errors=True)
     if validation:
         validation.best.prune(validation.lines, [])  # nobody resumes any more
 
@@ -139,17 +141,17 @@ def out_of_memory(job: Job) -> Iterator[None]:
 
 
 @contextmanager
-def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World) -> Iterator[Stage]:
+def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World, stop: StopSignal) -> Iterator[Stage]:
     """The stage that a job asks for, with what it needs while it runs."""
     match job:
         case DistillJob(teacher=None):
-            yield StoredDistillStage(job, tokenizer, world)
+            yield StoredDistillStage(job, tokenizer, world, stop)
         case DistillJob(divergence=Divergence.ULD):
-            yield CrossTokenizerStage(job, tokenizer, world)
+            yield CrossTokenizerStage(job, tokenizer, world, stop)
         case DistillJob():
-            yield DistillStage(job, tokenizer, world)
+            yield DistillStage(job, tokenizer, world, stop)
         case SFTJob():
-            yield SFTStage(job, tokenizer, world)
+            yield SFTStage(job, tokenizer, world, stop)
         case OnPolicyJob():
             require_alone(world, job.stage)
             with ExitStack() as held:

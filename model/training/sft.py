@@ -7,69 +7,81 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.losses.head import Kernel, Part
 from model.losses.normalise import token_weights
 from model.losses.sft import sft_part
-from model.records import TrainingExample
 from model.training.data import (
+    Batches,
     Row,
     TokenBatch,
     Tokenizer,
     collate,
-    completion_row,
-    epoch_batches,
+    completion_tokens,
     micro_batches,
-    read_examples,
+    tokenize_all,
 )
+from model.training.examples import Columns, open_examples
 from model.training.job import JobError, SFTJob
-from model.training.loop import MicroBatch, StepWork
+from model.training.loop import MicroBatch, StepWork, StopSignal
 from model.training.parallel import World
+
+TOKENS = "tokens"  # of a job: its examples as token ids, until it is done
 
 
 class ExampleStage:
-    """The steps of a job that reads a fixed list of examples."""
+    """The steps of a job that reads a fixed list of examples; `more` is what is to be made of them besides rows."""
 
     beside = None
 
-    def __init__(self, job: SFTJob, tokenizer: Tokenizer, world: World) -> None:
+    def __init__(
+        self, job: SFTJob, tokenizer: Tokenizer, world: World, stop: StopSignal, more: Columns | None = None
+    ) -> None:
         self.job, self.world, self.device = job, world, world.device
         self.tokens_at_once = job.tokens_at_once
-        found = read_examples(job.examples)
-        rows = [completion_row(tokenizer, e.prompt, e.completion, job.prefill, e.sample_id) for e in found]
-        kept = [i for i, row in enumerate(rows) if row.length <= job.max_length]
-        if not kept:
-            raise JobError(f"all {len(rows)} examples are longer than max_length = {job.max_length} tokens: raise it")
-        self.examples: list[TrainingExample] = [found[i] for i in kept]
-        self.rows: list[Row] = [rows[i] for i in kept]
-        self.left_out = len(rows) - len(kept)
-        self.batches = self._all_batches()
+        columns: Columns = {
+            "context": lambda some: tokenize_all(tokenizer, [e.prompt + job.prefill for e in some]),
+            "completion": lambda some: completion_tokens(tokenizer, some, job.prefill),
+        }
+        self.examples = open_examples(job.examples, job.out / TOKENS, {**columns, **(more or {})}, world, stop)
+        of = self.examples.lengths
+        lengths = of["context"] + of["completion"]
+        self.kept = np.flatnonzero(lengths <= job.max_length)  # places in the file, by index of row
+        if not len(self.kept):
+            raise JobError(
+                f"all {len(lengths)} examples are longer than max_length = {job.max_length} tokens: raise it"
+            )
+        self.left_out = len(lengths) - len(self.kept)
+        self.lengths, self.completion_lengths = lengths[self.kept], of["completion"][self.kept]  # tokens, by row
+        self.batches = Batches(self.lengths, job.tokens_per_batch, job.seed, job.epochs, job.max_steps or None)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of all epochs, at most `max_steps`."""
         return len(self.batches)
 
-    def _all_batches(self) -> list[list[int]]:
-        lengths = [row.length for row in self.rows]
-        epochs = range(self.job.epochs)
-        batches = [b for e in epochs for b in epoch_batches(lengths, self.job.tokens_per_batch, self.job.seed, e)]
-        return batches[: self.job.max_steps or None]
+    def row(self, index: int) -> Row:
+        """One of the examples that are trained on, as the student reads it."""
+        return Row(self.numbers("context", index), self.numbers("completion", index))
+
+    def numbers(self, column: str, index: int) -> list[int]:
+        """What a column holds of one of these examples."""
+        return self.examples.list(column, int(self.kept[index]))
 
     def step_rows(self, step: int) -> list[tuple[list[int], list[float]]]:
         """This process's micro-batches of a step: indices of examples, and the weight of one token of each."""
         chosen = self.batches[step - 1]
-        lengths_B = torch.tensor([len(self.rows[i].completion) for i in chosen])
+        lengths_B = torch.from_numpy(self.completion_lengths[chosen].astype(np.int64))
         weights = token_weights(lengths_B, self.job.normalise, self.job.max_length).tolist()
-        lengths = [self.rows[i].length for i in chosen]
-        groups = self.world.share(lengths, micro_batches, self.tokens_at_once)
+        groups = self.world.share(self.lengths[chosen].tolist(), micro_batches, self.tokens_at_once)
         return [([chosen[b] for b in group], [weights[b] for b in group]) for group in groups]
 
     def collate(self, indices: Sequence[int], weights: Sequence[float]) -> TokenBatch:
         """The student's batch of some examples."""
-        return collate([self.rows[i] for i in indices], weights, self.device)
+        return collate([self.row(i) for i in indices], weights, self.device)
 
 
 class SFTStage(ExampleStage):

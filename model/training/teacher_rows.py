@@ -9,57 +9,69 @@ Axes: N tokens of all rows, one after another; K stored tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.records import TeacherPlace, context_digest, from_table
+from model.records import context_digest
 from model.training.data import Row
 from model.training.job import JobError
+from model.training.parallel import World
 
 
 class TeacherRows:
-    """The rows that a list of places names."""
+    """The rows that a list of places names, by the index of their example among `sample_ids`."""
 
-    def __init__(self, places: Path) -> None:
+    def __init__(self, places: Path, sample_ids: pa.Array) -> None:
         try:
-            found: list[TeacherPlace] = from_table(pq.read_table(places), TeacherPlace)
+            table = pq.read_table(places, columns=["sample_id", "file", "row"])
+            at = pc.index_in(sample_ids, table["sample_id"]).fill_null(-1).to_numpy()
+            files = table["file"].combine_chunks().dictionary_encode()
+            rows = table["row"].to_numpy()
         except (OSError, KeyError, ValueError) as error:
             raise JobError(f"{places} is no list of a teacher's rows: {error}") from error
-        self._places = {place.sample_id: (places.parent / place.file, place.row) for place in found}
+        if len(missing := np.flatnonzero(at < 0)):
+            sample = sample_ids[int(missing[0])]
+            raise JobError(f"sample {sample} has no stored log-probabilities: run the recipe's stage distill again")
+        self._sample_ids, self._files = sample_ids, [places.parent / file for file in files.dictionary.to_pylist()]
+        self._file_of, self._row_of = files.indices.to_numpy()[at], rows[at]
 
-    def require(self, rows: dict[str, Row]) -> None:
-        """Raises JobError, naming the sample, unless each has a stored row for its context and its tokens."""
-        for sample in rows:
-            if sample not in self._places:
-                raise JobError(f"sample {sample} has no stored log-probabilities: run the recipe's stage distill again")
-        files = {self._places[sample][0] for sample in rows}
-        stored = {file: _read(file, ["sample_id", "context", "tokens"]) for file in files}
-        for sample, row in rows.items():
-            file, at = self._places[sample]
-            _require_same(sample, row, stored[file].slice(at, 1).to_pylist()[0])
+    def require(self, row_of: Callable[[int], Row], world: World) -> None:
+        """Raises JobError, naming the sample, unless each was stored for its context and tokens, which `row_of` tells.
 
-    def read(self, samples: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """ids_NK (int64) and log_probs_NK (float32) of these samples' tokens, in their order."""
-        if not samples:
+        Each process looks at its share of the files.
+        """
+        by_file = np.argsort(self._file_of, kind="stable")
+        for same_file in np.split(by_file, np.flatnonzero(np.diff(self._file_of[by_file])) + 1)[
+            world.rank :: world.size
+        ]:
+            stored = _read(self._files[self._file_of[same_file[0]]], ["sample_id", "context", "tokens"])
+            for index in same_file.tolist():
+                found = stored.slice(self._row_of[index], 1).to_pylist()
+                _require_same(self._sample_ids[index].as_py(), row_of(index), found[0] if found else {})
+
+    def read(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """ids_NK (int64) and log_probs_NK (float32) of these examples' tokens, in their order."""
+        if not indices:
             return torch.empty(0, 1, dtype=torch.int64), torch.empty(0, 1)
-        rows = [_row(*self._places[sample]) for sample in samples]
+        rows = [_row(self._files[self._file_of[index]], int(self._row_of[index])) for index in indices]
         ids_NK = np.concatenate([_table(row, "ids") for row in rows]).astype(np.int64)
         log_probs_NK = np.concatenate([_table(row, "log_probs") for row in rows]).astype(np.float32)
         return torch.from_numpy(ids_NK), torch.from_numpy(log_probs_NK)
 
 
-def _require_same(sample: str, row: Row, stored: dict[str, object]) -> None:
+def _require_same(sample: str, row: Row, stored: Mapping[str, object]) -> None:
     what = {"sample_id": sample, "context": context_digest(row.context), "tokens": row.completion}
     for name, wanted in what.items():
-        if stored[name] != wanted:
+        if stored.get(name) != wanted:
             message = f"the log-probabilities stored for sample {sample} are of another {name}"
             raise JobError(f"{message}: run the recipe's stage distill again")
 

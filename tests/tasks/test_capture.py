@@ -23,7 +23,7 @@ from model.pretrained import resolve_model
 from model.records import EXAMPLE_SCHEMA, TeacherPlace, TrainingExample, from_table, to_table
 from model.sampling.request import SamplingParams
 from model.sampling.vllm_server import EngineOptions
-from model.training.data import read_examples
+from model.training.examples import examples_at
 from model.training.job import JobError
 from tasks import capture
 from tasks.attempts import read_attempts
@@ -59,9 +59,13 @@ def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture, "SHARD_EXAMPLES", 5)
 
 
+def every(examples: Path) -> list[TrainingExample]:
+    return examples_at(examples, range(EXAMPLES))
+
+
 def rewrite(examples: Path, **changed: TrainingExample) -> None:
     """The examples with some replaced, by position: `_3=…`."""
-    rows = read_examples(examples)
+    rows = every(examples)
     for name, example in changed.items():
         rows[int(name[1:])] = example
     pq.write_table(to_table(rows, EXAMPLE_SCHEMA), examples)
@@ -73,7 +77,7 @@ def test_every_learned_token_has_its_likeliest_tokens(run: Run, engine: Engine, 
     assert ask(run, questions) == [0, 1, 2]
     rows = run.dataset.read_table(f"{questions.folder}/000000.parquet").to_pylist()
     tokenizer = make_tokenizer()
-    for row, example in zip(rows, read_examples(examples), strict=False):
+    for row, example in zip(rows, every(examples), strict=False):
         learned = [*tokenizer(example.completion.removeprefix(PREFILL))["input_ids"], tokenizer.eos_token_id]
         assert (row["sample_id"], row["tokens"], row["k"]) == (example.sample_id, learned, K)
         known = [(token + i, i + 1) for token in learned for i in range(K)]  # ids from 45 on are no tokens
@@ -90,7 +94,7 @@ def test_context_and_completion_are_sent_as_training_has_them(
     ask(run, questions)
     sent = {tuple(body["prompt"]) for body in endpoint.requests}
     tokenizer = make_tokenizer()
-    first = read_examples(examples)[0]
+    first = every(examples)[0]
     whole = tokenizer(first.teacher_prompt + first.completion)["input_ids"]
     assert (*whole, tokenizer.eos_token_id) in sent
 
@@ -108,7 +112,7 @@ def test_only_a_sample_that_was_made_again_is_asked_again(
 ) -> None:
     ask(run, make_questions(engine, examples))
     before = write_places(run.dataset, make_questions(engine, examples), "distill")
-    old = read_examples(examples)[3]
+    old = every(examples)[3]
     rewrite(examples, _3=replace(old, completion=f"{PREFILL}another 3."))
     questions = make_questions(engine, examples)
     assert ask(run, questions) == [3]
@@ -123,15 +127,16 @@ def test_only_a_sample_that_was_made_again_is_asked_again(
 
 def test_examples_that_training_leaves_out_are_not_asked(run: Run, engine: Engine, examples: Path) -> None:
     questions = make_questions(engine, examples, max_length=20)
-    assert 0 < len(questions.rows) < EXAMPLES
+    assert 0 < len(questions.asked) < EXAMPLES
     ask(run, questions)
-    assert stored_places(run.dataset, questions).keys() == questions.rows.keys()
+    assert stored_places(run.dataset, questions).keys() == questions.asked.keys()
 
 
 def test_a_shard_that_fails_leaves_the_others_and_a_record(
     run: Run, engine: Engine, examples: Path, endpoint: FakeEndpoint
 ) -> None:
-    last = make_questions(engine, examples).request("sample-11")
+    asked = make_questions(engine, examples)
+    last = asked.request(*asked.rows(["sample-11"]).popitem())
     endpoint.faults.fail_key = " ".join(map(str, last.tokens))
     endpoint.faults.mode, endpoint.faults.fail_first = "401", -1
     with pytest.raises(SamplerError, match="401"):
@@ -160,7 +165,7 @@ def test_a_killed_capture_loses_only_the_shard_in_flight(
     kept = run.dataset.manifests(questions.folder)
     assert 2 <= len(done) <= len(kept) < 6
     ask(run, questions)
-    assert stored_places(run.dataset, questions).keys() == questions.rows.keys()
+    assert stored_places(run.dataset, questions).keys() == questions.asked.keys()
     times = Counter(json.dumps(body["prompt"]) for body in endpoint.requests)
     assert sum(count - 1 for count in times.values()) <= 2  # the shard in flight had two examples
 
@@ -219,8 +224,9 @@ def test_vllm_says_what_transformers_says(run: Run, tmp_path: Path) -> None:
         questions.read(tmp_path / "examples.parquet", tokenizer, "<think>\n", 256)
         ask(run, questions)
     stored = run.dataset.read_table(f"{questions.folder}/000000.parquet").to_pylist()
+    known = questions.rows(list(questions.asked))
     for row in stored:
-        own = questions.rows[row["sample_id"]]
+        own = known[row["sample_id"]]
         with torch.no_grad():
             logits_TV = model(input_ids=torch.tensor([own.context + own.completion])).logits[0]
         expected_TV = logits_TV[len(own.context) - 1 : -1].log_softmax(-1)

@@ -40,6 +40,22 @@ def test_a_written_shard_reads_back_and_says_what_it_is(dataset: Dataset) -> Non
     assert list((dataset.path / ".scratch").iterdir()) == []
 
 
+def test_what_comes_in_pieces_is_one_shard(dataset: Dataset) -> None:
+    whole = dataset.write_shard("samples/000000.parquet", rows(0, 10), schema=SCHEMA, fingerprint="f")
+    pieces = (rows(0, 10).slice(start, 4) for start in (0, 4, 8))
+    made = dataset.write_shard("samples/000001.parquet", pieces, schema=SCHEMA, fingerprint="f")
+    assert (made.rows, made.ids_digest, made.columns) == (whole.rows, whole.ids_digest, whole.columns)
+    assert dataset.read_table("samples/000001.parquet").equals(rows(0, 10))
+    none = dataset.write_shard("samples/000002.parquet", iter([]), schema=SCHEMA, fingerprint="f")
+    assert (none.rows, dataset.read_table("samples/000002.parquet").schema) == (0, SCHEMA)
+
+
+def test_an_id_in_two_pieces_is_refused_and_nothing_is_there(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match="appears twice"):
+        dataset.write_shard("samples/000000.parquet", [rows(0), rows(0)], schema=SCHEMA, fingerprint="f")
+    assert dataset.manifests("samples") == []
+
+
 def test_a_file_without_a_valid_manifest_does_not_exist(dataset: Dataset) -> None:
     relative, target = "samples/000000.parquet", dataset.file("samples/000000.parquet")
     write(dataset, relative, rows(0))

@@ -13,10 +13,12 @@ import pytest
 import tasks.train as train_module
 from model.errors import TrainingError
 from model.sampling import reaper
+from model.training.examples import READING, _Told
 from model.training.job import SFTJob, job_from
 from model.training.runner import run_job
 from tasks import processes
 from tasks.attempts import read_attempts
+from tasks.progress import Ticker
 from tasks.run import Run
 from tasks.store import Dataset
 from tasks.train import train
@@ -133,3 +135,18 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text()
     except OSError:
         return ""
+
+
+def test_before_the_first_step_the_bar_tells_how_many_examples_are_tokenised(tmp_path: Path) -> None:
+    ticker = Ticker("train sft", None, "steps")
+    follower = train_module._Follower(tmp_path / "metrics.jsonl", ticker)
+    (tmp_path / "tokens").mkdir()
+    told = _Told(tmp_path / "tokens" / READING, 9000, leads=True)
+    told.last -= 2
+    told.count(4096)
+    follower.poll()
+    assert ticker.note == "tokenises examples: 4,096 of 9,000"
+    told.end()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n')
+    follower.poll()
+    assert ticker.note == "loss 2.5"

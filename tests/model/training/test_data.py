@@ -1,33 +1,32 @@
 from __future__ import annotations
 
-from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.records import EXAMPLE_SCHEMA
-from model.training.data import Row, collate, completion_row, epoch_batches, micro_batches, read_examples
+from model.records import TrainingExample
+from model.training.data import Batches, Row, collate, completion_tokens, epoch_batches, micro_batches
 from model.training.job import JobError
 from tests.model.training.tiny import make_tokenizer
 
 CPU = torch.device("cpu")
 
 
-def test_a_row_learns_the_completion_after_the_prefill_and_the_end_of_turn() -> None:
+def example(completion: str) -> TrainingExample:
+    return TrainingExample("sample-1", "problem-1", "q? ", "q? ", completion, None)
+
+
+def test_what_is_learned_is_the_completion_after_the_prefill_and_the_end_of_turn() -> None:
     tokenizer = make_tokenizer()
-    row = completion_row(tokenizer, "q? ", "a: 7.", "a: ", "sample-1")
-    assert tokenizer.decode(row.context) == "q? a: "
-    assert tokenizer.decode(row.completion[:-1]) == "7."
-    assert row.completion[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
+    (learned,) = completion_tokens(tokenizer, [example("a: 7.")], "a: ")
+    assert tokenizer.decode(learned[:-1]) == "7."
+    assert learned[-1] == tokenizer.eos_token_id == tokenizer.pad_token_id
 
 
 def test_a_completion_without_the_prefill_is_refused_by_name() -> None:
     with pytest.raises(JobError, match="sample-1 does not start"):
-        completion_row(make_tokenizer(), "q? ", "7.", "a: ", "sample-1")
+        completion_tokens(make_tokenizer(), [example("7.")], "a: ")
 
 
 def test_collate_by_hand() -> None:
@@ -50,9 +49,22 @@ def test_an_epoch_sees_every_row_once_in_even_batches() -> None:
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     lengths = [5] * 40
-    assert epoch_batches(lengths, 50, 1, 0) == epoch_batches(lengths, 50, 1, 0)
-    assert epoch_batches(lengths, 50, 1, 0) != epoch_batches(lengths, 50, 1, 1)
-    assert epoch_batches(lengths, 50, 1, 0) != epoch_batches(lengths, 50, 2, 0)
+
+    def drawn(seed: int, epoch: int) -> list[list[int]]:
+        return [batch.tolist() for batch in epoch_batches(lengths, 50, seed, epoch)]
+
+    assert drawn(1, 0) == drawn(1, 0)
+    assert drawn(1, 0) != drawn(1, 1)
+    assert drawn(1, 0) != drawn(2, 0)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 3), st.none() | st.integers(1, 60))
+def test_steps_are_the_epochs_batches_one_after_another(lengths: list[int], epochs: int, most: int | None) -> None:
+    every = [rows.tolist() for epoch in range(epochs) for rows in epoch_batches(lengths, 45, 7, epoch)][:most]
+    batches = Batches(lengths, 45, 7, epochs, most)
+    assert [batches[step] for step in range(len(batches))] == every
+    assert [batches[step] for step in reversed(range(len(batches)))] == every[::-1]
+    assert batches.most_tokens == max(sum(lengths[i] for i in rows) for rows in every)
 
 
 def test_micro_batches_are_the_best_fit_by_hand() -> None:
@@ -71,14 +83,3 @@ def test_micro_batches_hold_every_row_once_within_the_budget(lengths: list[int],
     # Of two packs that fit into one, best fit would have made one.
     sums = sorted(sum(lengths[i] for i in pack) for pack in packs)
     assert len(sums) < 2 or sums[0] + sums[1] > budget
-
-
-def test_files_that_hold_no_examples_are_named(tmp_path: Path) -> None:
-    empty = tmp_path / "empty.parquet"
-    pq.write_table(EXAMPLE_SCHEMA.empty_table(), empty)
-    with pytest.raises(JobError, match="holds no training examples"):
-        read_examples(empty)
-    other = tmp_path / "other.parquet"
-    pq.write_table(pa.table({"x": [1]}), other)
-    with pytest.raises(JobError, match="does not hold training examples"):
-        read_examples(other)

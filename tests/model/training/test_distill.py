@@ -65,7 +65,7 @@ def make_stage(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> Callab
             tokens_per_batch=200,
             tokens_per_micro_batch=100,
         )
-        return DistillStage(job, make_tokenizer(), ALONE)
+        return DistillStage(job, make_tokenizer(), ALONE, Never())
 
     return make
 
@@ -76,7 +76,7 @@ def test_the_teacher_sees_its_worked_turns_and_the_same_completion(
     stage = make_stage()
     tokenizer = make_tokenizer()
     assert tokenizer.decode(stage.teacher.prefix) == "q: 1 + 1? a: 2. q: "
-    for student, teacher in zip(stage.rows, stage.teacher_rows, strict=True):
+    for student, teacher in ((stage.row(i), stage.teacher_row(i)) for i in range(len(stage.kept))):
         assert tokenizer.decode(teacher.context) == "q: 1 + 1? a: 2. " + tokenizer.decode(student.context)
         assert teacher.completion == student.completion
 
@@ -85,7 +85,7 @@ def test_with_the_same_prompt_and_weights_there_is_nothing_to_learn(
     make_stage: Callable[[], DistillStage],
 ) -> None:
     stage, student = make_stage(), make_model()
-    stage.teacher_rows = stage.rows
+    stage.teacher_row = stage.row  # type: ignore[method-assign]
     stage.teacher = PrefixedModel(stage.teacher.model, [], CPU)
     head = head_of(student)
     for micro in stage.prepare(1).micro_batches:
@@ -116,7 +116,7 @@ def live_stage(make_stage: Callable[[], DistillStage], tmp_path: Path) -> Distil
     teacher = make_model(seed=2)
     teacher.get_output_embeddings().weight.data.mul_(20.0)
     teacher.save_pretrained(folder)
-    return DistillStage(replace(make_stage().job, teacher=folder), make_tokenizer(), ALONE)
+    return DistillStage(replace(make_stage().job, teacher=folder), make_tokenizer(), ALONE, Never())
 
 
 @pytest.fixture
@@ -124,11 +124,12 @@ def stored_stage(live_stage: DistillStage, tmp_path: Path) -> StoredDistillStage
     """The stage of the same job with all that its live teacher says written down: k = V."""
     live = live_stage
     stored = []
-    for example, row in zip(live.examples, live.teacher_rows, strict=True):
+    for index, place in enumerate(live.kept):
+        row = live.teacher_row(index)
         log_probs_TK, ids_TK = _teacher_log_probs(live, row).sort(descending=True)
-        stored.append(teacher_row(example.sample_id, row, ids_TK, log_probs_TK))
+        stored.append(teacher_row(live.examples.sample_id(place), row, ids_TK, log_probs_TK))
     job = replace(live.job, teacher=None, stored=write_teacher_rows(tmp_path, stored))
-    return StoredDistillStage(job, make_tokenizer(), ALONE)
+    return StoredDistillStage(job, make_tokenizer(), ALONE, Never())
 
 
 @torch.no_grad()
@@ -158,7 +159,7 @@ def test_unrounded_the_stored_kernel_is_the_live_one(
 ) -> None:
     live, everything = live_stage, slice(None)
     indices, weights = live.step_rows(1)[0]
-    batch, rows = live.collate(indices, weights), [live.teacher_rows[i] for i in indices]
+    batch, rows = live.collate(indices, weights), [live.teacher_row(i) for i in indices]
     log_probs_NV = torch.cat([_teacher_log_probs(live, row) for row in rows])
     ids_NV = torch.arange(live.vocabulary).expand_as(log_probs_NV)
     logits_NV = plain_logits(make_model(seed=1), batch).detach()
@@ -183,9 +184,11 @@ def test_stored_rows_train_without_a_teacher_and_tell_their_masses(
         assert line["divergence"] >= 0
 
 
-def test_a_row_of_another_text_stops_the_stage_at_once(stored_stage: StoredDistillStage) -> None:
+def test_a_row_of_another_text_stops_the_stage_at_once(stored_stage: StoredDistillStage, tmp_path: Path) -> None:
     with pytest.raises(JobError, match="stored for sample sample-0 are of another context"):
-        StoredDistillStage(replace(stored_stage.job, prefill="a:"), make_tokenizer(), ALONE)
+        StoredDistillStage(
+            replace(stored_stage.job, prefill="a:", out=tmp_path / "other"), make_tokenizer(), ALONE, Never()
+        )
 
 
 def test_another_tokenizer_is_refused() -> None:

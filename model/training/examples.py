@@ -9,6 +9,7 @@ it was. Time and disk (four bytes a token) grow with the tokens, memory with the
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -179,7 +180,7 @@ def _make(path: Path, folder: Path, todo: Sequence[_Part], columns: Columns, wor
     told = _Told(folder / READING, sum(part.rows for part in todo), world.leads)
     for part in todo:
         target, scratch = folder / part.name, folder / f".{part.name}.partial"
-        with disk_errors(target):
+        with disk_errors(target), _on_every_core():
             with pa.OSFile(str(scratch), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 for examples in read_examples(path, part.groups):
                     if stop.received:
@@ -192,6 +193,18 @@ def _make(path: Path, folder: Path, todo: Sequence[_Part], columns: Columns, wor
             scratch.rename(target)
             sync(folder)
     told.end()
+
+
+@contextmanager
+def _on_every_core() -> Iterator[None]:
+    """Lets the tokenizer use threads, which starters of trainers forbid for the sake of processes that are forked."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name, "false")
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        os.environ[name] = before
 
 
 class _Told:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -94,6 +94,17 @@ def prefect_api(shared_folder: Path) -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def own_prefect_server(home: Path) -> Iterator[str]:
+    """The API URL of a Prefect server that nobody else uses."""
+    home.mkdir()
+    server = _start_prefect(home)
+    try:
+        yield (home / "url").read_text()
+    finally:
+        _stop(server)
+
+
 def _start_prefect(home: Path) -> subprocess.Popen[bytes]:
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
@@ -134,7 +145,7 @@ def stillhouse(prefect_api: str, tmp_path: Path) -> Callable[..., subprocess.Com
     """Runs the real command in a child process: `stillhouse("run", recipe)`."""
     env = os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "prefect-home")}
 
-    def run(*words: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "flows.cli", *map(str, words)]
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
 

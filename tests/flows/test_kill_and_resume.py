@@ -13,17 +13,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from model.sampling import reaper
 from tasks.catalog import connect
+from tests.conftest import own_prefect_server
 from tests.fake_endpoint import FakeEndpoint
 
 KILLS = 5
 LEAST_HITS = 3  # attempts that a kill cut short; the later kills find less and less left to do
+
+
+@pytest.fixture(scope="module")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of its own: requests that a kill cuts off may keep a server's SQLite locked for a minute (Prefect 3.7;
+    docs/prefect.md), and other tests would wait for it."""
+    with own_prefect_server(tmp_path_factory.mktemp("server") / "prefect") as url:
+        yield url
 
 
 def test_five_kills_lose_nothing_and_double_nothing(

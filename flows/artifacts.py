@@ -21,15 +21,13 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from flows.curves import curves
+from flows.curves import as_png, stage_curves
 from flows.stages import Stage
-from model.training.lines import read_lines
 from tasks import catalog
 from tasks.audit_report import audit_mistakes, audit_rates
-from tasks.problems import VALIDATION
 from tasks.progress import Ticker
-from tasks.store import STUDENTS, Dataset
-from tasks.summary import accepted_preview, rejected_preview
+from tasks.store import Dataset
+from tasks.summary import accepted_preview, rejected_preview, teacher_on_validation
 
 PREVIEW = 5  # accepted samples to read; rejected ones twice as many, one for each reason
 PROGRESS_SECONDS = 5.0  # between two updates of a progress artifact
@@ -83,19 +81,10 @@ def progress_in_ui(dataset: Dataset, ticker: Ticker) -> Iterator[None]:
 
 def publish_curve(dataset: Dataset, stage: Stage) -> None:
     """A training stage's metrics over its steps so far, as a picture; to be called while it trains, too."""
-    folder = dataset.file(f"{STUDENTS}/{stage}")
-    steps, validations = (read_lines(folder / name) for name in ("metrics.jsonl", "validation.jsonl"))
-    picture = base64.b64encode(curves(stage.value, steps, validations, _teacher_on_validation(dataset))).decode()
+    figure = stage_curves(dataset, stage, teacher_on_validation(catalog.connect(dataset)))
+    picture = base64.b64encode(as_png(figure)).decode()
     markdown = f"![{stage}: metrics over steps](data:image/png;base64,{picture})"
     create_markdown_artifact(markdown, key=_key(dataset, f"curve-{stage}"), description=f"Training of {stage}")
-
-
-def _teacher_on_validation(dataset: Dataset) -> float | None:
-    """The teacher's newest pass@1 on the validation problems, once the evaluation has measured it."""
-    rows = catalog.evaluations(catalog.connect(dataset)).to_pylist()
-    wanted = ("teacher", VALIDATION, "pass@1")
-    values = [row["value"] for row in rows if (row["model"], row["suite"], row["metric"]) == wanted]
-    return values[-1] if values else None
 
 
 def publish_evaluations(dataset: Dataset) -> None:

@@ -133,6 +133,23 @@ def explain(
     explain_screen(_existing(dataset), sample_id)
 
 
+@app.command(epilog="Example: `stillhouse report data/demo`, then open `data/demo/report.html` in a browser")
+def report(
+    dataset: DatasetFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Where the page goes; default: report.html in DATASET."),
+    ] = None,
+) -> None:
+    """Writes one HTML page that needs nothing else: funnel, reasons, rates, curves, evaluations, samples to read.
+
+    Also while a run is making the dataset: the page says how things stand now.
+    """
+    from flows.report import write_report
+
+    typer.echo(write_report(_existing(dataset), out))
+
+
 @app.command(epilog="Example: `stillhouse audit deployments/recipes/demo.toml`, or `stillhouse audit data/demo`")
 def audit(
     target: Annotated[

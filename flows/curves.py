@@ -8,8 +8,13 @@ without the metric.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from flows.stages import TRAINED, Stage
+from model.training.lines import read_lines
+from tasks.store import STUDENTS, Dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,17 +38,42 @@ _COLUMNS = 3
 _BLUE, _ORANGE, _GREEN, _GREY = "#1f5fa8", "#d1661a", "#2b8a57", "#6b6b6b"
 _WIDE = 20  # the largest value over the smallest from which powers of ten are drawn
 _SMOOTH_FROM = 30  # points from which a mean is drawn over them
+_DOTS_FROM = 3000  # points from which an SVG holds them as dots: as lines they would be megabytes
+METRICS, VALIDATIONS = "metrics.jsonl", "validation.jsonl"
 
 
-def curves(stage: str, steps: Lines, validations: Lines, teacher: float | None) -> bytes:
-    """The picture, as PNG. `teacher`: its pass@1 on the validation problems, if it is known."""
+def stages_with_curves(dataset: Dataset) -> list[Stage]:
+    """The training stages that have measured something, in the recipe's order; one that is under way as well."""
+    folders = {stage: dataset.file(f"{STUDENTS}/{stage}") for stage in TRAINED}
+    return [stage for stage in TRAINED if any((folders[stage] / name).exists() for name in (METRICS, VALIDATIONS))]
+
+
+def stage_curves(dataset: Dataset, stage: Stage, teacher: float | None) -> Figure:
+    """One stage's picture as its files are now. `teacher`: its pass@1 on the validation problems, if it is known."""
+    folder = dataset.file(f"{STUDENTS}/{stage}")
+    return drawn(stage.value, read_lines(folder / METRICS), read_lines(folder / VALIDATIONS), teacher)
+
+
+def as_png(figure: Figure) -> bytes:
+    """The picture as dots."""
     buffer = io.BytesIO()
-    drawn(stage, steps, validations, teacher).savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def as_svg(figure: Figure) -> bytes:
+    """The picture as lines and text on nothing, so that a page's own background shows through."""
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    # Letters as text: a tenth of the bytes, and they can be found and copied.
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "curves"}):
+        figure.savefig(buffer, format="svg", dpi=150, transparent=True, metadata={"Date": None})
     return buffer.getvalue()
 
 
 def drawn(stage: str, steps: Lines, validations: Lines, teacher: float | None) -> Figure:
-    """The picture, before it is made of dots."""
+    """The picture, before it has a file format."""
     from matplotlib.figure import Figure
 
     shown = [panel for panel in PANELS if _points(steps, panel[0])[0]]
@@ -72,7 +102,8 @@ def _panel(axes: Any, steps: Lines, name: str, label: str, *, from_zero: bool) -
     if name == "mfu":
         values = [100 * value for value in values]
     smooth = len(values) >= _SMOOTH_FROM
-    axes.plot(at, values, color=_BLUE, alpha=0.3 if smooth else 1.0, lw=1.0, marker="" if smooth else ".", ms=4)
+    style = {"alpha": 0.3 if smooth else 1.0, "marker": "" if smooth else ".", "rasterized": len(values) >= _DOTS_FROM}
+    axes.plot(at, values, color=_BLUE, lw=1.0, ms=4, **style)
     if smooth:
         axes.plot(at, centred_means(values, max(2, len(values) // 40)), color=_BLUE, lw=1.6)
     _dress(axes, label)
@@ -115,8 +146,9 @@ def _dress(axes: Any, label: str) -> None:
 
 
 def _points(lines: Lines, name: str) -> tuple[list[int], list[float]]:
-    """Steps that have a metric, and its values."""
+    """Steps that have a metric, and its values; one that is no number has no place on an axis."""
     found = [(int(line["step"]), float(line[name])) for line in lines if isinstance(line.get(name), int | float)]
+    found = [(step, value) for step, value in found if math.isfinite(value)]
     return [step for step, _ in found], [value for _, value in found]
 
 

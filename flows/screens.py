@@ -28,6 +28,7 @@ from tasks.store import Dataset
 from tasks.summary import (
     checks_that_wait,
     current_evaluations,
+    funnel_steps,
     generation_speed,
     other_requirement,
     problem_counts,
@@ -75,7 +76,7 @@ def audit_screen(dataset: Path) -> int:
     """What an audit found, by source and check, with an example of each mistake; returns the golds that fail."""
     console, con = Console(width=120 if not sys.stdout.isatty() else None, highlight=False), catalog.connect(dataset)
     rates = audit_rates(con)
-    _print_table(console, "checks on trial", [_audit_row(row) for row in rates])
+    _print_table(console, "checks on trial", [audit_row(row) for row in rates])
     _print_table(console, "what they got wrong, with an example", [_shortened(row) for row in audit_mistakes(con)])
     _print_table(console, "gold answers that fail their own check", [_shortened(r) for r in failing_golds(con, SHOWN)])
     _print_table(console, "gold answers that could not be judged", [_shortened(r) for r in unscorable_golds(con)])
@@ -99,7 +100,7 @@ def status_screen(dataset: Path) -> None:
     doing = f"run {holder.run_id} is working (pid {holder.pid} on {holder.host})" if holder else "no run is working"
     console.print(Text(f"{dataset}: {doing}"))
     rows = catalog.status(con).to_pylist()
-    _print_table(console, STAGES, [_stage_row(row) for row in rows])
+    _print_table(console, STAGES, [stage_row(row) for row in rows])
     for check, shards in checks_that_wait(Dataset.open(dataset)).items():
         console.print(f"{shards} pending shards of verify have the verdicts of other checks, but not of {check}")
     _print_table(console, "failed or crashed shards", catalog.failures(con).to_pylist())
@@ -159,20 +160,14 @@ def evaluations_screen(dataset: Path, model: str) -> None:
 
 
 def _print_funnel(console: Console, con: Connection) -> None:
-    rows = catalog.funnel(con).to_pylist()
-    reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row["reason"] is not None:
-            reasons.setdefault(row["step"], []).append(f"{row['reason']} {row['lost']}")
-    steps = [row for row in rows if row["reason"] is None]
     shown = [
         {
-            "step": r["step"],
-            "samples": r["samples"],
-            "lost": r["lost"],
-            "why": ", ".join(reasons.get(r["step"], [])),
+            "step": row["step"],
+            "samples": row["samples"],
+            "lost": row["lost"],
+            "why": ", ".join(f"{reason} {lost}" for reason, lost in row["reasons"].items()),
         }
-        for r in steps
+        for row in funnel_steps(con)
     ]
     _print_table(console, "funnel", shown)
 
@@ -180,7 +175,7 @@ def _print_funnel(console: Console, con: Connection) -> None:
 def _print_agreement(console: Console, con: Connection) -> None:
     """The judge beside each rule; nothing where no judge has spoken."""
     rows = catalog.agreement(con).to_pylist()
-    _print_table(console, "judge beside rules", [_agreement_row(row) for row in rows])
+    _print_table(console, "judge beside rules", [agreement_row(row) for row in rows])
 
 
 def _print_evaluations(console: Console, con: Connection, dataset: Path) -> None:
@@ -195,7 +190,15 @@ def _print_evaluations(console: Console, con: Connection, dataset: Path) -> None
 
 
 def _print_outdated(console: Console, con: Connection, dataset: Dataset) -> None:
-    """That students and accuracies stand beside a funnel which they do not come from."""
+    lines = outdated_notes(con, dataset)
+    for line in lines:
+        console.print(Text(line, style="bold yellow"), soft_wrap=True)
+    if lines:
+        console.print()
+
+
+def outdated_notes(con: Connection, dataset: Dataset) -> list[str]:
+    """That students and accuracies stand beside a funnel which they do not come from, in a line each."""
     lines = []
     if outdated := outdated_students(con, dataset):
         told: dict[str, list[str]] = {}
@@ -206,10 +209,7 @@ def _print_outdated(console: Console, con: Connection, dataset: Dataset) -> None
             lines[0] += f" ({'; '.join(differs)})"
     if require := other_requirement(dataset):
         lines.append(f"accuracies are of before: an answer was right that passed {', '.join(require)}")
-    for line in lines:
-        console.print(Text(f"{line}. A whole run makes them anew.", style="bold yellow"), soft_wrap=True)
-    if lines:
-        console.print()
+    return [f"{line}. A whole run makes them anew." for line in lines]
 
 
 def _outdated(one: Outdated) -> str:
@@ -277,7 +277,8 @@ def _print_table(console: Console, title: str, rows: Sequence[dict[str, Any]]) -
     console.print()
 
 
-def _audit_row(row: dict[str, Any]) -> dict[str, Any]:
+def audit_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A check on trial as it is shown."""
     keys = ("source", "check", "golds", "unscorable", "errors")
     return {
         **{key: row[key] for key in keys},
@@ -287,7 +288,8 @@ def _audit_row(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _agreement_row(row: dict[str, Any]) -> dict[str, Any]:
+def agreement_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A rule's verdict beside the judge's, as it is shown."""
     share = row["agreement"]
     return {
         "check": row["check"],
@@ -311,7 +313,8 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
     return short | {"problem_id": row["problem_id"][:10]}
 
 
-def _stage_row(row: dict[str, Any]) -> dict[str, Any]:
+def stage_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A stage's status as it is shown."""
     states = ("shards", "done", "running", "pending", "failed", "crashed")
     rate, left = row["rows_per_second"], row["seconds_left"]
     return {

@@ -444,7 +444,7 @@ SCHEMAS: dict[type, pa.Schema] = {
 
 def to_table(rows: list[Any], schema: pa.Schema) -> pa.Table:
     """Arrow table of dataclass rows. Lone surrogates, which UTF-8 cannot hold, become U+FFFD."""
-    columns = {name: [_encodable(getattr(row, name)) for row in rows] for name in schema.names}
+    columns = {name: [encodable(getattr(row, name)) for row in rows] for name in schema.names}
     return pa.table(columns, schema=schema)
 
 
@@ -454,7 +454,8 @@ def from_table(table: pa.Table, record: type) -> list[Any]:
     return [record(**row) for row in table.select(names).to_pylist()]
 
 
-def _encodable(value: Any) -> Any:
+def encodable(value: Any) -> Any:
+    """The value; a string with three U+FFFD for each half of a character, which UTF-8 and so Parquet cannot hold."""
     if isinstance(value, str):
         return value.encode("utf-8", errors="surrogatepass").decode("utf-8", errors="replace")
     return value

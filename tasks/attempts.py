@@ -21,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from model.errors import InterruptedRunError, StoreError
+from model.records import encodable
 from tasks.store import Dataset
 
 FOLDER = "attempts"
@@ -122,4 +123,7 @@ def _numbers(dataset: Dataset, stage: str, shard: int) -> list[int]:
 def _parse(dataset: Dataset, path: Path) -> Attempt | None:
     record = dataset.read_json(path.relative_to(dataset.path).as_posix())
     names = {f.name for f in fields(Attempt)}
-    return Attempt(**record) if isinstance(record, dict) and record.keys() == names else None
+    if not isinstance(record, dict) or record.keys() != names:
+        return None
+    # An error may quote a file's name or a model's text, and JSON keeps halves of characters that no table can hold.
+    return Attempt(**{name: encodable(value) for name, value in record.items()})

@@ -69,6 +69,22 @@ def write_bytes(dataset: Path, target: Path, payload: bytes) -> None:
         publish(scratch, target)
 
 
+def write_beside(target: Path, payload: bytes) -> None:
+    """Writes a small file atomically and durably without a dataset's scratch folder, which the next run may sweep.
+
+    For what lies anywhere, or is written by who does not hold the dataset.
+    """
+    scratch = target.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}{target.suffix}")
+    try:
+        with store_errors(target):
+            _make_folder(target.parent)
+            scratch.write_bytes(payload)
+        publish(scratch, target)
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
 def remove(target: Path) -> None:
     """Deletes a file so that no crash brings it back; a missing one is fine."""
     with store_errors(target), suppress(FileNotFoundError):

@@ -60,6 +60,7 @@ def test_every_package_file_opens_with_what_it_promises() -> None:
         ("flows.cli", {"torch", "prefect", "vllm", "duckdb", "pyarrow", "transformers", "reasoning_gym"}),
         ("flows.planning", {"torch", "prefect", "vllm", "duckdb", "pyarrow", "transformers"}),
         ("flows.screens", {"torch", "prefect", "vllm", "transformers"}),
+        ("flows.report", {"torch", "prefect", "vllm", "transformers"}),
         ("model.rewards.workers.pool", {"torch", "transformers", "math_verify", "sympy"}),
         ("model.training.job", {"prefect", "duckdb", "vllm"}),
     ],

@@ -91,6 +91,7 @@ def test_dataset_that_cannot_be_written(write_recipe: WriteRecipe, tmp_path: Pat
 def test_not_a_dataset(tmp_path: Path) -> None:
     assert_told(cli("status", tmp_path), "is not a dataset")
     assert_told(cli("sql", tmp_path, "select 1"), "is not a dataset")
+    assert_told(cli("report", tmp_path), "is not a dataset")
 
 
 @pytest.mark.parametrize("words", [["run"], ["rerun", "--nonsense"], ["no-such-verb"]])

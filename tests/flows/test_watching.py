@@ -12,7 +12,7 @@ import pytest
 
 import tasks.train as train_module
 from flows import artifacts
-from flows.curves import centred_means, curves, drawn
+from flows.curves import as_png, as_svg, centred_means, drawn
 from flows.evaluate import checkpoints, suite_of, validated
 from flows.recipe import Recipe, parse_recipe
 from flows.stages import Stage
@@ -22,12 +22,14 @@ from model.records import EVALUATION_SCHEMA, Problem, from_table, to_table
 from model.templates import PromptTemplate
 from model.training.job import JOBS, Keep, job_from
 from model.training.lines import read_lines
+from tasks.catalog import connect
 from tasks.engine import EngineSpec
 from tasks.evaluate import Answer, Contestant, measure
 from tasks.progress import ticking
 from tasks.run import Run
 from tasks.select import Rendering, select_validation
 from tasks.store import EVALUATIONS, Dataset
+from tasks.summary import teacher_on_validation
 from tests.model.training.tiny import save_tiny
 from tests.tasks.small_dataset import problem, write_problems
 
@@ -126,7 +128,7 @@ def test_the_teacher_is_measured_on_the_validation_problems_under_a_name_of_thei
     run.dataset.write_shard(
         f"{EVALUATIONS}/key.parquet", to_table(rows, EVALUATION_SCHEMA), schema=EVALUATION_SCHEMA, fingerprint="key"
     )
-    assert artifacts._teacher_on_validation(run.dataset) == 0.5
+    assert teacher_on_validation(connect(run.dataset)) == 0.5
     unwatched = parse_recipe(recipe.resolved() | {"sft": {}})
     assert validated(unwatched, run, [(teacher, suite)]) == []
 
@@ -166,10 +168,23 @@ def test_the_picture_has_a_panel_for_what_there_is() -> None:
 
 
 def test_a_picture_can_be_made_of_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
-    assert curves("sft", [], [], None).startswith(b"\x89PNG")
+    assert as_png(drawn("sft", [], [], None)).startswith(b"\x89PNG")
+    assert b"no step is done yet" in as_svg(drawn("sft", [], [], None))
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
     assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 0.5}]
     assert read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_what_is_no_number_has_no_place_on_an_axis() -> None:
+    lines = [{"step": 1, "loss": float("nan"), "entropy": float("inf")}, {"step": 2, "loss": 3.0}]
+    (loss,) = drawn("sft", lines, [], None).axes
+    assert loss.get_lines()[0].get_xdata().tolist() == [2]
+
+
+def test_many_steps_do_not_make_a_large_page() -> None:
+    """20,000 noisy steps would be some 400 kB of lines for each metric."""
+    noisy = [{"step": n, "loss": 1 + (n * 7919 % 1000) / 1000} for n in range(20_000)]
+    assert len(as_svg(drawn("sft", noisy, [], None))) < 200_000
 
 
 def test_curves_are_published_while_a_run_goes_on(

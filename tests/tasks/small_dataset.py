@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from model.records import (
+    EVALUATION_SCHEMA,
     PROBLEM_SCHEMA,
     SAMPLE_SCHEMA,
     VERDICT_SCHEMA,
+    Evaluation,
     PlannedSample,
     Problem,
     Provenance,
@@ -105,3 +107,13 @@ def judge(
     extra = verdict_extra(samples)
     path = verdict_path(check, version, shard)
     return dataset.write_shard(path, table, schema=VERDICT_SCHEMA, fingerprint="v", extra=extra)
+
+
+def evaluate(
+    dataset: Dataset, key: str, model: str, step: int, suite: str, value: float, second: int = 0, metric: str = "pass@1"
+) -> Manifest:
+    """Writes one metric of one model, a tenth to either side in its interval, measured at this second of a minute."""
+    low, high, at = max(0.0, value - 0.1), min(1.0, value + 0.1), f"2026-01-01T00:00:{second:02d}+00:00"
+    row = Evaluation(key, model, step, suite, metric, value, low, high, 5, 10, "t", "folder", at)
+    table = to_table([row], EVALUATION_SCHEMA)
+    return dataset.write_shard(f"evaluations/{key}.parquet", table, schema=EVALUATION_SCHEMA, fingerprint=key)

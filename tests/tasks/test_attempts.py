@@ -6,6 +6,7 @@ import pytest
 
 from model.errors import StoreError
 from tasks.attempts import attempt, read_attempts
+from tasks.catalog import connect, run_sql
 from tasks.store import Dataset
 
 
@@ -59,6 +60,14 @@ def test_when_the_record_cannot_be_written_the_first_error_is_the_one_raised(dat
 
     with pytest.raises(KeyError, match="the real cause"):
         fail_beyond_recording()
+
+
+def test_an_error_that_quotes_what_utf_8_cannot_hold_stops_no_query(dataset: Dataset) -> None:
+    with pytest.raises(StoreError), attempt(dataset, "generate", 0, "run"):
+        raise StoreError("no such file: caf\udce9")
+    assert run_sql(connect(dataset), "select error from attempts").to_pylist() == [
+        {"error": "no such file: caf\ufffd\ufffd\ufffd"}
+    ]
 
 
 def test_half_written_records_are_passed_over(dataset: Dataset) -> None:

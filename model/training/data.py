@@ -24,6 +24,7 @@ from torch import Tensor
 from model.records import TrainingExample
 from model.training.documents import Documents
 from model.training.job import JobError
+from model.training.shared_prefixes import lay_out
 
 Tokenizer = Any  # transformers' tokenizers share no useful static type
 Lengths = Sequence[int] | NDArray[np.integer[Any]]
@@ -44,23 +45,19 @@ class Row:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Rows one after another, each without its last token, which predicts nothing."""
+    """Rows one after another, each without its last token, which predicts nothing; shared openings lie there once."""
 
     tokens_T: Tensor  # int64
-    documents: Documents  # the rows
+    documents: Documents  # the rows, or what of them is shared and what is not
     positions_N: Tensor  # int64; where in tokens_T each completion token is predicted
     targets_N: Tensor  # int64; the completion tokens
     weights_N: Tensor  # float32; each token's weight in the loss
+    row_tokens: int  # tokens of all rows, as often as they are there
 
     @property
     def token_count(self) -> int:
         """Completion tokens N."""
         return len(self.targets_N)
-
-    @property
-    def row_tokens(self) -> int:
-        """Tokens of all rows, T; 0 where there are no rows."""
-        return len(self.tokens_T) if self.token_count else 0
 
 
 def tokenize(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -143,25 +140,41 @@ def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[l
     return packs
 
 
+def row_packs(rows: Sequence[Row], tokens_per_micro_batch: int) -> list[list[int]]:
+    """Row indices packed into the budget as by `micro_batches`; rows of one context stay together, and it counts once.
+
+    Rows whose contexts all differ give the packs of their lengths.
+    """
+    by_context: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        by_context.setdefault(tuple(row.context), []).append(index)
+    units: list[list[int]] = []
+    costs: list[int] = []
+    for context, same in by_context.items():
+        room = max(1, tokens_per_micro_batch - len(context))
+        for part in micro_batches([len(rows[i].completion) for i in same], room):
+            units.append([same[i] for i in part])
+            costs.append(len(context) + sum(len(rows[i].completion) for i in units[-1]))
+    return [[i for unit in pack for i in units[unit]] for pack in micro_batches(costs, tokens_per_micro_batch)]
+
+
 def collate(rows: Sequence[Row], weights_B: Sequence[float], device: torch.device) -> TokenBatch:
-    """One batch of the given rows; `weights_B` is the weight of one token of each row.
+    """One batch of the given rows; `weights_B` is the weight of one token of each. What rows open with is run once.
 
     Without rows it is one token that nothing is learned from: a process that has none still runs with the others.
     """
     if not rows:
         nothing = torch.empty(0, dtype=torch.int64, device=device)
-        return TokenBatch(nothing.new_zeros(1), Documents((1,), device), nothing, nothing, nothing.float())
-    tokens: list[int] = []
-    positions: list[int] = []
-    for row in rows:
-        first = len(tokens) + len(row.context) - 1
-        positions.extend(range(first, first + len(row.completion)))
-        tokens += (row.context + row.completion)[:-1]
+        return TokenBatch(nothing.new_zeros(1), Documents((1,), device), nothing, nothing, nothing.float(), 0)
+    laid = lay_out([(row.context + row.completion)[:-1] for row in rows], [row.context for row in rows])
+    positions = [at for row, places in zip(rows, laid.places, strict=True) for at in places[len(row.context) - 1 :]]
+    lengths, parents = (tuple(each) for each in zip(*((len(r.tokens), r.parent) for r in laid.runs), strict=True))
     completion_lengths_B = torch.tensor([len(row.completion) for row in rows])
     return TokenBatch(
-        tokens_T=torch.tensor(tokens, device=device),
-        documents=Documents(tuple(row.length - 1 for row in rows), device),
+        tokens_T=torch.tensor(laid.tokens, device=device),
+        documents=Documents(lengths, device, parents=parents),
         positions_N=torch.tensor(positions, device=device),
         targets_N=torch.tensor([token for row in rows for token in row.completion], device=device),
         weights_N=torch.tensor(weights_B).repeat_interleave(completion_lengths_B).to(device),
+        row_tokens=sum(row.length - 1 for row in rows),
     )

@@ -6,8 +6,12 @@ given, and otherwise lets them see one another without a word. Our attention fun
 under PACKED. On CUDA in 16 bits it is torch's variable-length flash attention; elsewhere documents of similar length
 are taken out of the row, attended to side by side, and put back.
 
+A document may go on from another one of the row, its parent, and then sees that and what that one sees: tokens that
+several rows open with are run once (`shared_prefixes.py`).
+
 Axes: T tokens of a row, D documents, L the longest of some documents, P tokens before the row that all documents see,
-Q and K attention heads of queries and of keys (Q a multiple of K), E entries of a head.
+A tokens of the row that some documents see before their own, Q and K attention heads of queries and of keys (Q a
+multiple of K), E entries of a head.
 """
 
 from __future__ import annotations
@@ -32,11 +36,15 @@ _WASTE = 1.25  # padded tokens per token that documents taken side by side may h
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a row, one after another, and how many keys before the row's own each of them sees."""
+    """The documents of a row, one after another, and how many keys before the row's own each of them sees.
+
+    `parents` are the documents that each goes on from, further to the front, or −1; empty where none does.
+    """
 
     lengths: tuple[int, ...]
     device: torch.device
     prefix: int = 0
+    parents: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
@@ -44,9 +52,23 @@ class Documents:
         return sum(self.lengths)
 
     @cached_property
+    def before(self) -> list[int]:
+        """How many of the row's tokens each document sees before its own, A."""
+        before: list[int] = []
+        for parent in self.parents or [-1] * len(self.lengths):
+            before.append(before[parent] + self.lengths[parent] if parent >= 0 else 0)
+        return before
+
+    @cached_property
+    def longest(self) -> int:
+        """The most keys that a token sees."""
+        return self.prefix + max(map(int.__add__, self.before, self.lengths))
+
+    @cached_property
     def positions(self) -> Tensor:
-        """Each token's position in its document, after the prefix."""
-        ranges = [torch.arange(self.prefix, self.prefix + length) for length in self.lengths]
+        """Each token's position in its document, after the prefix and what the document goes on from."""
+        firsts = [self.prefix + before for before in self.before]
+        ranges = [torch.arange(at, at + length) for at, length in zip(firsts, self.lengths, strict=True)]
         return torch.cat(ranges).to(self.device)
 
     @cached_property
@@ -55,36 +77,58 @@ class Documents:
         return torch.tensor([0, *self.lengths]).cumsum(0).to(self.device, torch.int32)
 
     @cached_property
-    def groups(self) -> list[Tensor]:
-        """Documents of similar length, as places in the row, [D, L]; a shorter one repeats its last place."""
-        starts = self.bounds[:-1].tolist()
+    def groups(self) -> list[tuple[Tensor, Tensor]]:
+        """Documents of similar length that see as many tokens before their own: their places in the row, [D, L], and
+        those tokens' places, [D, A]. A shorter document repeats its last place."""
         groups: list[list[int]] = []
-        for d in sorted(range(len(self.lengths)), key=lambda d: -self.lengths[d]):
-            together = [*groups[-1], d] if groups else []
+        for d in sorted(range(len(self.lengths)), key=lambda d: (self.before[d], -self.lengths[d])):
+            together = [*groups[-1], d] if groups and self.before[groups[-1][0]] == self.before[d] else []
             padded = len(together) * self.lengths[together[0]] if together else 0
             if together and padded <= _WASTE * sum(self.lengths[i] for i in together):
                 groups[-1] = together
             else:
                 groups.append([d])
-        return [self._places(group, starts) for group in groups]
+        return [(self._places(group), torch.stack([self._seen(d) for d in group])) for group in groups]
 
     @cached_property
     def order(self) -> Tensor:
         """Where each token of the row lies in all groups' places, one group after another."""
         order_T = torch.empty(self.total, dtype=torch.int64)
         begin = 0
-        for places_DL in self.groups:
+        for places_DL, _ in self.groups:
             # From the last to the first: of a document's repeated last place, the one that is not padding stays.
             flat = places_DL.flatten().cpu().flip(0)
             order_T[flat] = torch.arange(begin, begin + len(flat)).flip(0)
             begin += len(flat)
         return order_T.to(self.device)
 
-    def _places(self, group: Sequence[int], starts: Sequence[int]) -> Tensor:
-        longest = self.lengths[group[0]]
-        offsets_L = torch.arange(longest)
+    def _places(self, group: Sequence[int]) -> Tensor:
+        """Where the documents of a group lie in the row, [D, L]."""
+        offsets_L, starts = torch.arange(self.lengths[group[0]]), self.bounds.tolist()
         rows = [starts[d] + offsets_L.clamp(max=self.lengths[d] - 1) for d in group]
         return torch.stack(rows).to(self.device)
+
+    def _seen(self, d: int) -> Tensor:
+        """The places of the row's tokens that a document sees before its own, in order, [A]."""
+        if not self.before[d]:
+            return torch.empty(0, dtype=torch.int64, device=self.device)
+        parent, bounds = self.parents[d], self.bounds.tolist()
+        own = torch.arange(bounds[parent], bounds[parent + 1], device=self.device)
+        return torch.cat([self._seen(parent), own])
+
+    def keys(self) -> tuple[Tensor | slice, Tensor]:
+        """The keys that documents see, one document's after another's, and where they begin, int32, [D + 1].
+
+        Places among the prefix and the row's tokens; all of them in order where every document sees its own alone.
+        """
+        if not self.prefix and not any(self.before):
+            return slice(None), self.bounds
+        prefix, bounds = torch.arange(self.prefix, device=self.device), self.bounds.tolist()
+        own = torch.arange(self.total, device=self.device)
+        seen = [torch.cat([self._seen(d), own[a:b]]) for d, (a, b) in enumerate(pairwise(bounds))]
+        keys = torch.cat([torch.cat([prefix, self.prefix + places]) for places in seen])
+        counts = torch.tensor([0, *(self.prefix + len(places) for places in seen)])
+        return keys, counts.cumsum(0).to(self.device, torch.int32)
 
     def forward_arguments(self) -> dict[str, Any]:
         """What a transformers trunk is to be called with, beside the tokens [1, T].
@@ -115,11 +159,11 @@ def packed_attention(
         others |= {"scaling": scaling, "sliding_window": sliding_window}
         out_BTQE, _ = sdpa_attention_forward(module, query_1QTE, key_1KTE, value_1KTE, attention_mask, **others)
         return out_BTQE, None
-    if sliding_window is not None and documents.prefix + max(documents.lengths) > sliding_window:
+    if sliding_window is not None and documents.longest > sliding_window:
         raise TrainingError(f"documents longer than the model's sliding window of {sliding_window} tokens")
     if query_1QTE.is_cuda and query_1QTE.dtype in (torch.bfloat16, torch.float16):
         return _flash(query_1QTE, key_1KTE, value_1KTE, scaling, documents)[None], None
-    parts = [_side_by_side(query_1QTE, key_1KTE, value_1KTE, scaling, documents, g) for g in documents.groups]
+    parts = [_side_by_side(query_1QTE, key_1KTE, value_1KTE, scaling, documents.prefix, *g) for g in documents.groups]
     return torch.cat(parts)[documents.order][None], None
 
 
@@ -127,16 +171,15 @@ def _flash(query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: fl
     """Torch's flash attention for documents of any lengths, [T, Q, E]."""
     from torch.nn.attention.varlen import varlen_attn
 
-    keys, key_bounds = _with_prefix(documents)
-    longest = max(documents.lengths)
+    keys, key_bounds = documents.keys()
     out_TQE = varlen_attn(
         query_1QTE[0].transpose(0, 1).contiguous(),
         key_1KTE[0].transpose(0, 1)[keys].contiguous(),
         value_1KTE[0].transpose(0, 1)[keys].contiguous(),
         documents.bounds,
         key_bounds,
-        longest,
-        documents.prefix + longest,
+        max(documents.lengths),
+        documents.longest,
         scale=scaling,
         window_size=(-1, 0),
         enable_gqa=query_1QTE.shape[1] != key_1KTE.shape[1],
@@ -145,28 +188,24 @@ def _flash(query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: fl
     return out_TQE
 
 
-def _with_prefix(documents: Documents) -> tuple[Tensor | slice, Tensor]:
-    """The keys of all documents, each one's after a copy of the prefix, and where they begin."""
-    if not documents.prefix:
-        return slice(None), documents.bounds
-    bounds = documents.bounds.tolist()
-    prefix, own = torch.arange(documents.prefix), torch.arange(documents.prefix, documents.prefix + documents.total)
-    keys = torch.cat([torch.cat([prefix, own[a:b]]) for a, b in pairwise(bounds)])
-    steps = torch.arange(len(bounds), device=documents.device, dtype=torch.int32)
-    return keys.to(documents.device), documents.bounds + documents.prefix * steps
-
-
 def _side_by_side(
-    query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: float, documents: Documents, places_DL: Tensor
+    query_1QTE: Tensor,
+    key_1KTE: Tensor,
+    value_1KTE: Tensor,
+    scaling: float,
+    prefix: int,
+    places_DL: Tensor,
+    seen_DA: Tensor,
 ) -> Tensor:
     """Attention in documents of similar length, [D·L, Q, E]; what a document's padding gives is never read."""
-    heads, groups, prefix = key_1KTE.shape[1], query_1QTE.shape[1] // key_1KTE.shape[1], documents.prefix
+    heads, groups = key_1KTE.shape[1], query_1QTE.shape[1] // key_1KTE.shape[1]
     count, longest = places_DL.shape
+    before, keys_DS = prefix + seen_DA.shape[1], torch.cat([seen_DA, places_DL], dim=1)
     query_DQLE = query_1QTE[0][:, places_DL].transpose(0, 1)
-    key_DKSE, value_DKSE = (_keys(whole, places_DL, prefix) for whole in (key_1KTE, value_1KTE))
-    causal_LS = torch.ones(longest, prefix + longest, dtype=torch.bool, device=documents.device).tril(prefix)
+    key_DKSE, value_DKSE = (_keys(whole, keys_DS, prefix) for whole in (key_1KTE, value_1KTE))
+    causal_LS = torch.ones(longest, before + longest, dtype=torch.bool, device=query_1QTE.device).tril(before)
     if longest >= _LONG or query_1QTE.is_cuda:
-        mask = None if prefix == 0 else causal_LS
+        mask = None if before == 0 else causal_LS
         out_DQLE = scaled_dot_product_attention(
             query_DQLE, key_DKSE, value_DKSE, mask, is_causal=mask is None, scale=scaling, enable_gqa=groups > 1
         )
@@ -178,12 +217,12 @@ def _side_by_side(
     return out_DQLE.transpose(1, 2).flatten(0, 1)
 
 
-def _keys(whole_1KTE: Tensor, places_DL: Tensor, prefix: int) -> Tensor:
-    """Keys (or values) of some documents behind the prefix, [D, K, P + L, E]."""
-    own_DKLE = whole_1KTE[0][:, prefix + places_DL].transpose(0, 1)
+def _keys(whole_1KTE: Tensor, keys_DS: Tensor, prefix: int) -> Tensor:
+    """Keys (or values) of some documents behind the prefix, [D, K, P + S, E]."""
+    own_DKSE = whole_1KTE[0][:, prefix + keys_DS].transpose(0, 1)
     if not prefix:
-        return own_DKLE
-    return torch.cat([whole_1KTE[:, :, :prefix].expand(len(places_DL), -1, -1, -1), own_DKLE], dim=2)
+        return own_DKSE
+    return torch.cat([whole_1KTE[:, :, :prefix].expand(len(keys_DS), -1, -1, -1), own_DKSE], dim=2)
 
 
 def attend_by_document(model: Any) -> None:

@@ -11,11 +11,11 @@ layers that run twice compute is left out, while the step's seconds hold all of 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from model.training.documents import Documents
 from model.training.forward import Model
 from model.training.job import Job, Precision
 from model.training.loop import MicroBatch, StepWork
@@ -56,10 +56,12 @@ class ModelFlops:
         attended = 2 * _FORWARD_BACKWARD * config.num_hidden_layers * heads * entries
         return cls(sum(map(_of_weight, products)), _of_weight(head), attended)
 
-    def of_rows(self, lengths: Sequence[int], predicted: int) -> int:
-        """FLOPs of documents of these lengths, of whose tokens so many are predicted."""
-        attention = self.attended * sum(length**2 for length in lengths)
-        return self.token * sum(lengths) + self.predicted * predicted + attention
+    def of_documents(self, documents: Documents, predicted: int) -> int:
+        """FLOPs of documents of whose tokens so many are predicted; what several go on from counts once."""
+        seen = sum(
+            length * (before + length) for length, before in zip(documents.lengths, documents.before, strict=True)
+        )
+        return self.token * documents.total + self.predicted * predicted + self.attended * seen
 
 
 def _of_weight(weight: torch.Tensor) -> int:
@@ -84,7 +86,7 @@ class Meter:
     def _of(self, micro: MicroBatch) -> int:
         assert self.flops is not None
         tokens = micro.tokens
-        return self.flops.of_rows(tokens.documents.lengths, tokens.token_count) if tokens.token_count else 0
+        return self.flops.of_documents(tokens.documents, tokens.token_count) if tokens.token_count else 0
 
 
 def peak_flops(job: Job, device: torch.device) -> float:

@@ -23,7 +23,7 @@ from model.losses.log_probs import log_prob_part
 from model.losses.mismatch import SamplerWeights, sampler_weights
 from model.losses.normalise import token_weights
 from model.records import Problem
-from model.training.data import TokenBatch, collate, micro_batches
+from model.training.data import TokenBatch, collate, row_packs
 from model.training.forward import Model, completion_log_probs
 from model.training.job import GRPOJob
 from model.training.loop import MicroBatch, StepWork
@@ -90,7 +90,7 @@ class GRPOStage(RolloutStage):
         lengths_B = torch.tensor([len(rollout.row.completion) for rollout in rollouts])
         weights_B = token_weights(lengths_B, job.normalise, job.max_tokens)
         useful = [b for b, a in enumerate(advantages_B.tolist()) if a != 0 or job.kl_weight > 0]
-        groups = micro_batches([rollouts[b].row.length for b in useful], self.tokens_at_once)
+        groups = row_packs([rollouts[b].row for b in useful], self.tokens_at_once)
         return [self._micro_batch([useful[i] for i in group], rollouts, weights_B, advantages_B) for group in groups]
 
     def _micro_batch(

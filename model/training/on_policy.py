@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.losses.normalise import token_weights
 from model.records import Problem, TaughtProblem
-from model.training.data import Row, Tokenizer, collate, micro_batches, tokenize
+from model.training.data import Row, Tokenizer, collate, row_packs, tokenize
 from model.training.distill import PrefixedModel, divergence_kernel, require_same_tokens, shared_prefix, vocabulary_of
 from model.training.forward import Model, load_model
 from model.training.job import OnPolicyJob
@@ -64,7 +64,7 @@ class OnPolicyStage(RolloutStage):
         rows = [up_to_unknown(rollout.row, self.vocabulary, self.end) for rollout in rollouts]
         lengths_B = torch.tensor([len(row.completion) for row in rows])
         weights = token_weights(lengths_B, self.job.normalise, self.job.max_tokens).tolist()
-        groups = micro_batches([row.length for row in rows], self.tokens_at_once)
+        groups = row_packs(rows, self.tokens_at_once)
         return [
             self._micro_batch([rows[b] for b in group], [weights[b] for b in group], [chosen[b] for b in group])
             for group in groups

@@ -24,7 +24,7 @@ from model.losses.head import Kernel
 from model.losses.kl_estimators import KLPlace, estimate
 from model.losses.mismatch import Mismatch
 from model.losses.normalise import token_weights
-from model.training.data import TokenBatch, collate, micro_batches
+from model.training.data import TokenBatch, collate, row_packs
 from model.training.forward import Model, completion_log_probs
 from model.training.grpo import GRPOStage, PolicyLoss, fill_unjudged, rollout_metrics
 from model.training.job import JobError, PPOJob
@@ -93,7 +93,7 @@ class PPOStage(GRPOStage):
         lengths_B = torch.tensor([len(rollout.row.completion) for rollout in rollouts])
         weights_B = token_weights(lengths_B, self.job.normalise, self.job.max_tokens)
         judged = (~rewards_B.isnan()).nonzero().flatten().tolist()
-        groups = micro_batches([rollouts[b].row.length for b in judged], self.tokens_at_once)
+        groups = row_packs([rollouts[b].row for b in judged], self.tokens_at_once)
         return [self._assess([judged[i] for i in group], rollouts, weights_B, rewards_B) for group in groups]
 
     def _assess(self, chosen: list[int], rollouts: Sequence[Rollout], weights_B: Tensor, rewards_B: Tensor) -> Assessed:

@@ -135,12 +135,89 @@ def test_a_prefix_that_all_documents_see(long: int, monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+FORKED = (9, 300, 6, 17, 1, 40, 41)
+PARENTS = (-1, -1, 0, 2, 2, 0, 1)
+
+
+def whole_rows(runs: list[Tensor]) -> list[Tensor]:
+    """Each document with all that it goes on from."""
+    rows: list[Tensor] = []
+    for run, parent in zip(runs, PARENTS, strict=True):
+        rows.append(torch.cat([rows[parent], run]) if parent >= 0 else run)
+    return rows
+
+
+@pytest.mark.parametrize("long", [2, 1000])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_documents_that_go_on_from_others_are_whole_ones_in_value_and_gradient(
+    family: str, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that several go on from gets the gradients of all."""
+    monkeypatch.setattr(documents_module, "_LONG", long)
+    plain, ours, runs = make(family), make(family, PACKED), texts(FORKED)
+    weights = torch.randn(sum(FORKED), 64, generator=torch.Generator().manual_seed(3))
+    each = [alone(plain, [row])[len(row) - len(run) :] for row, run in zip(whole_rows(runs), runs, strict=True)]
+    documents = Documents(FORKED, CPU, parents=PARENTS)
+    found = ours.base_model(
+        input_ids=torch.cat(runs)[None], use_cache=False, **documents.forward_arguments()
+    ).last_hidden_state[0]
+    expected = torch.cat(each)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    (expected * weights).sum().backward()  # type: ignore[no-untyped-call]
+    (found * weights).sum().backward()  # type: ignore[no-untyped-call]
+    for (name, one), two in zip(plain.named_parameters(), ours.parameters(), strict=True):
+        if one.grad is not None:
+            torch.testing.assert_close(two.grad, one.grad, atol=2e-6 * one.grad.abs().max().item(), rtol=1e-4, msg=name)
+
+
+def test_no_document_feels_one_that_it_does_not_go_on_from() -> None:
+    model, runs = make("Llama", PACKED), texts(FORKED)
+    arguments = Documents(FORKED, CPU, parents=PARENTS).forward_arguments()
+
+    def hidden(runs: list[Tensor]) -> tuple[Tensor, ...]:
+        found: Tensor = model.base_model(input_ids=torch.cat(runs)[None], use_cache=False, **arguments)[0][0]
+        return found.split(FORKED)
+
+    before = hidden(runs)
+    for changed in range(len(FORKED)):
+        after = hidden([texts(FORKED, seed=2)[d] if d == changed else run for d, run in enumerate(runs)])
+        felt = [d for d in range(len(FORKED)) if not torch.equal(before[d], after[d])]
+        lines: list[set[int]] = []
+        for d, parent in enumerate(PARENTS):
+            lines.append({d} | (lines[parent] if parent >= 0 else set()))
+        assert felt == [d for d in range(len(FORKED)) if changed in lines[d]]
+
+
+def test_what_others_go_on_from_may_itself_follow_a_prefix() -> None:
+    prefix, runs = texts((9,), seed=5)[0], texts(FORKED)
+    model = make("Llama", PACKED)
+    cache = model.base_model(
+        input_ids=prefix[None], use_cache=True, **Documents((9,), CPU).forward_arguments()
+    ).past_key_values
+    documents = Documents(FORKED, CPU, prefix=9, parents=PARENTS)
+    found = model.base_model(
+        input_ids=torch.cat(runs)[None], past_key_values=cache, **documents.forward_arguments()
+    ).last_hidden_state[0]
+    rows = zip(whole_rows(runs), runs, strict=True)
+    expected = [alone(make("Llama"), [torch.cat([prefix, row])])[9 + len(row) - len(run) :] for row, run in rows]
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)
+    assert documents.longest == 9 + 300 + 41
+
+
+def test_keys_by_hand() -> None:
+    """Documents of 2, 1 and 2 tokens, the last two of which go on from the first, behind a prefix of one."""
+    keys, bounds = Documents((2, 1, 2), CPU, prefix=1, parents=(-1, 0, 0)).keys()
+    assert isinstance(keys, Tensor)
+    assert keys.tolist() == [0, 1, 2, *(0, 1, 2, 3), *(0, 1, 2, 4, 5)]
+    assert bounds.tolist() == [0, 3, 7, 12]
+
+
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=12))
 def test_every_token_is_put_back_where_it_was(lengths: list[int]) -> None:
     documents = Documents(tuple(lengths), CPU)
-    places = torch.cat([group.flatten() for group in documents.groups])
+    places = torch.cat([group.flatten() for group, _ in documents.groups])
     assert torch.equal(places[documents.order], torch.arange(documents.total))
-    for group in documents.groups:
+    for group, _ in documents.groups:
         whole = sum(len(set(row)) for row in group.tolist())
         assert group.numel() <= documents_module._WASTE * whole
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from model.training.data import Row, collate
+from model.training.documents import Documents
 from model.training.flops import Meter, ModelFlops, known_peak, peak_flops
 from model.training.job import Precision, SFTJob
 from model.training.loop import MicroBatch, StepWork
@@ -20,6 +21,7 @@ LAYER = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32
 TRUNK = 2 * LAYER + 32
 HEAD = 48 * 32
 ATTENTION = 12 * 2 * 4 * 8  # 12·L·H·Q
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -28,9 +30,12 @@ def test_a_token_takes_6_per_weight_and_attention_12_lhqt(tied: bool) -> None:
     flops = ModelFlops.of(make_model(tied=tied))
     assert (flops.token, flops.predicted, flops.attended) == (6 * TRUNK, 6 * HEAD, ATTENTION)
     # One document of 100 tokens, all of them predicted: PaLM's (6N + 12·L·H·Q·T)·T.
-    assert flops.of_rows([100], 100) == (6 * (TRUNK + HEAD) + ATTENTION * 100) * 100
+    assert flops.of_documents(Documents((100,), CPU), 100) == (6 * (TRUNK + HEAD) + ATTENTION * 100) * 100
     # Packed with another, each token sees its own document only.
-    assert flops.of_rows([60, 40], 0) == 6 * TRUNK * 100 + ATTENTION * (60**2 + 40**2)
+    assert flops.of_documents(Documents((60, 40), CPU), 0) == 6 * TRUNK * 100 + ATTENTION * (60**2 + 40**2)
+    # Tokens that two go on from are run once, and seen by both.
+    forked = Documents((60, 25, 15), CPU, parents=(-1, 0, 0))
+    assert flops.of_documents(forked, 0) == 6 * TRUNK * 100 + ATTENTION * (60**2 + 25 * 85 + 15 * 75)
 
 
 def test_frozen_weights_need_no_gradient_of_their_own() -> None:

@@ -104,6 +104,16 @@ class Recipe(Section):
         """Every setting, defaults included, as JSON values; `parse_recipe` of it is this recipe again."""
         return self.model_dump(mode="json")
 
+    def student_room(self) -> int:
+        """Longest prompt plus completion, in tokens, of the engine in which students are measured."""
+        like = self.teacher if isinstance(self.teacher, VLLMTeacher) else VLLMTeacher(model=self.student.model)
+        return self.student.max_model_len or like.max_model_len
+
+    def evaluates_students(self) -> bool:
+        """Whether a run measures any model but the teacher."""
+        running = {"teacher": False, "student": True} | {stage.value: getattr(self, stage).enabled for stage in TRAINED}
+        return any(running[model] for model in self.evaluate.models)
+
     def has_audit(self) -> bool:
         """Whether a run of the recipe audits: unless that is switched off, or no check compares with a gold answer."""
         return self.audit.enabled and bool(self.audit.checks or set(ACCURACY) & set(self.verify.checks))
@@ -208,6 +218,10 @@ def _selection_conflicts(recipe: Recipe) -> Iterator[str]:
 
 
 def _length_conflicts(recipe: Recipe) -> Iterator[str]:
+    limit, room = recipe.evaluate.max_tokens, recipe.student_room()
+    own_room = recipe.student.max_model_len or not isinstance(recipe.teacher, VLLMTeacher)
+    if own_room and recipe.evaluates_students() and limit >= room:
+        yield f"evaluate.max_tokens = {limit} leaves no room for a prompt in student.max_model_len = {room}"
     if not isinstance(recipe.teacher, VLLMTeacher):
         return
     room = recipe.teacher.max_model_len
@@ -236,7 +250,7 @@ def _lent_conflicts(recipe: Recipe) -> Iterator[str]:
     teacher = recipe.teacher
     if not (isinstance(teacher, VLLMTeacher) and teacher.keep_running):
         return
-    room = recipe.student.max_model_len or teacher.max_model_len
+    room = recipe.student_room()
     for name, stage in (("on_policy", recipe.on_policy), ("grpo", recipe.grpo)):
         if not stage.enabled or stage.rollouts != "vllm" or stage.rollout_urls:
             continue

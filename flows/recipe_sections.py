@@ -142,8 +142,7 @@ class StudentSection(Section):
     """The model that is distilled into."""
 
     max_model_len: int = Field(default=0, ge=0, le=1_000_000)
-    """Longest prompt plus completion, in tokens, when the student is evaluated; 0: the teacher's."""
-
+    """Longest prompt plus completion, in tokens, when the student is evaluated; 0: the teacher's, else 4096."""
     model: str = Field(min_length=1)
     """Hub name, folder, or `builtin:` name of the model that training starts from."""
     revision: str = Field(default="main", min_length=1)

@@ -1,7 +1,8 @@
 """Whether the student fits its teacher, told before anything is generated instead of hours later, when it is trained.
 
-Asked by `stillhouse plan`, of files on this machine alone, and by a run, which asks a model hub too. What cannot be
-read is not judged: training still refuses a teacher with other tokens.
+Its positions must hold what the recipe has it read and write, its tokens be those of a teacher whose distributions it
+learns. Asked by `stillhouse plan`, of files on this machine alone, and by a run, which asks a model hub too. What
+cannot be read is not judged: training still refuses a teacher with other tokens, but goes beyond the positions.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from flows.recipe import Recipe
-from flows.recipe_sections import OpenAITeacher
+from flows.recipe_sections import OpenAITeacher, OptimiserSection
+from flows.stages import TRAINED
 from model.errors import RecipeError
+from model.positions import positions_in
 from model.pretrained import Say, folder_here, load_tokenizer, small_files
 from model.same_tokens import token_difference
 
@@ -29,14 +33,56 @@ class _Model:
 
 
 def require_fitting_student(recipe: Recipe, *, fetch: bool = False, say: Say | None = None) -> None:
-    """Raises RecipeError, key and remedy in one line, where training is bound to fail with this student.
+    """Raises RecipeError, key and remedy in one line, where this student cannot be trained or measured as it is asked.
 
     `fetch`: also the small files that a run is going to need anyway (config, tokenizer) are downloaded or converted,
     of which `say` is told.
     """
     find = partial(small_files, say=say) if fetch else folder_here
-    for misfit in _other_tokens(recipe, find):
+    for misfit in chain(_beyond_positions(recipe, find), _other_tokens(recipe, find)):
         raise RecipeError(misfit)
+
+
+# --- positions -------------------------------------------------------------------------------------
+
+
+def _beyond_positions(recipe: Recipe, find: Any) -> Iterator[str]:
+    """One sentence for each length of the recipe that the student's config.json does not allow."""
+    student = recipe.student
+    folder = find(student.model, student.revision)
+    positions = positions_in(folder) if folder else None
+    if positions is None:
+        return
+    of = f"the {positions} positions of {student.model} (its config.json)"
+    remedy = "lower it, or take a student with more"
+    for key, length in _texts(recipe):
+        if length > positions:
+            yield f"{key} = {length} is more than {of}: {remedy}"
+    for key, length in _completions(recipe):
+        if length >= positions:
+            yield f"{key} = {length} leaves no room for a prompt in {of}: {remedy}"
+    room = recipe.student_room()
+    if recipe.evaluates_students() and room > positions:
+        stands = "" if student.max_model_len else f", which stands for {room},"
+        wrong = f"student.max_model_len = {student.max_model_len}{stands} is more than {of}"
+        yield f"{wrong}: write student.max_model_len = {positions}, or take another student"
+
+
+def _texts(recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """Settings that bound prompt and completion together."""
+    for name, section in (("sft", recipe.sft), ("distill", recipe.distill)):
+        if section.enabled:
+            yield f"{name}.max_length", section.max_length
+
+
+def _completions(recipe: Recipe) -> Iterator[tuple[str, int]]:
+    """Settings that bound a completion, beside which there must be room for a prompt."""
+    for name, section in (("on_policy", recipe.on_policy), ("grpo", recipe.grpo)):
+        if section.enabled:
+            yield f"{name}.max_tokens", section.max_tokens
+    stages: list[OptimiserSection] = [getattr(recipe, stage) for stage in TRAINED]
+    if any(stage.enabled and stage.validate_every for stage in stages):
+        yield "evaluate.max_tokens", recipe.evaluate.max_tokens
 
 
 # --- tokens ----------------------------------------------------------------------------------------

@@ -231,6 +231,7 @@ def test_empty_file_says_what_is_missing(tmp_path: Path) -> None:
         ("on_policy.divergence=uld", "on_policy.divergence = 'uld': input should be 'reverse', 'forward' or 'jsd'"),
         ("evaluate.k=[8]", "evaluate.k asks for pass@8, but evaluate.replicas = 4"),
         ("generate.max_tokens=4096", "generate.max_tokens = 4096 leaves no room for a prompt"),
+        ("student.max_model_len=2048", "evaluate.max_tokens = 2048 leaves no room for a prompt in student.max_model"),
     ],
 )
 def test_refused_value(small: Path, override: str, says: str) -> None:

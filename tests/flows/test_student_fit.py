@@ -13,6 +13,7 @@ from flows import student_fit
 from flows.recipe import Recipe, parse_recipe
 from flows.student_fit import require_fitting_student
 from model.errors import RecipeError
+from model.positions import longest_position, positions_in
 from model.pretrained import folder_here, small_files
 from model.same_tokens import token_difference
 from tasks.store import PROBLEMS, Dataset
@@ -60,6 +61,105 @@ def refusal(recipe: Recipe) -> str:
     return line
 
 
+# --- positions -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sft.max_length=257"], "sft.max_length = 257 is more than the 256 positions of"),
+        (["distill.max_length=300", "distill.enabled=true"], "distill.max_length = 300 is more than the 256"),
+        (["grpo.max_tokens=256", "grpo.enabled=true"], "grpo.max_tokens = 256 leaves no room for a prompt in the 256"),
+        (["on_policy.max_tokens=999", "on_policy.enabled=true"], "on_policy.max_tokens = 999 leaves no room"),
+        (["student.max_model_len=300"], "student.max_model_len = 300 is more than the 256 positions"),
+        (["teacher.max_model_len=300"], "student.max_model_len = 0, which stands for 300, is more than the 256"),
+        (
+            [
+                "sft.validate_every=5",
+                "problems.0.validation=0.1",
+                "evaluate.models=['teacher']",
+                "teacher.max_model_len=512",
+                "evaluate.max_tokens=256",
+            ],
+            "evaluate.max_tokens = 256 leaves no room",
+        ),
+    ],
+)
+def test_a_length_beyond_the_students_positions(student: Path, overrides: list[str], says: str) -> None:
+    line = refusal(recipe_of(student, "org/teacher", *overrides))
+    assert says in line
+    assert line.endswith(("lower it, or take a student with more", "max_model_len = 256, or take another student"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["distill.max_length=999", "on_policy.max_tokens=999", "grpo.max_tokens=999"],  # these do not run
+        ["teacher.max_model_len=999", "student.max_model_len=256"],
+        ["teacher.max_model_len=999", "evaluate.models=['teacher', 'grpo']"],
+        ["teacher.max_model_len=999", "evaluate.models=['teacher']", "evaluate.max_tokens=400"],
+    ],
+)
+def test_lengths_within_the_students_positions(student: Path, overrides: list[str]) -> None:
+    require_fitting_student(recipe_of(student, "org/teacher", *overrides))
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 2048}, "max_position_embeddings": 7}, 2048),
+        ({"hidden_size": 64}, None),
+        ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 8.0}}, 32_768),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 8192),
+        ({"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}, 4096),
+        # Llama 3.1, DeepSeek and Gemma 3 name what scaling leads to, Qwen's cards what was there before.
+        ({"max_position_embeddings": 131_072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 131_072),
+        (
+            {
+                "max_position_embeddings": 163_840,
+                "rope_scaling": {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096},
+            },
+            163_840,
+        ),
+        (
+            {
+                "max_position_embeddings": 32_768,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768},
+            },
+            131_072,
+        ),
+        (
+            {
+                "max_position_embeddings": 131_072,
+                "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}},
+            },
+            131_072,
+        ),
+    ],
+)
+def test_positions_in_a_config(config: dict[str, Any], positions: int | None) -> None:
+    assert longest_position(config) == positions
+
+
+def test_a_config_that_is_none(tmp_path: Path) -> None:
+    assert positions_in(tmp_path) is None
+    (tmp_path / "config.json").write_text("[no JSON")
+    assert positions_in(tmp_path) is None
+
+
+def test_too_long_a_text_ends_a_plan_and_a_run_in_one_line(
+    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, student: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(endpoint.url, problems=4)
+    words = ["--set", f"student.model={student}", "--set", "sft.enabled=true"]
+    assert_told(cli("plan", recipe, *words), "sft.max_length = 4096 is more than the 256 positions")
+    assert_told(stillhouse("run", recipe, *words), "sft.max_length = 4096 is more than the 256 positions")
+    assert (endpoint.requests, Dataset(tmp_path / "dataset").manifests(PROBLEMS)) == ([], [])
+
+
 # --- tokens ----------------------------------------------------------------------------------------
 
 
@@ -87,7 +187,7 @@ def test_what_needs_no_common_tokens_may_have_others(student: Path, other: Path,
 
 
 def test_an_endpoint_is_believed_to_have_the_tokenizer_that_is_named(student: Path, other: Path) -> None:
-    distill = ["distill.enabled=true", "distill.teacher_logits=stored"]
+    distill = ["distill.enabled=true", "distill.teacher_logits=stored", "student.max_model_len=256"]
     endpoint = 'teacher={{type = "openai", model = "m", urls = ["http://h/v1"], tokenizer = "{}"}}'
     require_fitting_student(recipe_of(student, other, endpoint.format(""), *distill))
     assert "different vocabularies" in refusal(recipe_of(student, other, endpoint.format(other), *distill))

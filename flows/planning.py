@@ -372,7 +372,10 @@ def _validation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
             continue
         count = steps[f"{name}_steps"]
         times = None if count is None else 1.0 + math.ceil(count / section.validate_every)
-        answers = _times(_times(known.get("validation"), section.validation_samples), times)
+        problems = known.get("validation")
+        if problems is not None and section.validation_limit:
+            problems = min(problems, float(section.validation_limit))
+        answers = _times(_times(problems, section.validation_samples), times)
         origin = f"{section.validation_samples} for each problem, every {section.validate_every} steps"
         found.append(Figure(f"{name}_validation", f"{name}: validation answers", answers, "", origin))
         hours = _hours(_times(answers, min(mean or 0.0, float(recipe.evaluate.max_tokens))), speed)

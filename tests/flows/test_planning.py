@@ -207,6 +207,8 @@ def test_validation_is_planned_beside_training() -> None:
     watched, unwatched = (planned(*rounds, f"grpo.validate_every={every}") for every in (5, 0))
     assert (watched["held_out"], watched["validation"], watched["train"]) == (20, 10, 70)
     assert watched["grpo_validation"] == 10 * 3 * 4
+    limited = planned(*rounds, "grpo.validate_every=5", "grpo.validation_limit=4")
+    assert limited["grpo_validation"] == 4 * 3 * 4
     assert "grpo_validation" not in {figure.key for figure in unwatched.figures}
     hours = [each["total_hours"] or 0.0 for each in (watched, unwatched)]
     assert hours[0] - hours[1] == pytest.approx(watched["grpo_validation_hours"])

@@ -254,6 +254,23 @@ def test_r1_recipes_plan_800_thousand_samples() -> None:
             assert (whole["samples"], whole["shards"], whole["held_out"]) == (800_000, 200, 530)
 
 
+def test_the_recipe_for_one_gpu_is_an_hour_of_every_kind_of_stage_without_a_data_download() -> None:
+    """6,300 problems, of which a tenth and a twentieth are kept apart, four answers each, two of them learned."""
+    recipe = load_recipe(ROOT / "deployments" / "recipes" / "one_gpu_1_5b.toml")
+    whole = plan(recipe)
+    assert {source.type for source in recipe.problems} == {"builtin"}
+    assert (whole["held_out"], whole["validation"], whole["train"]) == (630, 315, 5355)
+    assert (whole["samples"], whole["accepted"]) == (5355 * 4, 5355 * 2)
+    assert (whole["sft_steps"], whole["distill_steps"]) == (198, 99)
+    assert whole["sft_validation"] == 128 * 2 * 5  # before the first step, after 50, 100, 150, and at the end
+    assert whole["stored_bytes"] == 5355 * 2 * 150 * 64 * 6
+    assert 0.3 < (whole["total_hours"] or 0) < 3
+    for stage in (recipe.sft, recipe.distill, recipe.grpo):
+        assert stage.enabled
+        assert (stage.keep, stage.lora_rank) == ("best", 0)
+    assert (recipe.distill.teacher_logits, recipe.grpo.rollouts) == ("stored", "vllm")
+
+
 def test_a_cpu_recipe_speaks_of_machines() -> None:
     units = {figure.unit for figure in planned("teacher.gpus=0").figures}
     assert "machine h" in units

@@ -185,6 +185,24 @@ def test_a_share_that_holds_nothing_out_is_warned_of(tmp_path: Path) -> None:
     assert "warning" not in render(planned(section.replace("0.001", "0")))
 
 
+@pytest.mark.parametrize(
+    ("key", "share", "limit", "chance"),
+    [
+        ("held_out", 0.1, 7, "48%"),  # 0.9 to the power of 7
+        ("validation", 0.5, 1, "50%"),
+        ("held_out", 0.1, 44, None),  # 0.97 %
+        ("held_out", 1.0, 1, None),
+        ("held_out", 0.0, 7, None),
+    ],
+)
+def test_a_share_that_may_hold_nothing_out_is_warned_of(key: str, share: float, limit: int, chance: str | None) -> None:
+    """Of a built-in set, which is not read here: each question is kept apart with the chance that the share says."""
+    section = f'problems.0={{type = "builtin", name = "products-1x1", limit = {limit}, {key} = {share}}}'
+    warnings = planned(section).warnings
+    told = f"products-1x1: {key} = {share:g} of {limit} problems keeps none with a chance of {chance}, for a question"
+    assert [warning.startswith(told) for warning in warnings] == [True] * (chance is not None)
+
+
 def test_what_a_run_has_loaded_is_known() -> None:
     whole = planned(measured={"train": 77.0, "held_out": 23.0})
     assert (whole["problems"], whole["held_out"], whole["samples"]) == (100, 23, 77 * 5)

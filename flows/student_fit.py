@@ -7,10 +7,11 @@ cannot be read is not judged: training still refuses a teacher with other tokens
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 from flows.recipe import Recipe
@@ -20,6 +21,8 @@ from model.errors import RecipeError
 from model.positions import positions_in
 from model.pretrained import Say, folder_here, load_tokenizer, small_files
 from model.same_tokens import token_difference
+
+Find = Callable[[str, str], Path | None]  # a model's folder by name and revision
 
 _QUESTION = "How many are 12 + 345?\n"
 
@@ -38,7 +41,7 @@ def require_fitting_student(recipe: Recipe, *, fetch: bool = False, say: Say | N
     `fetch`: also the small files that a run is going to need anyway (config, tokenizer) are downloaded or converted,
     of which `say` is told.
     """
-    find = partial(small_files, say=say) if fetch else folder_here
+    find: Find = partial(small_files, say=say) if fetch else folder_here
     for misfit in chain(_beyond_positions(recipe, find), _other_tokens(recipe, find)):
         raise RecipeError(misfit)
 
@@ -46,7 +49,7 @@ def require_fitting_student(recipe: Recipe, *, fetch: bool = False, say: Say | N
 # --- positions -------------------------------------------------------------------------------------
 
 
-def _beyond_positions(recipe: Recipe, find: Any) -> Iterator[str]:
+def _beyond_positions(recipe: Recipe, find: Find) -> Iterator[str]:
     """One sentence for each length of the recipe that the student's config.json does not allow."""
     student = recipe.student
     folder = find(student.model, student.revision)
@@ -88,7 +91,7 @@ def _completions(recipe: Recipe) -> Iterator[tuple[str, int]]:
 # --- tokens ----------------------------------------------------------------------------------------
 
 
-def _other_tokens(recipe: Recipe, find: Any) -> Iterator[str]:
+def _other_tokens(recipe: Recipe, find: Find) -> Iterator[str]:
     """One sentence for each stage that compares distributions over tokens which the student does not have."""
     student, found = _Model(recipe.student.model, recipe.student.revision), dict[_Model, Any]()
     for stage, teacher in _token_teachers(recipe):
@@ -122,7 +125,7 @@ def _taught_by(recipe: Recipe, other: str) -> _Model | None:
     return _Model(teacher.model, teacher.revision)
 
 
-def _tokenizer(model: _Model, find: Any) -> Any:
+def _tokenizer(model: _Model, find: Find) -> Any:
     """A model's tokenizer, None where it cannot be read."""
     folder = find(model.name, model.revision)
     try:

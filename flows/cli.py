@@ -81,8 +81,10 @@ def plan(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Says what a recipe would cost: shards, samples, tokens, disk, GPU hours, money. Makes nothing."""
     from flows.planning import plan as plan_recipe
     from flows.planning import render
+    from flows.student_fit import require_fitting_student
 
     loaded = load_recipe(recipe, overrides or [])
+    require_fitting_student(loaded)
     typer.echo(render(plan_recipe(loaded, _measured_rates(loaded))))
 
 

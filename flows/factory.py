@@ -10,8 +10,10 @@ from flows.evaluate import evaluate
 from flows.generate import MAKING, generate
 from flows.recipe import Recipe
 from flows.refine import refine
-from flows.stages import ALL_STAGES, Stage
+from flows.stages import ALL_STAGES, TRAINED, Stage
+from flows.student_fit import require_fitting_student
 from flows.wiring import opened
+from tasks.progress import announce
 
 
 @flow(name="factory", flow_run_name="{recipe.name}")
@@ -19,6 +21,8 @@ def factory(recipe: Recipe, only: tuple[Stage, ...] = ALL_STAGES) -> None:
     """Runs the stages in `only`, each doing what is left to do; a second run of a finished recipe does nothing."""
     making = tuple(stage for stage in MAKING if stage in only)
     distilling = tuple(stage for stage in DISTILLING if stage in only and getattr(recipe, stage).enabled)
+    if {Stage.GENERATE, *TRAINED} & set(only):
+        require_fitting_student(recipe, fetch=True, say=announce)
     with opened(recipe) as run:
         if making:
             generate(recipe, making)

@@ -19,7 +19,15 @@ from flows.recipe import Recipe
 from flows.recipe_sections import OptimiserSection, RolloutSection, VLLMTeacher
 from flows.stages import TRAINED
 from model.sampling.stored_size import stored_bytes
-from tasks.sources import ProblemSource, count_rows, nothing_held_out, nothing_to_validate, quick_to_read
+from tasks.sources import (
+    SHARES,
+    ProblemSource,
+    count_rows,
+    nothing_held_out,
+    nothing_to_validate,
+    perhaps_nothing,
+    quick_to_read,
+)
 
 # What a pilot may have measured; each replaces the field of the same name in [plan].
 MEASURABLE = (
@@ -137,13 +145,17 @@ def _counted(sources: Sequence[ProblemSource]) -> list[_Counted]:
 
 
 def _warnings(counts: Sequence[_Counted]) -> tuple[str, ...]:
-    some = [one for one in counts if one.problems]
-    held_out = [one for one in some if one.source.held_out and not round(one.held_out)]
-    validation = [one for one in some if one.source.validation and not round(one.validation)]
-    return (
-        *(nothing_held_out(one.source, one.problems or 0) for one in held_out),
-        *(nothing_to_validate(one.source, one.problems or 0) for one in validation),
-    )
+    some = [(one, one.source, one.problems) for one in counts if one.problems]
+    found = [
+        *(nothing_held_out(of, count) for one, of, count in some if one.exact and of.held_out and not one.held_out),
+        *(
+            nothing_to_validate(of, count)
+            for one, of, count in some
+            if one.exact and of.validation and not one.validation
+        ),
+        *(perhaps_nothing(of, key, count) for key in SHARES for one, of, count in some if not one.exact),
+    ]
+    return tuple(warning for warning in found if warning)
 
 
 def _problems(counts: Sequence[_Counted], loaded: Mapping[str, float]) -> list[Figure]:
@@ -372,7 +384,10 @@ def _validation(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
             continue
         count = steps[f"{name}_steps"]
         times = None if count is None else 1.0 + math.ceil(count / section.validate_every)
-        answers = _times(_times(known.get("validation"), section.validation_samples), times)
+        problems = known.get("validation")
+        if problems is not None and section.validation_limit:
+            problems = min(problems, float(section.validation_limit))
+        answers = _times(_times(problems, section.validation_samples), times)
         origin = f"{section.validation_samples} for each problem, every {section.validate_every} steps"
         found.append(Figure(f"{name}_validation", f"{name}: validation answers", answers, "", origin))
         hours = _hours(_times(answers, min(mean or 0.0, float(recipe.evaluate.max_tokens))), speed)

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -103,6 +103,16 @@ class Recipe(Section):
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as JSON values; `parse_recipe` of it is this recipe again."""
         return self.model_dump(mode="json")
+
+    def student_room(self) -> int:
+        """Longest prompt plus completion, in tokens, of the engine in which students are measured."""
+        like = self.teacher if isinstance(self.teacher, VLLMTeacher) else VLLMTeacher(model=self.student.model)
+        return self.student.max_model_len or like.max_model_len
+
+    def evaluates_students(self) -> bool:
+        """Whether a run measures any model but the teacher."""
+        running = {"teacher": False, "student": True} | {stage.value: getattr(self, stage).enabled for stage in TRAINED}
+        return any(running[model] for model in self.evaluate.models)
 
     def has_audit(self) -> bool:
         """Whether a run of the recipe audits: unless that is switched off, or no check compares with a gold answer."""
@@ -208,6 +218,10 @@ def _selection_conflicts(recipe: Recipe) -> Iterator[str]:
 
 
 def _length_conflicts(recipe: Recipe) -> Iterator[str]:
+    limit, room = recipe.evaluate.max_tokens, recipe.student_room()
+    own_room = recipe.student.max_model_len or not isinstance(recipe.teacher, VLLMTeacher)
+    if own_room and recipe.evaluates_students() and limit >= room:
+        yield f"evaluate.max_tokens = {limit} leaves no room for a prompt in student.max_model_len = {room}"
     if not isinstance(recipe.teacher, VLLMTeacher):
         return
     room = recipe.teacher.max_model_len
@@ -236,7 +250,7 @@ def _lent_conflicts(recipe: Recipe) -> Iterator[str]:
     teacher = recipe.teacher
     if not (isinstance(teacher, VLLMTeacher) and teacher.keep_running):
         return
-    room = recipe.student.max_model_len or teacher.max_model_len
+    room = recipe.student_room()
     for name, stage in (("on_policy", recipe.on_policy), ("grpo", recipe.grpo)):
         if not stage.enabled or stage.rollouts != "vllm" or stage.rollout_urls:
             continue
@@ -324,22 +338,28 @@ def _override(values: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise RecipeError(f"--set {override}: write it as section.key=value, as in generate.replicas=8")
     here: Any = values
-    for part in parts[:-1]:
-        here = here.setdefault(part, {}) if isinstance(here, dict) else _item(here, part, override)
+    for at, part in enumerate(parts[:-1]):
+        here = here.setdefault(part, {}) if isinstance(here, dict) else _item(here, parts, at, override)
     if isinstance(here, dict):
         here[parts[-1]] = _toml_value(text)
     else:
-        _item(here, parts[-1], override)
+        _item(here, parts, len(parts) - 1, override)
         here[int(parts[-1])] = _toml_value(text)
 
 
-def _item(values: Any, part: str, override: str) -> Any:
+def _item(values: Any, parts: Sequence[str], at: int, override: str) -> Any:
+    """The item of a list that the key's part names; RecipeError with the nearest key that names one."""
+    part, before = parts[at], ".".join(parts[:at])
     if not isinstance(values, list):
         raise RecipeError(f"--set {override}: there is no section before `{part}` to set it in")
-    if not part.isdigit() or int(part) >= len(values):
-        last = len(values) - 1
-        raise RecipeError(f"--set {override}: `{part}` is no place in a list; give a number from 0 to {last}")
-    return values[int(part)]
+    if part.isdigit() and int(part) < len(values):
+        return values[int(part)]
+    if not values:
+        raise RecipeError(f"--set {override}: `{before}` is an empty list; set the whole of it: {before}=[…]")
+    rest = parts[at + 1 :] if part.isdigit() else parts[at:]
+    hint = f"did you mean `{'.'.join([before, '0', *rest])}`?"
+    count = "one item, 0" if len(values) == 1 else f"the items 0 to {len(values) - 1}"
+    raise RecipeError(f"--set {override}: `{before}` is a list of {count}; {hint}")
 
 
 def _toml_value(text: str) -> Any:
@@ -415,7 +435,7 @@ def _without_tags(location: tuple[int | str, ...], values: Any) -> list[int | st
 def _nearest(path: Sequence[int | str], values: Any) -> str:
     """A hint: the same key elsewhere in the recipe, else the most alike one of the same section."""
     wrong, parents = str(path[-1]), list(path[:-1])
-    named = ".".join(part for part in path if isinstance(part, str))
+    named = ".".join("0" if isinstance(part, int) else part for part in path)
     elsewhere = [dotted for dotted in _dotted_keys(Recipe) if dotted.rsplit(".", 1)[-1] == wrong]
     if named in elsewhere:
         return f"; it belongs to another `{'.'.join(map(str, parents))}.type`"
@@ -462,8 +482,9 @@ def _tag(section: type[Any]) -> Any:
 
 
 def _dotted_keys(section: type[Any], prefix: str = "") -> Iterator[str]:
+    """Every key as `--set` takes it, through the first item of each list: `problems.0.limit`."""
     for name, annotation in _annotations(section).items():
-        inner = _sections_of(annotation)
         yield f"{prefix}{name}"
-        for child in inner:
-            yield from _dotted_keys(child, f"{prefix}{name}.")
+        inside = f"{prefix}{name}.0." if get_origin(annotation) is tuple else f"{prefix}{name}."
+        for child in _sections_of(annotation):
+            yield from _dotted_keys(child, inside)

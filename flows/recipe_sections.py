@@ -142,8 +142,7 @@ class StudentSection(Section):
     """The model that is distilled into."""
 
     max_model_len: int = Field(default=0, ge=0, le=1_000_000)
-    """Longest prompt plus completion, in tokens, when the student is evaluated; 0: the teacher's."""
-
+    """Longest prompt plus completion, in tokens, when the student is evaluated; 0: the teacher's, else 4096."""
     model: str = Field(min_length=1)
     """Hub name, folder, or `builtin:` name of the model that training starts from."""
     revision: str = Field(default="main", min_length=1)
@@ -474,6 +473,8 @@ class OptimiserSection(Section):
     validate_every: int = Field(default=0, ge=0)
     """Steps between two validations: the student answers the problems kept by `problems.*.validation`, sampled as
     `[evaluate]` says, also before the first and after the last step; 0: never."""
+    validation_limit: int = Field(default=0, ge=0)
+    """Problems asked each time, always the same ones (those with the lowest ids, which are hashes); 0: all."""
     validation_samples: int = Field(default=4, ge=1, le=1024)
     """Answers to each of those problems: k of pass@k, N of cons@N (`[evaluate]`'s `replicas` has the same meaning)."""
     validation_batch: int = Field(default=64, ge=1, le=65_536)

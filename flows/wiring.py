@@ -177,10 +177,9 @@ def student_spec(recipe: Recipe, model: str) -> EngineSpec:
     """What serves a student's weights: a server of ours, set up like the teacher's where that one is ours."""
     student = recipe.student
     like = recipe.teacher if isinstance(recipe.teacher, VLLMTeacher) else VLLMTeacher(model=student.model)
-    room = student.max_model_len or like.max_model_len
     own = student.revision if model == student.model else "main"
     extra = like.extra_args if like.model == student.model else ()
-    options = replace(_options(recipe, like), revision=own, max_model_len=room, extra_args=extra)
+    options = replace(_options(recipe, like), revision=own, max_model_len=recipe.student_room(), extra_args=extra)
     return EngineSpec(model, own, options=options)
 
 

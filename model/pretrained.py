@@ -37,6 +37,7 @@ CONVERSION = 1  # raise it when `_convert` changes what it writes
 MARKER = "stillhouse.json"  # written last: file sizes and provenance of a converted folder
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+SMALL_PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt")  # a hub model's config, tokenizer and chat template
 GGUF_MAGIC = b"GGUF"
 
 Say = Callable[[str], None]
@@ -71,6 +72,44 @@ def resolve_model(
         check_model_folder(folder)
         return folder.resolve()
     return name
+
+
+def folder_here(name: str, revision: str = "main", cache_dir: Path | None = None) -> Path | None:
+    """The folder of a model whose config and tokenizer are on this machine as they are: nothing is fetched, converted
+    or checked. None where there is none."""
+    if name.startswith(BUILTIN_PREFIX):
+        with contextlib.suppress(ModelFolderError):
+            folder = _cached_builtin(name.removeprefix(BUILTIN_PREFIX), cache_dir or default_cache())
+            return folder if is_complete(folder) else None
+        return None
+    folder = Path(name).expanduser()
+    if folder.exists() or _looks_like_path(name):
+        return folder.resolve() if folder.is_dir() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None  # a name that no hub has; who needs the model says so
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def small_files(name: str, revision: str = "main", *, say: Say | None = None) -> Path | None:
+    """The same for who is going to need the model: builtins are converted, a hub is asked for all but the weights.
+
+    None where it does not answer, or does not have it. Raises ModelFolderError as `resolve_model` does.
+    """
+    found = resolve_model(name, revision, say=say)
+    if isinstance(found, Path):
+        return found
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(found, revision=revision, allow_patterns=list(SMALL_PATTERNS)))
+    # The hub's client raises errors of its own, of httpx and of the operating system; who needs the model tells them.
+    except Exception:
+        return folder_here(name, revision)
 
 
 def revision_of(name: Path | str, revision: str = "main", cache_dir: Path | None = None) -> str:
@@ -199,11 +238,10 @@ def _not_installed(builtin: Builtin) -> ModelFolderError:
 
 
 def _builtin_folder(name: str, cache: Path, say: Say) -> Path:
-    builtin = _known_builtin(name)
-    models = cache / "models"
-    folder = models / f"{name}-{_installed_version(builtin)}-c{CONVERSION}"
+    folder = _cached_builtin(name, cache)
     if is_complete(folder):
         return folder
+    builtin, models = _known_builtin(name), folder.parent
     try:
         models.mkdir(parents=True, exist_ok=True)
         with FileLock(models / f"{folder.name}.lock"):
@@ -215,6 +253,10 @@ def _builtin_folder(name: str, cache: Path, say: Say) -> Path:
         cause = f"{error.strerror or error}"
         raise ModelFolderError(f"cannot write the model cache {models}: {cause}; set STILLHOUSE_CACHE") from None
     return folder
+
+
+def _cached_builtin(name: str, cache: Path) -> Path:
+    return cache / "models" / f"{name}-{_installed_version(_known_builtin(name))}-c{CONVERSION}"
 
 
 def _gguf_of(builtin: Builtin) -> Path:

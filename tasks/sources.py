@@ -24,6 +24,8 @@ from tasks.builtin_problems import BUILTIN_SETS, builtin_rows
 MAX_LINE_BYTES = 16 * 1024 * 1024
 _COUNTED_WHOLE_BYTES = 64 * 1024 * 1024
 _QUICK_BYTES = 8 * 1024 * 1024
+_WORTH_SAYING = 0.01  # chance that a share keeps none of the problems
+SHARES = ("held_out", "validation")  # of a source, kept out of training
 _PROBE_BYTES = 4 * 1024 * 1024
 _PARQUET_ROWS = 512
 _UTF8_BOM = b"\xef\xbb\xbf"
@@ -170,6 +172,18 @@ def nothing_to_validate(source: ProblemSource, problems: int) -> str:
     return (
         f"{source.label}: validation = {source.validation:g} keeps none of its {problems} problems for validation, for "
         "a question's hash decides: raise it, or add problems"
+    )
+
+
+def perhaps_nothing(source: ProblemSource, key: str, problems: int) -> str | None:
+    """What a user is told whose `held_out` or `validation` may well come to none of problems that were not read yet."""
+    share: float = getattr(source, key)
+    chance = (1 - share) ** problems
+    if not share or not problems or chance < _WORTH_SAYING:
+        return None
+    return (
+        f"{source.label}: {key} = {share:g} of {problems} problems keeps none with a chance of {chance:.0%}, for a "
+        "question's hash decides: raise it, or add problems"
     )
 
 

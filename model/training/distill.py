@@ -21,7 +21,8 @@ from torch import Tensor
 from model.losses.head import Kernel, Part, project
 from model.losses.kl import Divergence, divergence_part
 from model.losses.top_k import top_k_part
-from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize, tokenize_all
+from model.same_tokens import token_difference
+from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize_all
 from model.training.documents import Documents
 from model.training.examples import Columns, first_completions
 from model.training.forward import Model, completion_hidden, load_model
@@ -242,11 +243,8 @@ def shared_prefix(contexts: Iterable[Sequence[int] | NDArray[np.int32]]) -> list
 
 def require_same_tokens(student: Tokenizer, teacher: Tokenizer, texts: Sequence[str]) -> None:
     """Raises JobError unless both tokenizers give the same ids: distributions over other tokens mean nothing."""
-    if student.get_vocab() != teacher.get_vocab():
+    if difference := token_difference(student, teacher, texts):
         raise JobError(
-            "teacher and student have different vocabularies, and KL distillation needs one tokenizer: "
+            f"teacher and student {difference}, and KL distillation needs one tokenizer: "
             'use sft instead, or a distill job with divergence = "uld" and a live teacher'
         )
-    for text in texts:
-        if tokenize(student, text) != tokenize(teacher, text):
-            raise JobError(f"teacher and student split {text[:60]!r} into different tokens: KL needs one tokenizer")

@@ -92,6 +92,7 @@ class Job:
     lora_targets: tuple[str, ...] = ()  # last names of the linear layers that get one; none: all of the trunk
     validate_every: int = 0  # steps between validations, also before the first and after the last one; 0: none at all
     validation: Path | None = None  # Parquet of PROBLEM_SCHEMA, the prompt as the student sees it; never trained on
+    validation_limit: int = 0  # problems asked each time, always those with the lowest ids; 0: all
     validation_samples: int = 4  # answers to a problem: k of pass@k, N of cons@N
     validation_temperature: float = 0.6
     validation_top_p: float = 0.95

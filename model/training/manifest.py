@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import fields
+from dataclasses import Field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ _NOT_IDENTITY |= {"rollout_python", "rollout_urls", "rollout_lent", "rollout_gpu
 _NOT_IDENTITY |= {"trackers", "peak_tflops", "validation_check_timeout_seconds"}
 # What is only looked at; with keep = "best" it chooses the weights.
 _WATCHING = {"keep", "validate_every", "validation"}
-_WATCHING |= {f"validation_{name}" for name in ("samples", "temperature", "top_p", "max_tokens", "stop", "batch")}
+_WATCHING |= {f"validation_{name}" for name in ("limit", "samples", "temperature", "top_p", "max_tokens")}
+_WATCHING |= {f"validation_{name}" for name in ("stop", "batch")}
 _WATCHING |= {f"validation_{name}" for name in ("checks", "require", "check_settings")}
 _OF_ADAPTERS = {"lora_rank", "lora_alpha", "lora_targets"}  # part of it where there are some
 # Came later: at their defaults they are left out, so that folders begun before them stay whose they are.
-_LATER = {"rollouts_ahead"}
+_LATER = {"rollouts_ahead", "validation_limit"}
 
 
 def identity(job: Job) -> dict[str, Any]:
@@ -42,8 +43,7 @@ def identity(job: Job) -> dict[str, Any]:
     left_out |= set() if job.lora_rank else _OF_ADAPTERS
     for field in fields(job):
         value = getattr(job, field.name)
-        as_before = field.name in _LATER and value == field.default
-        if field.name not in left_out and value is not None and not as_before:
+        if field.name not in left_out and value is not None and not _as_before(field, value):
             values[field.name] = content_digest(value) if isinstance(value, Path) else plain[field.name]
     return values
 
@@ -51,8 +51,14 @@ def identity(job: Job) -> dict[str, Any]:
 def validation_identity(job: Job) -> dict[str, Any]:
     """What validations have to share to be compared with one another."""
     plain = as_json(job)
-    names = sorted(name for name in _WATCHING if name not in ("keep", "validate_every", "validation_batch"))
+    same = {field.name for field in fields(job) if _as_before(field, getattr(job, field.name))}
+    names = sorted(_WATCHING - {"keep", "validate_every", "validation_batch"} - same)
     return {name: plain[name] for name in names} | {"validation": job.validation and content_digest(job.validation)}
+
+
+def _as_before(field: Field[Any], value: Any) -> bool:
+    """Whether a setting that came later leaves everything as it was."""
+    return field.name in _LATER and bool(value == field.default)
 
 
 def content_digest(path: Path) -> str:

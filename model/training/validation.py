@@ -111,8 +111,7 @@ class Validation:
     ) -> None:
         self.job, self.model, self.tokenizer, self.sampler, self.pool = job, model, tokenizer, sampler, pool
         assert job.validation is not None, "open_validation has looked"
-        problems = read_problems(job.validation)
-        self.asked = [problem for problem in problems for _ in range(job.validation_samples)]
+        self.asked = [problem for problem in asked_problems(job) for _ in range(job.validation_samples)]
         self.best = BestWeights(job, world)
         self.lines: list[Line] = read_lines(job.out / FILE) if self._are_of_these_settings() else []
 
@@ -236,6 +235,8 @@ def require_settings(job: Job, world: World) -> None:
         )
     if job.validation is None:
         raise JobError("validate_every needs the field 'validation', a file of problems that are never trained on")
+    if job.validation_limit < 0:
+        raise JobError(f"validation_limit must not be negative, got {job.validation_limit}")
     for name in ("validation_samples", "validation_max_tokens", "validation_batch"):
         if getattr(job, name) < 1:
             raise JobError(f"{name} must be at least 1, got {getattr(job, name)}")
@@ -249,7 +250,14 @@ def own_randomness(job: Job, step: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def asked_problems(job: Job) -> list[Problem]:
+    """The problems that every validation asks about: ids are hashes, so the lowest are a draw that stays the same."""
+    problems: list[Problem] = read_problems(job.validation) if job.validation else []
+    if not job.validation_limit:
+        return problems
+    return sorted(problems, key=lambda problem: problem.problem_id)[: job.validation_limit]
+
+
 def contexts_of(job: Job) -> list[str]:
     """Every context that validation asks about, for who has to make room for them."""
-    problems: list[Problem] = read_problems(job.validation) if job.validation and job.validate_every else []
-    return [problem.prompt + job.prefill for problem in problems]
+    return [problem.prompt + job.prefill for problem in asked_problems(job)] if job.validate_every else []

@@ -185,6 +185,24 @@ def test_a_share_that_holds_nothing_out_is_warned_of(tmp_path: Path) -> None:
     assert "warning" not in render(planned(section.replace("0.001", "0")))
 
 
+@pytest.mark.parametrize(
+    ("key", "share", "limit", "chance"),
+    [
+        ("held_out", 0.1, 7, "48%"),  # 0.9 to the power of 7
+        ("validation", 0.5, 1, "50%"),
+        ("held_out", 0.1, 44, None),  # 0.97 %
+        ("held_out", 1.0, 1, None),
+        ("held_out", 0.0, 7, None),
+    ],
+)
+def test_a_share_that_may_hold_nothing_out_is_warned_of(key: str, share: float, limit: int, chance: str | None) -> None:
+    """Of a built-in set, which is not read here: each question is kept apart with the chance that the share says."""
+    section = f'problems.0={{type = "builtin", name = "products-1x1", limit = {limit}, {key} = {share}}}'
+    warnings = planned(section).warnings
+    told = f"products-1x1: {key} = {share:g} of {limit} problems keeps none with a chance of {chance}, for a question"
+    assert [warning.startswith(told) for warning in warnings] == [True] * (chance is not None)
+
+
 def test_what_a_run_has_loaded_is_known() -> None:
     whole = planned(measured={"train": 77.0, "held_out": 23.0})
     assert (whole["problems"], whole["held_out"], whole["samples"]) == (100, 23, 77 * 5)
@@ -207,6 +225,8 @@ def test_validation_is_planned_beside_training() -> None:
     watched, unwatched = (planned(*rounds, f"grpo.validate_every={every}") for every in (5, 0))
     assert (watched["held_out"], watched["validation"], watched["train"]) == (20, 10, 70)
     assert watched["grpo_validation"] == 10 * 3 * 4
+    limited = planned(*rounds, "grpo.validate_every=5", "grpo.validation_limit=4")
+    assert limited["grpo_validation"] == 4 * 3 * 4
     assert "grpo_validation" not in {figure.key for figure in unwatched.figures}
     hours = [each["total_hours"] or 0.0 for each in (watched, unwatched)]
     assert hours[0] - hours[1] == pytest.approx(watched["grpo_validation_hours"])
@@ -250,6 +270,23 @@ def test_r1_recipes_plan_800_thousand_samples() -> None:
         if path.stem.startswith("r1_"):
             whole = plan(load_recipe(path))
             assert (whole["samples"], whole["shards"], whole["held_out"]) == (800_000, 200, 530)
+
+
+def test_the_recipe_for_one_gpu_is_an_hour_of_every_kind_of_stage_without_a_data_download() -> None:
+    """6,300 problems, of which a tenth and a twentieth are kept apart, four answers each, two of them learned."""
+    recipe = load_recipe(ROOT / "deployments" / "recipes" / "one_gpu_1_5b.toml")
+    whole = plan(recipe)
+    assert {source.type for source in recipe.problems} == {"builtin"}
+    assert (whole["held_out"], whole["validation"], whole["train"]) == (630, 315, 5355)
+    assert (whole["samples"], whole["accepted"]) == (5355 * 4, 5355 * 2)
+    assert (whole["sft_steps"], whole["distill_steps"]) == (198, 99)
+    assert whole["sft_validation"] == 128 * 2 * 5  # before the first step, after 50, 100, 150, and at the end
+    assert whole["stored_bytes"] == 5355 * 2 * 150 * 64 * 6
+    assert 0.3 < (whole["total_hours"] or 0) < 3
+    for stage in (recipe.sft, recipe.distill, recipe.grpo):
+        assert stage.enabled
+        assert (stage.keep, stage.lora_rank) == ("best", 0)
+    assert (recipe.distill.teacher_logits, recipe.grpo.rollouts) == ("stored", "vllm")
 
 
 def test_a_cpu_recipe_speaks_of_machines() -> None:

@@ -130,14 +130,29 @@ def test_an_override_cannot_smuggle_in_a_second_key(small: Path) -> None:
         ("generate.replicas", "write it as section.key=value"),
         ("=3", "write it as section.key=value"),
         ("generate..replicas=3", "write it as section.key=value"),
-        ("problems.4.limit=5", "`4` is no place in a list; give a number from 0 to 0"),
-        ("problems.limit=5", "`limit` is no place in a list"),
+        ("problems.4.limit=5", "`problems` is a list of one item, 0; did you mean `problems.0.limit`?"),
+        ("problems.4=5", "`problems` is a list of one item, 0; did you mean `problems.0`?"),
+        ("problems.limit=5", "`problems` is a list of one item, 0; did you mean `problems.0.limit`?"),
+        ("problems.validation=0.1", "did you mean `problems.0.validation`?"),
+        ("problems.columns.gold=a", "did you mean `problems.0.columns.gold`?"),
+        ("validation=0.1", "unknown key `validation`; did you mean `problems.0.validation`?"),
+        ("assistant=a", "unknown key `assistant`; did you mean `template.shots.0.assistant`?"),
         ("name.first=5", "no section before `first`"),
         ("generate.replicsa=8", "unknown key `generate.replicsa`; did you mean `generate.replicas`?"),
     ],
 )
 def test_bad_override(small: Path, override: str, says: str) -> None:
     assert says in refusal(small, override)
+
+
+def test_an_override_of_a_list_says_how_long_it_is(small: Path) -> None:
+    """The empty one stands in the file: an override of nothing in it has no item to name."""
+    path = appended(small, '[[problems]]\ntype = "builtin"\nname = "sums-3x1"\n[template]\nshots = []\n')
+    assert "`problems` is a list of the items 0 to 1; did you mean `problems.0.limit`?" in refusal(
+        path, "problems.7.limit=5"
+    )
+    line = refusal(path, "template.shots.0.user=a")
+    assert line.endswith("`template.shots` is an empty list; set the whole of it: template.shots=[…]")
 
 
 # --- refusals --------------------------------------------------------------------------------------
@@ -231,6 +246,7 @@ def test_empty_file_says_what_is_missing(tmp_path: Path) -> None:
         ("on_policy.divergence=uld", "on_policy.divergence = 'uld': input should be 'reverse', 'forward' or 'jsd'"),
         ("evaluate.k=[8]", "evaluate.k asks for pass@8, but evaluate.replicas = 4"),
         ("generate.max_tokens=4096", "generate.max_tokens = 4096 leaves no room for a prompt"),
+        ("student.max_model_len=2048", "evaluate.max_tokens = 2048 leaves no room for a prompt in student.max_model"),
     ],
 )
 def test_refused_value(small: Path, override: str, says: str) -> None:

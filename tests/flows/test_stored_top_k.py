@@ -16,6 +16,7 @@ from tests.model.training.tiny import make_model, make_tokenizer
 CHAT = "{% for m in messages %}{{ m['role'][0] }}: {{ m['content'] }} {% endfor %}a: "
 DISTILL = """
 [distill]
+max_length = 256
 enabled = true
 teacher_logits = "stored"
 top_k = 8

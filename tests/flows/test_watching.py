@@ -64,7 +64,13 @@ def recipe(tmp_path: Path) -> Recipe:
             "template": {"stop": ["</answer>"]},
             "verify": {"checks": ["finish", "format", "math", "duplicate"]},
             "accept": {"require": ["format", "math|duplicate", "duplicate"]},
-            "sft": {"validate_every": 10, "validation_samples": 8, "keep": "best", "peak_tflops": 2},
+            "sft": {
+                "validate_every": 10,
+                "validation_limit": 9,
+                "validation_samples": 8,
+                "keep": "best",
+                "peak_tflops": 2,
+            },
             "evaluate": {"temperature": 0.5, "top_p": 0.9, "max_tokens": 77, "replicas": 3, "k": [1]},
         }
     )
@@ -76,6 +82,7 @@ def test_the_job_is_validated_as_the_recipe_evaluates(run: Run, recipe: Recipe) 
     values = training_job(recipe, run, "sft", problems, validation=problems)
     job = job_from(JOBS[values.pop("stage")], values)
     assert (job.validate_every, job.validation, job.validation_samples, job.keep) == (10, problems, 8, Keep.BEST)
+    assert job.validation_limit == 9
     assert (job.validation_temperature, job.validation_top_p, job.validation_max_tokens) == (0.5, 0.9, 77)
     assert job.validation_stop == ("</answer>",)
     # What sees a shard of samples at once cannot judge one answer, as in an evaluation.
@@ -129,6 +136,11 @@ def test_the_teacher_is_measured_on_the_validation_problems_under_a_name_of_thei
         f"{EVALUATIONS}/key.parquet", to_table(rows, EVALUATION_SCHEMA), schema=EVALUATION_SCHEMA, fingerprint="key"
     )
     assert teacher_on_validation(connect(run.dataset)) == 0.5
+    another = replace(own.problems[0], problem_id="~", prompt="Calculate 9 + 1.")
+    write_problems(run.dataset, [another], "000001")
+    for limit, count in ((0, 2), (1, 1)):
+        limited = parse_recipe(recipe.resolved(), [f"sft.validation_limit={limit}"])
+        assert len(validated(limited, run, [(teacher, suite)])[0][1].problems) == count
     unwatched = parse_recipe(recipe.resolved() | {"sft": {}})
     assert validated(unwatched, run, [(teacher, suite)]) == []
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.records import FinishReason
+from model.records import PROBLEM_SCHEMA, FinishReason, Problem, to_table
 from model.rewards.settings import CheckSettings
 from model.rewards.workers.pool import VerifierPool
 from model.training import best
@@ -21,11 +22,18 @@ from model.training.best import BestWeights, DamagedBestError, best_step
 from model.training.checkpoint import Checkpoints
 from model.training.job import JOBS, Job, JobError, Keep, job_from
 from model.training.loop import Stopped
-from model.training.manifest import identity
+from model.training.manifest import identity, validation_identity
 from model.training.parallel import World
 from model.training.rollouts import DrawnTokens, nucleus
 from model.training.runner import run_job
-from model.training.validation import Answer, LocalAnswers, Validation, require_settings
+from model.training.validation import (
+    Answer,
+    LocalAnswers,
+    Validation,
+    asked_problems,
+    contexts_of,
+    require_settings,
+)
 from tests.model.training.tiny import ALONE, PREFILL, Never, make_model, make_tokenizer
 from tests.model.training.tiny_engine import install
 
@@ -292,6 +300,23 @@ def test_validation_belongs_to_the_identity_only_where_it_chooses_the_weights(ma
     assert identity(chosen)["validation"] != str(chosen.validation)  # its content
 
 
+def test_a_limit_asks_the_same_few_problems_each_time(make_job: Any, tmp_path: Path) -> None:
+    """Those with the lowest ids, wherever they stand in the file; 0 asks all, as it was before there was a limit."""
+    ids = ["c", "a", "d", "b"]
+    rows = [Problem(name, "math", "tiny", f"q: {name}? ", "1") for name in ids]
+    pq.write_table(to_table(rows, PROBLEM_SCHEMA), tmp_path / "some.parquet")
+    whole = make_job(every=2, validation=tmp_path / "some.parquet", keep="best")
+    few = replace(whole, validation_limit=2)
+    assert [problem.problem_id for problem in asked_problems(whole)] == ids
+    assert [problem.problem_id for problem in asked_problems(few)] == ["a", "b"]
+    assert contexts_of(few) == [f"q: {name}? {PREFILL}" for name in "ab"]
+    assert "validation_limit" not in identity(whole) | validation_identity(whole)
+    assert (identity(few)["validation_limit"], validation_identity(few)["validation_limit"]) == (2, 2)
+    assert identity(replace(few, keep=Keep.LAST)) == identity(replace(whole, keep=Keep.LAST))
+    run_job(few, Never())
+    assert {line["samples"] for line in read(few.out / "validation.jsonl")} == {2 * 3}
+
+
 def test_settings_that_do_not_fit_are_refused(make_job: Any) -> None:
     two = World(torch.device("cpu"), 0, 2)
     for job, world, words in [
@@ -299,6 +324,7 @@ def test_settings_that_do_not_fit_are_refused(make_job: Any) -> None:
         (replace(make_job(), keep=Keep.BEST), ALONE, "needs validate_every"),
         (replace(make_job(every=2), validation=None), ALONE, "needs the field 'validation'"),
         (replace(make_job(every=2), validation_samples=0), ALONE, "validation_samples must be at least 1"),
+        (replace(make_job(every=2), validation_limit=-1), ALONE, "validation_limit must not be negative"),
     ]:
         with pytest.raises(JobError, match=words):
             require_settings(job, world)

@@ -7,6 +7,8 @@ counted, and the best step of all rounds counts.
          `SFTTrainer.train` with packing (its default strategy, bfd) and without.
   grpo   one update on fixed rollouts (4 problems, 8 answers each), all at once, with the KL term: the reference scores
          them, then loss, gradients, optimizer. `grpo_no_kl`: without. TRL: `GRPOTrainer.train`, loss_type "grpo".
+Ours runs what the rows of a micro-batch open with once (`model/training/shared_prefixes.py`); `ours, nothing shared` is
+the same without that, to tell it from the rest. Tokens count as if nothing were shared.
 Precision. Ours computes in bfloat16 and keeps float32 master weights. TRL has two ways: `bf16 weights`, all of it in
 bfloat16 (as fast as it gets; updates are rounded away, so nobody should train so at small rates), and `autocast`, its
 default, float32 weights that are cast on the fly: the same guarantee as ours. To keep all of it within six minutes on
@@ -40,6 +42,7 @@ from benchmarks.training_data import PREFILL, Groups, write_examples, write_grou
 from model.losses.normalise import Normalise
 from model.pretrained import resolve_model
 from model.records import Problem
+from model.training import shared_prefixes
 from model.training.data import Row, collate
 from model.training.forward import load_model
 from model.training.grpo import GRPOStage
@@ -52,13 +55,16 @@ from model.training.sft import SFTStage, sft_kernel
 
 MODEL, RATE, KL_WEIGHT, PROBLEMS = "builtin:smollm2-135m-instruct", 1e-5, 0.02, 4
 BATCH, MICRO_BATCH = 2048, 1024  # tokens
+UNSHARED = "ours, nothing shared"
+OURS = ("ours", UNSHARED)
 WAYS = {
-    "sft": ("ours", "trl, bf16 weights", "trl, bf16 weights, unpacked", "trl, autocast"),
-    "grpo": ("ours", "trl, bf16 weights", "trl, autocast"),
+    "sft": ("ours", UNSHARED, "trl, bf16 weights", "trl, bf16 weights, unpacked", "trl, autocast"),
+    "grpo": ("ours", UNSHARED, "trl, bf16 weights", "trl, autocast"),
     "grpo_no_kl": ("ours", "trl, bf16 weights"),
 }
 SLOW = (("grpo", "trl, autocast"),)
 FIRST_ROUND_ONLY = (
+    ("grpo", UNSHARED),
     ("sft", "trl, bf16 weights, unpacked"),
     ("sft", "trl, autocast"),
     ("grpo_no_kl", "ours"),
@@ -165,9 +171,11 @@ def measure(part: str, way: str, steps: int) -> list[Step]:
     folder = Path(resolve_model(MODEL))
     kl_weight = KL_WEIGHT if part == "grpo" else 0.0
     with tempfile.TemporaryDirectory() as scratch:
-        if way == "ours" and part == "sft":
+        if way == UNSHARED:
+            shared_prefixes.LEAST_SAVED = sys.maxsize
+        if way in OURS and part == "sft":
             return our_sft(folder, Path(scratch), steps)
-        if way == "ours":
+        if way in OURS:
             return our_grpo(folder, Path(scratch), steps, kl_weight)
         from benchmarks import training_speed_trl as trl
 
@@ -264,7 +272,7 @@ def _rounds(part: str, arguments: argparse.Namespace) -> dict[str, dict[str, Any
     for turn in range(arguments.rounds):
         for way in WAYS[part]:
             left_out = (part, way) in SLOW or (turn and (part, way) in FIRST_ROUND_ONLY)
-            if (way != "ours" and not arguments.trl) or (left_out and not arguments.all):
+            if (way not in OURS and not arguments.trl) or (left_out and not arguments.all):
                 continue
             best[way] = _better(best.get(way), _in_a_process(part, way, arguments))
             print(part, way, best[way], flush=True)

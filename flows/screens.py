@@ -252,6 +252,7 @@ def _print_next(console: Console, con: Connection, dataset: Path) -> None:
     lines = ["next:", f"  {stillhouse} sql {dataset} 'select reason, count(*) from rejected group by all'"]
     lines += [f"  {stillhouse} explain {dataset} {sample}"] if sample else []
     lines.append(f"  {stillhouse} rerun {dataset} --failed")
+    lines.append(f"  {stillhouse} report {dataset}     (one page: losses, curves, accuracies, samples to read)")
     lines.append(f"  {program('prefect')} server start     (the Prefect UI; docs/prefect.md says how runs get there)")
     console.print(Text("\n".join(lines)), soft_wrap=True)
 

@@ -116,6 +116,7 @@ class Documents:
         own = torch.arange(bounds[parent], bounds[parent + 1], device=self.device)
         return torch.cat([self._seen(parent), own])
 
+    @cached_property
     def keys(self) -> tuple[Tensor | slice, Tensor]:
         """The keys that documents see, one document's after another's, and where they begin, int32, [D + 1].
 
@@ -171,7 +172,7 @@ def _flash(query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: fl
     """Torch's flash attention for documents of any lengths, [T, Q, E]."""
     from torch.nn.attention.varlen import varlen_attn
 
-    keys, key_bounds = documents.keys()
+    keys, key_bounds = documents.keys
     out_TQE = varlen_attn(
         query_1QTE[0].transpose(0, 1).contiguous(),
         key_1KTE[0].transpose(0, 1)[keys].contiguous(),

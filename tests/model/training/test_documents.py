@@ -206,7 +206,7 @@ def test_what_others_go_on_from_may_itself_follow_a_prefix() -> None:
 
 def test_keys_by_hand() -> None:
     """Documents of 2, 1 and 2 tokens, the last two of which go on from the first, behind a prefix of one."""
-    keys, bounds = Documents((2, 1, 2), CPU, prefix=1, parents=(-1, 0, 0)).keys()
+    keys, bounds = Documents((2, 1, 2), CPU, prefix=1, parents=(-1, 0, 0)).keys
     assert isinstance(keys, Tensor)
     assert keys.tolist() == [0, 1, 2, *(0, 1, 2, 3), *(0, 1, 2, 4, 5)]
     assert bounds.tolist() == [0, 3, 7, 12]

@@ -1,8 +1,8 @@
 """What do head and loss cost, in time, memory and error, beside TRL's kernels and plain torch?
 
-One head (hidden 576, vocabulary 49,152, the demo student's) in bfloat16, on `--tokens` positions of which half count,
-as where prompts are masked. From the trunk's output to the gradients of hidden states and head, the same inputs for
-every way, each in a process of its own; ways of one loss take turns, and the best of the rounds counts. The losses:
+One head (the demo student's: hidden size 576, vocabulary 49,152) in bfloat16, on `--tokens` positions of which half
+count, as where prompts are masked. From the trunk's output to the gradients of hidden states and head, the same inputs
+for every way, each in a process of its own; ways of one loss take turns, and the best of the rounds counts. The losses:
   cross_entropy   ours, TRL's kernel as its trainer calls it on this device (on a CPU: on all positions), TRL's kernel
                   on the positions that count, plain torch
   forward, reverse, jsd   KL to a live teacher of the same shape: ours, TRL's kernel on the positions that count, plain
@@ -11,9 +11,10 @@ every way, each in a process of its own; ways of one loss take turns, and the be
 `seconds`: the best round; `cpu_seconds`: processor time of its threads, which other work disturbs less. `peak_mib`:
 what the resident memory grew by at its highest, inputs not counted, gradients counted. `error`: of the worse of both
 gradients against float64 on the same bfloat16 inputs, relative to its norm.
-Not measured: the trunk, and anything on a GPU unless there is one.
+On a GPU, where there is one, memory is the device's, and another file is wanted (`--out`). Not measured: the trunk.
 
     python -m benchmarks.head_losses --trl FOLDER     (FOLDER: TRL's wheel unpacked)
+    python -m benchmarks.head_losses --trl FOLDER --tokens 16384 --hidden 1024 --vocabulary 151936 --out gpu.json
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,8 @@ from model.losses.log_probs import token_log_probs
 from model.losses.sft import sft_part
 from model.losses.top_k import top_k_divergence, top_k_part
 
-HIDDEN, VOCABULARY, STORED = 576, 49_152, 64
+STORED = 64
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LOSSES = ("cross_entropy", "forward", "reverse", "jsd", "top_k")
 WAYS = ("ours", "trl", "trl, compacted", "torch")
 BETAS = {"forward": 0.0, "reverse": 1.0, "jsd": 0.5, "top_k": 0.0}  # as TRL counts
@@ -60,25 +62,26 @@ class Inputs:
     def weights(self) -> Tensor:
         """Of the positions that count: a mean."""
         tokens = int(self.counts.sum())
-        return torch.full((tokens,), 1 / tokens, dtype=torch.promote_types(self.hidden.dtype, torch.float32))
+        wide = torch.promote_types(self.hidden.dtype, torch.float32)
+        return torch.full((tokens,), 1 / tokens, dtype=wide, device=self.hidden.device)
 
 
 Gradients = tuple[Tensor, Tensor]  # of the hidden states that count, and of the head
 Way = Callable[[Inputs], Gradients]
 
 
-def make_inputs(tokens: int) -> Inputs:
+def make_inputs(tokens: int, hidden_size: int, vocabulary: int) -> Inputs:
     """Logits of a standard deviation of about 3, as models have them."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(*shape, generator=generator)).bfloat16()
+        return (scale * torch.randn(*shape, generator=generator)).bfloat16().to(DEVICE)
 
-    hidden, teacher_hidden = drawn(tokens, HIDDEN), drawn(tokens, HIDDEN)
-    head, teacher_head = (drawn(VOCABULARY, HIDDEN, scale=3 / HIDDEN**0.5) for _ in range(2))
-    counts = torch.arange(tokens) % 2 == 1
+    hidden, teacher_hidden = drawn(tokens, hidden_size), drawn(tokens, hidden_size)
+    head, teacher_head = (drawn(vocabulary, hidden_size, scale=3 / hidden_size**0.5) for _ in range(2))
+    counts = torch.arange(tokens, device=DEVICE) % 2 == 1
     stored, ids = (teacher_hidden[counts] @ teacher_head.T).float().log_softmax(-1).topk(STORED)
-    targets = torch.randint(VOCABULARY, (tokens,), generator=generator)
+    targets = torch.randint(vocabulary, (tokens,), generator=generator).to(DEVICE)
     return Inputs(hidden, head, teacher_hidden, teacher_head, targets, counts, ids, stored)
 
 
@@ -164,18 +167,18 @@ def way_of(loss: str, name: str) -> Way:
 # --- measuring ----------------------------------------------------------------------------------------------------
 
 
-def measure(loss: str, name: str, tokens: int) -> dict[str, float]:
+def measure(loss: str, name: str, shape: Sequence[int]) -> dict[str, float]:
     """In this process: one round to warm up, one for memory, two for time; the error last."""
-    given, way = make_inputs(tokens), way_of(loss, name)
-    way(make_inputs(8))
-    before = _memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    given, way = make_inputs(*shape), way_of(loss, name)
+    way(make_inputs(8, *shape[1:]))
+    before = _peak_memory()
     found = way(given)
-    peak = _memory("VmHWM") - before
+    peak = _peak_memory(again=False) - before
     walls, processor = [], []
     for _ in range(2):
         started, spent = time.perf_counter(), time.process_time()
         way(given)
+        _finish()
         walls.append(time.perf_counter() - started)
         processor.append(time.process_time() - spent)
     figures = {"seconds": min(walls), "cpu_seconds": min(processor), "peak_mib": peak / 1024}
@@ -183,10 +186,22 @@ def measure(loss: str, name: str, tokens: int) -> dict[str, float]:
     return figures | ({"error": _error(found, plain(loss)(_as_float64(given)))} if is_same_loss else {})
 
 
-def _memory(field: str) -> int:
-    """KiB."""
+def _peak_memory(*, again: bool = True) -> float:
+    """KiB: the highest so far; `again`: what is used now, from which the mark then starts anew."""
+    _finish()
+    if DEVICE.type == "cuda":
+        if again:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() / 1024
+    if again:
+        Path("/proc/self/clear_refs").write_text("5")
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS" if again else "VmHWM"))
+
+
+def _finish() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _as_float64(given: Inputs) -> Inputs:
@@ -206,25 +221,32 @@ def main() -> None:
         sys.path.append(str(arguments.trl))
     if arguments.one:
         torch.set_num_threads(arguments.threads)
-        print(json.dumps(measure(*arguments.one, arguments.tokens)))
+        print(json.dumps(measure(*arguments.one, (arguments.tokens, arguments.hidden, arguments.vocabulary))))
         return
     figures = {loss: _rounds(loss, arguments) for loss in LOSSES}
     result = {
         "ratios": {loss: _ratios(ways) for loss, ways in figures.items()},
         "losses": figures,
-        "shape": {"positions": arguments.tokens, "counting": arguments.tokens // 2, "H": HIDDEN, "V": VOCABULARY},
+        "shape": {"positions": arguments.tokens, "counting": arguments.tokens // 2, **_size(arguments)},
         "stored": STORED,
         "threads": arguments.threads,
         "peers": {"trl": unpacked_version(arguments.trl, "trl")},
+        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
         "machine": describe(["torch"]),
     }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result["ratios"], indent=1))
 
 
+def _size(arguments: argparse.Namespace) -> dict[str, int]:
+    return {"H": arguments.hidden, "V": arguments.vocabulary}
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=1024, help="positions, half of which count")
+    parser.add_argument("--hidden", type=int, default=576, help="hidden size; the default is the demo student's")
+    parser.add_argument("--vocabulary", type=int, default=49_152)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl", type=Path, help="folder that TRL's wheel was unpacked to; left out without it")
@@ -251,6 +273,7 @@ def _rounds(loss: str, arguments: argparse.Namespace) -> dict[str, dict[str, flo
 
 def _in_a_process(loss: str, name: str, arguments: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.head_losses", "--one", loss, name, "--tokens", str(arguments.tokens)]
+    command += ["--hidden", str(arguments.hidden), "--vocabulary", str(arguments.vocabulary)]
     command += ["--threads", str(arguments.threads), *(["--trl", str(arguments.trl)] if arguments.trl else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

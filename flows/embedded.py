@@ -102,16 +102,25 @@ def _run(recipe: Recipe, work: Callable[[], None]) -> None:
     for key, value in SETTINGS.items():
         os.environ.setdefault(key, value)
     with _stoppable(), _log_to(dataset.file("logs/run.log"), console), shown(console):
-        from flows.temporary_server import start_temporary_server
-
         try:
-            start_temporary_server()
+            _start_server()
             work()
         except KeyboardInterrupt:
             command = shlex.join([program("stillhouse"), *sys.argv[1:]])
             hint = f"\nInterrupted. What was finished is kept; go on with: {command}"
             console.print(hint, highlight=False, markup=False, soft_wrap=True)
             raise SystemExit(INTERRUPTED) from None
+
+
+def _start_server() -> None:
+    """A temporary one, which ends with this process, unless the Prefect profile names a server."""
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        # Takes two seconds to import, which a run with a server of its own need not wait for.
+        from flows.temporary_server import TemporaryServer
+
+        TemporaryServer().start()
 
 
 def _check_accept_rule(recipe: Recipe, dataset: Dataset) -> None:

@@ -13,7 +13,6 @@ import sys
 from typing import Any
 
 from prefect.server.api.server import SubprocessASGIServer
-from prefect.settings import PREFECT_API_URL
 
 from model.sampling import reaper
 
@@ -30,9 +29,3 @@ class TemporaryServer(SubprocessASGIServer):
             env=environment | {"PREFECT__SERVER_FINAL": "1"},
             start_new_session=True,
         )
-
-
-def start_temporary_server() -> None:
-    """Starts it unless the Prefect profile names a server; it ends with this process."""
-    if not PREFECT_API_URL.value():
-        TemporaryServer().start()

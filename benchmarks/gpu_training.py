@@ -107,9 +107,9 @@ def make(name: str, device: torch.device, *, small: bool, seed: int = 0) -> Any:
 
 
 def rows_of(lengths: Sequence[int], vocabulary: int) -> list[Row]:
-    """Rows of random tokens, all but the first of which are learned."""
+    """Rows of random tokens, all but the first of which are learned; the first ones differ, so nothing is shared."""
     drawn = np.random.default_rng(0)
-    return [Row([0], drawn.integers(1, vocabulary, length - 1).tolist()) for length in lengths]
+    return [Row([i], drawn.integers(1, vocabulary, length - 1).tolist()) for i, length in enumerate(lengths)]
 
 
 def mixed_lengths(total: int, longest: int) -> list[int]:

@@ -14,7 +14,7 @@ gradients against float64 on the same bfloat16 inputs, relative to its norm.
 On a GPU, where there is one, memory is the device's, and another file is wanted (`--out`). Not measured: the trunk.
 
     python -m benchmarks.head_losses --trl FOLDER     (FOLDER: TRL's wheel unpacked)
-    python -m benchmarks.head_losses --trl FOLDER --tokens 16384 --hidden 1024 --vocabulary 151936 --out gpu.json
+    python -m benchmarks.head_losses --trl FOLDER --tokens 4096 --hidden 1024 --vocabulary 151936 --out gpu.json
 """
 
 from __future__ import annotations
@@ -205,13 +205,14 @@ def _finish() -> None:
 
 
 def _as_float64(given: Inputs) -> Inputs:
-    wide = (t.double() for t in (given.hidden, given.head, given.teacher_hidden, given.teacher_head))
-    return Inputs(*wide, given.targets, given.counts, given.ids, given.log_probs.double())
+    """On a CPU, which has room for it."""
+    wide = (t.double().cpu() for t in (given.hidden, given.head, given.teacher_hidden, given.teacher_head))
+    return Inputs(*wide, *(t.cpu() for t in (given.targets, given.counts, given.ids)), given.log_probs.double().cpu())
 
 
 def _error(found: Gradients, exact: Gradients) -> float:
     """The larger one of the two gradients' relative errors."""
-    pairs = zip(found, exact, strict=True)
+    pairs = zip((one.cpu() for one in found), exact, strict=True)
     return max(((one.double() - right.double()).norm() / right.double().norm()).item() for one, right in pairs)
 
 

@@ -56,7 +56,7 @@ def _printable(value: Any) -> Any:
 
 
 def count(value: float | None) -> str:
-    """1104 → `1,104`; more than a million as `23.9 M`."""
+    """1104 → `1,104`; from ten million on as `23.9 M`."""
     if value is None:
         return UNKNOWN
     return f"{value:,.0f}" if value < 1e7 else f"{value / 1e6:,.1f} M"

@@ -40,6 +40,7 @@ MEASURABLE = (
 
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _FORWARD_BACKWARD, _FORWARD = 6.0, 2.0
+_TOKEN_BYTES = 4  # model/training/examples.py
 _OPTIMIZER_BYTES = 12  # per parameter: float32 master weights and two moments
 KEPT_CHECKPOINTS = 2  # model/training/checkpoint.py, which imports torch; a test holds the two together
 _TURN_CHARS = 12  # what a chat template writes around a turn, in the length of text that takes as many tokens
@@ -99,7 +100,7 @@ def plan(recipe: Recipe, measured: Mapping[str, float] | None = None) -> Plan:
     figures = _problems(counts, measured or {})
     for part in (_generation, _training, _students, _evaluation, _totals):
         figures.extend(part(recipe, rates, {figure.key: figure.value for figure in figures}))
-    return Plan(recipe.name, tuple(figures), recipe.plan.source, _warnings(counts))
+    return Plan(recipe.name, tuple(figures), recipe.plan.source, _warnings(counts, measured or {}))
 
 
 _Known = Mapping[str, float | None]
@@ -144,7 +145,7 @@ def _counted(sources: Sequence[ProblemSource]) -> list[_Counted]:
     return found
 
 
-def _warnings(counts: Sequence[_Counted]) -> tuple[str, ...]:
+def _warnings(counts: Sequence[_Counted], loaded: Mapping[str, float]) -> tuple[str, ...]:
     some = [(one, one.source, one.problems) for one in counts if one.problems]
     found = [
         *(nothing_held_out(of, count) for one, of, count in some if one.exact and of.held_out and not one.held_out),
@@ -153,7 +154,12 @@ def _warnings(counts: Sequence[_Counted]) -> tuple[str, ...]:
             for one, of, count in some
             if one.exact and of.validation and not one.validation
         ),
-        *(perhaps_nothing(of, key, count) for key in SHARES for one, of, count in some if not one.exact),
+        *(
+            perhaps_nothing(of, key, count)
+            for key in SHARES
+            for one, of, count in some
+            if not one.exact and not loaded.get(key)
+        ),
     ]
     return tuple(warning for warning in found if warning)
 
@@ -225,15 +231,22 @@ def _training(recipe: Recipe, rates: _Rates, known: _Known) -> list[Figure]:
         accepted = min(accepted, (known["train"] or 0.0) * cap)
     figures = [Figure("accepted", "accepted samples", accepted, "", f"{share:.3g} of all, {share_origin}")]
     own = _student_share(recipe)
+    read: list[float | None] = []  # tokens of one pass, of each stage that keeps its examples as tokens
     if recipe.sft.enabled:
-        figures += _stage(recipe, "sft", _example_tokens(known, accepted, own, recipe.sft.max_length), 0.0)
+        read.append(_example_tokens(known, accepted, own, recipe.sft.max_length))
+        figures += _stage(recipe, "sft", read[0], 0.0)
     if recipe.distill.enabled:
         tokens = _example_tokens(known, accepted, own, recipe.distill.max_length)
         prompted = _example_tokens(known, accepted, 1.0, recipe.distill.max_length)
         teacher = _times(prompted, _parameters(recipe, "teacher"))
+        read.append(_sum([tokens, prompted]))
         figures += _stage(recipe, "distill", tokens, _times(teacher, _FORWARD))
     if recipe.distill.enabled and recipe.distill.teacher_logits == "stored":
         figures.append(_stored(recipe, rates, accepted))
+    if read:
+        most = None if None in read else max(tokens or 0.0 for tokens in read)
+        origin = "four bytes a token, until the stage is done"
+        figures.append(Figure("token_bytes", "disk: examples as tokens", _times(most, _TOKEN_BYTES), "B", origin))
     if recipe.on_policy.enabled:
         figures += _on_policy(recipe, rates)
     if recipe.grpo.enabled:

@@ -287,7 +287,16 @@ def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
         yield "on_policy needs its teacher's weights, an endpoint has none to give: set on_policy.teacher"
 
 
+def _validates(recipe: Recipe, name: str) -> bool:
+    stage: OptimiserSection = getattr(recipe, name)
+    return stage.enabled and bool(stage.validate_every)
+
+
 def _validation_conflicts(recipe: Recipe) -> Iterator[str]:
+    limits = {name: getattr(recipe, name).validation_limit for name in TRAINED if _validates(recipe, name)}
+    if len(set(limits.values())) > 1:
+        listed = ", ".join(f"{name}.validation_limit = {limit}" for name, limit in limits.items())
+        yield f"{listed}: the teacher's line is of one choice of problems, so write the same number in all of them"
     for name in TRAINED:
         stage: OptimiserSection = getattr(recipe, name)
         if not stage.enabled:

@@ -148,18 +148,23 @@ def _students(con: Connection, dataset: Dataset, recipe: dict[str, Any]) -> dict
 
 def _work(con: Connection, dataset: Dataset) -> dict[str, Any]:
     """How the work stands, and what went wrong with it."""
-    failures = catalog.failures(con).to_pylist()
+    failures = [_without_users(row) for row in catalog.failures(con).to_pylist()]
     return {
         "stages": [stage_row(row) for row in catalog.status(con).to_pylist()],
         "waiting": checks_that_wait(dataset),
         "failures": failures[:FAILURES],
         "more_failures": len(failures[FAILURES:]),
-        "attempts": failed_attempts(con, FAILURES),
+        "attempts": [_without_users(row) for row in failed_attempts(con, FAILURES)],
     }
 
 
 def _samples(con: Connection) -> dict[str, Any]:
     return {"accepted": accepted_preview(con, ACCEPTED), "rejected": rejected_preview(con, REJECTED)}
+
+
+def _without_users(row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose error names addresses, without the names and passwords in them."""
+    return row | {"error": row["error"] and _USER_IN_URL.sub("…", row["error"])}
 
 
 def _shown_recipe(recipe: dict[str, Any]) -> str:

@@ -98,9 +98,13 @@ def folder_here(name: str, revision: str = "main", cache_dir: Path | None = None
 def small_files(name: str, revision: str = "main", *, say: Say | None = None) -> Path | None:
     """The same for who is going to need the model: builtins are converted, a hub is asked for all but the weights.
 
-    None where it does not answer, or does not have it. Raises ModelFolderError as `resolve_model` does.
+    None where it does not answer, or does not have it, and where a folder is not on this machine: another one may be
+    going to need it.
     """
-    found = resolve_model(name, revision, say=say)
+    try:
+        found = resolve_model(name, revision, say=say)
+    except ModelFolderError:
+        return folder_here(name, revision)
     if isinstance(found, Path):
         return found
     from huggingface_hub import snapshot_download

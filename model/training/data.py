@@ -24,7 +24,7 @@ from torch import Tensor
 from model.records import TrainingExample
 from model.training.documents import Documents
 from model.training.job import JobError
-from model.training.shared_prefixes import lay_out
+from model.training.shared_prefixes import Layout, lay_out
 
 Tokenizer = Any  # transformers' tokenizers share no useful static type
 Lengths = Sequence[int] | NDArray[np.integer[Any]]
@@ -143,7 +143,8 @@ def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[l
 def row_packs(rows: Sequence[Row], tokens_per_micro_batch: int) -> list[list[int]]:
     """Row indices packed into the budget as by `micro_batches`; rows of one context stay together, and it counts once.
 
-    Rows whose contexts all differ give the packs of their lengths.
+    Rows whose contexts all differ give the packs of their lengths, and so does a pack that would run more than it may
+    after all, since too little of it is shared.
     """
     by_context: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(rows):
@@ -155,7 +156,21 @@ def row_packs(rows: Sequence[Row], tokens_per_micro_batch: int) -> list[list[int
         for part in micro_batches([len(rows[i].completion) for i in same], room):
             units.append([same[i] for i in part])
             costs.append(len(context) + sum(len(rows[i].completion) for i in units[-1]))
-    return [[i for unit in pack for i in units[unit]] for pack in micro_batches(costs, tokens_per_micro_batch)]
+    packs = [[i for unit in pack for i in units[unit]] for pack in micro_batches(costs, tokens_per_micro_batch)]
+    return [part for pack in packs for part in _within(pack, rows, tokens_per_micro_batch)]
+
+
+def _within(pack: list[int], rows: Sequence[Row], tokens: int) -> list[list[int]]:
+    """The pack, or parts of it by their rows' lengths where it would run more tokens than that."""
+    chosen = [rows[i] for i in pack]
+    if len(lay_out_rows(chosen).tokens) <= tokens:
+        return [pack]
+    return [[pack[i] for i in part] for part in micro_batches([row.length for row in chosen], tokens)]
+
+
+def lay_out_rows(rows: Sequence[Row]) -> Layout:
+    """Rows without their last tokens, which predict nothing."""
+    return lay_out([(row.context + row.completion)[:-1] for row in rows], [row.context for row in rows])
 
 
 def collate(rows: Sequence[Row], weights_B: Sequence[float], device: torch.device) -> TokenBatch:
@@ -166,7 +181,7 @@ def collate(rows: Sequence[Row], weights_B: Sequence[float], device: torch.devic
     if not rows:
         nothing = torch.empty(0, dtype=torch.int64, device=device)
         return TokenBatch(nothing.new_zeros(1), Documents((1,), device), nothing, nothing, nothing.float(), 0)
-    laid = lay_out([(row.context + row.completion)[:-1] for row in rows], [row.context for row in rows])
+    laid = lay_out_rows(rows)
     positions = [at for row, places in zip(rows, laid.places, strict=True) for at in places[len(row.context) - 1 :]]
     lengths, parents = (tuple(each) for each in zip(*((len(r.tokens), r.parent) for r in laid.runs), strict=True))
     completion_lengths_B = torch.tensor([len(row.completion) for row in rows])

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from model.errors import TrainingError
 
 PACKED = "packed"  # the attention's name in transformers
-_LONG = 256  # tokens from which a fused kernel beats plain products on a CPU
+_LONG = 256  # keys from which a fused kernel beats plain products on a CPU, and keeps no table of them
 _WASTE = 1.25  # padded tokens per token that documents taken side by side may have
 
 
@@ -72,9 +72,14 @@ class Documents:
         return torch.cat(ranges).to(self.device)
 
     @cached_property
+    def starts(self) -> list[int]:
+        """Where documents begin, and where the last one ends."""
+        return [0, *accumulate(self.lengths)]
+
+    @cached_property
     def bounds(self) -> Tensor:
-        """Where documents begin, and where the last one ends, int32, [D + 1]."""
-        return torch.tensor([0, *self.lengths]).cumsum(0).to(self.device, torch.int32)
+        """The same as int32, [D + 1]."""
+        return torch.tensor(self.starts, dtype=torch.int32, device=self.device)
 
     @cached_property
     def groups(self) -> list[tuple[Tensor, Tensor]]:
@@ -88,7 +93,7 @@ class Documents:
                 groups[-1] = together
             else:
                 groups.append([d])
-        return [(self._places(group), torch.stack([self._seen(d) for d in group])) for group in groups]
+        return [(self._places(group), self._seen_by(group)) for group in groups]
 
     @cached_property
     def order(self) -> Tensor:
@@ -104,17 +109,20 @@ class Documents:
 
     def _places(self, group: Sequence[int]) -> Tensor:
         """Where the documents of a group lie in the row, [D, L]."""
-        offsets_L, starts = torch.arange(self.lengths[group[0]]), self.bounds.tolist()
-        rows = [starts[d] + offsets_L.clamp(max=self.lengths[d] - 1) for d in group]
+        offsets_L = torch.arange(self.lengths[group[0]])
+        rows = [self.starts[d] + offsets_L.clamp(max=self.lengths[d] - 1) for d in group]
         return torch.stack(rows).to(self.device)
 
-    def _seen(self, d: int) -> Tensor:
-        """The places of the row's tokens that a document sees before its own, in order, [A]."""
-        if not self.before[d]:
-            return torch.empty(0, dtype=torch.int64, device=self.device)
-        parent, bounds = self.parents[d], self.bounds.tolist()
-        own = torch.arange(bounds[parent], bounds[parent + 1], device=self.device)
-        return torch.cat([self._seen(parent), own])
+    def _seen_by(self, group: Sequence[int]) -> Tensor:
+        """The places of the row's tokens that each document of a group sees before its own, in order, [D, A]."""
+        return torch.tensor([self._seen(d) for d in group], dtype=torch.int64).to(self.device)
+
+    def _seen(self, d: int) -> list[int]:
+        parent = self.parents[d] if self.parents else -1
+        return [*self._seen(parent), *self._own(parent)] if parent >= 0 else []
+
+    def _own(self, d: int) -> range:
+        return range(self.starts[d], self.starts[d + 1])
 
     @cached_property
     def keys(self) -> tuple[Tensor | slice, Tensor]:
@@ -124,12 +132,10 @@ class Documents:
         """
         if not self.prefix and not any(self.before):
             return slice(None), self.bounds
-        prefix, bounds = torch.arange(self.prefix, device=self.device), self.bounds.tolist()
-        own = torch.arange(self.total, device=self.device)
-        seen = [torch.cat([self._seen(d), own[a:b]]) for d, (a, b) in enumerate(pairwise(bounds))]
-        keys = torch.cat([torch.cat([prefix, self.prefix + places]) for places in seen])
-        counts = torch.tensor([0, *(self.prefix + len(places) for places in seen)])
-        return keys, counts.cumsum(0).to(self.device, torch.int32)
+        seen = [[*self._seen(d), *self._own(d)] for d in range(len(self.lengths))]
+        keys = [key for places in seen for key in (*range(self.prefix), *(self.prefix + place for place in places))]
+        counts = accumulate((self.prefix + len(places) for places in seen), initial=0)
+        return torch.tensor(keys, device=self.device), torch.tensor([*counts], dtype=torch.int32, device=self.device)
 
     def forward_arguments(self) -> dict[str, Any]:
         """What a transformers trunk is to be called with, beside the tokens [1, T].
@@ -205,7 +211,7 @@ def _side_by_side(
     query_DQLE = query_1QTE[0][:, places_DL].transpose(0, 1)
     key_DKSE, value_DKSE = (_keys(whole, keys_DS, prefix) for whole in (key_1KTE, value_1KTE))
     causal_LS = torch.ones(longest, before + longest, dtype=torch.bool, device=query_1QTE.device).tril(before)
-    if longest >= _LONG or query_1QTE.is_cuda:
+    if before + longest >= _LONG or query_1QTE.is_cuda:
         mask = None if before == 0 else causal_LS
         out_DQLE = scaled_dot_product_attention(
             query_DQLE, key_DKSE, value_DKSE, mask, is_causal=mask is None, scale=scaling, enable_gqa=groups > 1

@@ -29,7 +29,7 @@ from model.training.loop import Stopped, StopSignal
 from model.training.parallel import World
 
 BATCH = 256  # examples read, tokenised and written at once
-PART_EXAMPLES = 16_384  # of a part at least: it ends where a row group of the Parquet file does
+PART_EXAMPLES, PART_BYTES = 16_384, 64 << 20  # a part ends with the row group that comes to one of both
 READING = "reading.json"  # beside the tokens, while they are made: how far the leading process is
 
 _TOLD_SECONDS = 1.0
@@ -50,14 +50,6 @@ class Examples:
             name: np.concatenate([chunk.value_lengths().to_numpy() for chunk in column.chunks])
             for name, column in self._columns.items()
         }
-
-    def __len__(self) -> int:
-        return len(self.sample_ids)
-
-    def sample_id(self, place: int) -> str:
-        """The example's id."""
-        found: str = self.sample_ids[place].as_py()
-        return found
 
     def array(self, column: str, place: int) -> NDArray[np.int32]:
         """One example's numbers of a column, not copied."""
@@ -83,7 +75,7 @@ def open_examples(path: Path, folder: Path, columns: Columns, world: World, stop
         Stopped: `stop` was received; what is done stays done.
         DiskError: the disk takes no more.
     """
-    parts = _parts(row_group_sizes(path))
+    parts = _parts(row_groups(path))
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     todo = [part for part in parts[world.rank :: world.size] if _read(folder, part, columns) is None]
@@ -96,11 +88,12 @@ def open_examples(path: Path, folder: Path, columns: Columns, world: World, stop
     return Examples([table for table in tables if table is not None], list(columns))
 
 
-def row_group_sizes(path: Path) -> list[int]:
-    """How many examples each row group of a file holds. Raises JobError where it holds none."""
+def row_groups(path: Path) -> list[tuple[int, int]]:
+    """How many examples each row group of a file holds, and their bytes. Raises JobError where it holds none."""
     with _open(path) as file:
-        found = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-    if not any(found):
+        groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+        found = [(group.num_rows, group.total_byte_size) for group in groups]
+    if not any(rows for rows, _ in found):
         raise JobError(f"{path} holds no training examples: loosen the recipe's [accept] rule or generate more")
     return found
 
@@ -119,7 +112,7 @@ def first_completions(path: Path) -> list[str]:
 
 def examples_at(path: Path, places: Sequence[int]) -> list[TrainingExample]:
     """Some examples of a file, by their places in it, in ascending order; only their row groups are read."""
-    starts = np.cumsum([0, *row_group_sizes(path)])
+    starts = np.cumsum([0, *(rows for rows, _ in row_groups(path))])
     groups = np.unique(np.searchsorted(starts, places, side="right") - 1)
     wanted, found = set(places), []
     for group in groups.tolist():
@@ -150,19 +143,19 @@ class _Part:
     rows: int
 
 
-def _parts(rows: Sequence[int]) -> list[_Part]:
-    """Cuts row groups of so many rows into parts."""
+def _parts(groups: Sequence[tuple[int, int]]) -> list[_Part]:
+    """Cuts row groups of so many examples and bytes into parts."""
     runs: list[list[int]] = []
-    held = PART_EXAMPLES
-    for group, count in enumerate(rows):
-        if held >= PART_EXAMPLES:
+    rows, size = PART_EXAMPLES, 0
+    for group, (more_rows, more_bytes) in enumerate(groups):
+        if rows >= PART_EXAMPLES or size >= PART_BYTES:
             runs.append([])
-            held = 0
+            rows = size = 0
         runs[-1].append(group)
-        held += count
-    sizes = [sum(rows[group] for group in run) for run in runs]
-    filled = [(run, size) for run, size in zip(runs, sizes, strict=True) if size]
-    return [_Part(f"part-{number:05d}.arrow", run, size) for number, (run, size) in enumerate(filled)]
+        rows, size = rows + more_rows, size + more_bytes
+    sizes = [sum(groups[group][0] for group in run) for run in runs]
+    filled = [(run, held) for run, held in zip(runs, sizes, strict=True) if held]
+    return [_Part(f"part-{number:05d}.arrow", run, held) for number, (run, held) in enumerate(filled)]
 
 
 def _read(folder: Path, part: _Part, columns: Columns) -> pa.Table | None:

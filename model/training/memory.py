@@ -342,7 +342,7 @@ def _left(group: Path) -> list[int]:
             return []
         used = int((group / "memory.current").read_text())
         lines = (line.split() for line in (group / "memory.stat").read_text().splitlines())
-        cache = next((int(count) for name, count in lines if name == "inactive_file"), 0)
+        cache = sum(int(count) for name, count in lines if name in ("inactive_file", "active_file"))
     except OSError:
         return []
     return [int(limit) - used + cache]

@@ -69,6 +69,8 @@ def run_job(job: Job, stop: StopSignal) -> None:
             bind(job.out, wanted)
         if not world.led(lambda: is_done(job.out)):
             train_to_manifest(job, wanted, stop, world)
+        if world.leads:
+            shutil.rmtree(job.out / TOKENS, ignore_errors=True)
 
 
 def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world: World) -> None:
@@ -116,7 +118,6 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         },
     }
     write_manifest(job.out, job, wanted, results)
-    shutil.rmtree(job.out / TOKENS, ignore_errors=True)
     if validation:
         validation.best.prune(validation.lines, [])  # nobody resumes any more
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 LEAST_SAVED = 16  # tokens that a shared run must save, for one more document in every layer's attention
+LEAST_SHARE = 1 / 16  # of its rows' tokens: what sees shared keys attends a little slower
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,19 @@ class Run:
     parent: int
 
 
-def shared_runs(contexts: Sequence[Sequence[int]]) -> tuple[list[Run], list[tuple[int, int]]]:
-    """Runs that several contexts open with, and for each context the last of its runs (−1) and where that ends."""
+def shared_runs(contexts: Sequence[Sequence[int]], lengths: Sequence[int]) -> tuple[list[Run], list[tuple[int, int]]]:
+    """Runs that several contexts open with, and for each context the last of its runs (−1) and where that ends.
+
+    `lengths` are those of the rows that the contexts open.
+    """
     runs: list[Run] = []
     ends = [(-1, 0)] * len(contexts)
     todo = [(sorted(range(len(contexts)), key=lambda row: list(contexts[row])), -1, 0)]
     while todo:
         rows, parent, start = todo.pop()
         depth = _common(contexts[rows[0]], contexts[rows[-1]], start) if rows else 0  # sorted: all share what these do
-        if (len(rows) - 1) * (depth - start) >= LEAST_SAVED:
+        saved = (len(rows) - 1) * (depth - start)
+        if saved >= max(LEAST_SAVED, LEAST_SHARE * sum(lengths[row] for row in rows)):
             runs.append(Run(contexts[rows[0]][start:depth], parent))
             parent, start = len(runs) - 1, depth
         for row in rows:
@@ -65,7 +70,7 @@ class Layout:
 
 def lay_out(rows: Sequence[Sequence[int]], contexts: Sequence[Sequence[int]]) -> Layout:
     """Rows of tokens, each of which opens with its context: shared runs first, then what each row has of its own."""
-    runs, ends = shared_runs(contexts)
+    runs, ends = shared_runs(contexts, [len(row) for row in rows])
     through: list[list[int]] = []  # by run: the places of all tokens from the root to its end
     begin = 0
     for run in runs:

@@ -69,7 +69,8 @@ def planned(*overrides: str, measured: dict[str, float] | None = None) -> Plan:
         ("grpo_rollout_hours", 10 * SECOND),
         ("grpo_hours", 160 * SECOND),  # 8 x 10^9 x 10,000
         ("student_bytes", 3 * 2e9),  # three students in bfloat16; no stage gets to its first checkpoint
-        ("all_bytes", 3 * 2e9 + 80_000),
+        ("token_bytes", 2 * 200 * 150 * 4),  # distillation's, with what the teacher reads
+        ("all_bytes", 3 * 2e9 + 2 * 200 * 150 * 4 + 80_000),
         ("evaluate_samples", 20 * 4 * 5),  # teacher, student, sft, distill, grpo
         ("evaluate_hours", 40 * SECOND),
         ("total_hours", (40 + 720 + 1200 + 10 + 160 + 40) * SECOND),
@@ -183,6 +184,12 @@ def test_a_share_that_holds_nothing_out_is_warned_of(tmp_path: Path) -> None:
     assert whole["held_out"] == 0
     assert "warning: set: held_out = 0.001 holds out none of its 7 problems" in render(whole)
     assert "warning" not in render(planned(section.replace("0.001", "0")))
+
+
+def test_what_is_loaded_already_is_not_guessed_at() -> None:
+    held_out = 'problems.0={type = "builtin", name = "products-1x1", limit = 7, held_out = 0.1}'
+    assert planned(held_out).warnings
+    assert planned(held_out, measured={"train": 6, "held_out": 1}).warnings == ()
 
 
 @pytest.mark.parametrize(

@@ -253,6 +253,16 @@ def test_refused_value(small: Path, override: str, says: str) -> None:
     assert says in refusal(small, override)
 
 
+def test_stages_that_validate_ask_about_the_same_problems(small: Path) -> None:
+    """The teacher's line is drawn beside all of their curves."""
+    watched = ["problems.0.validation=0.1", "sft.validate_every=5", "grpo.validate_every=5", "grpo.enabled=true"]
+    with pytest.raises(
+        RecipeError, match=r"sft\.validation_limit = 50, grpo\.validation_limit = 0: the teacher's line"
+    ):
+        load_recipe(small, [*watched, "sft.validation_limit=50"])
+    load_recipe(small, [*watched, "sft.validation_limit=50", "grpo.validation_limit=50"])
+
+
 def test_a_check_of_ones_own_is_required_by_a_name_that_only_its_import_tells(small: Path) -> None:
     own = "verify.checks=['finish', 'pkg.mod:factory']"
     assert load_recipe(small, [own, "accept.require=['finish', 'mine']"]).accept.require == ("finish", "mine")

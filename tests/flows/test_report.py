@@ -18,13 +18,14 @@ import pytest
 from flows import page as pages
 from flows import report
 from flows.report import page, suites, write_report
-from model.errors import RecipeError, StoreError
+from model.errors import RecipeError, SamplerError, StoreError
 from model.records import PlannedSample, problem_id
 from tasks import durable
 from tasks.attempts import attempt
 from tasks.catalog import connect, run_sql
 from tasks.store import Dataset
 from tasks.summary import CURRENT
+from tasks.work import GENERATE
 from tests.tasks.small_dataset import evaluate, generate, judge, make_dataset, plan, problem, write_problems
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -222,6 +223,15 @@ def test_a_password_in_an_address_is_not_handed_on(dataset: Dataset) -> None:
     text = Page(page(dataset.path)).text
     assert "https://…@host/v1" in text
     assert "https://host/v1?at=a@b" in text
+    assert "secret" not in text
+
+
+def test_nor_one_in_an_error_of_an_attempt(dataset: Dataset) -> None:
+    told = SamplerError("https://me:secret@host/v1 answered HTTP 401")
+    with pytest.raises(SamplerError), attempt(dataset, GENERATE, 0, "run-1"):
+        raise told
+    text = Page(page(dataset.path)).text
+    assert "https://…@host/v1 answered HTTP 401" in text
     assert "secret" not in text
 
 

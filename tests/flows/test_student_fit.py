@@ -226,6 +226,7 @@ def test_models_that_would_have_to_be_fetched_or_converted_are_not_here(student:
     assert folder_here("no hub has such a name") is None
     assert folder_here(str(tmp_path / "none")) is None
     assert small_files("org/student") is None
+    assert small_files(str(tmp_path / "none")) is None
 
 
 def test_other_tokens_end_a_plan_and_a_run_in_one_line(

@@ -127,7 +127,7 @@ def stored_stage(live_stage: DistillStage, tmp_path: Path) -> StoredDistillStage
     for index, place in enumerate(live.kept):
         row = live.teacher_row(index)
         log_probs_TK, ids_TK = _teacher_log_probs(live, row).sort(descending=True)
-        stored.append(teacher_row(live.examples.sample_id(place), row, ids_TK, log_probs_TK))
+        stored.append(teacher_row(live.examples.sample_ids[int(place)].as_py(), row, ids_TK, log_probs_TK))
     job = replace(live.job, teacher=None, stored=write_teacher_rows(tmp_path, stored))
     return StoredDistillStage(job, make_tokenizer(), ALONE, Never())
 

@@ -96,7 +96,7 @@ def test_the_tightest_control_group_counts(tmp_path: Path) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text("4000\n")
-        (folder / "memory.stat").write_text("anon 1\ninactive_file 300\n")
+        (folder / "memory.stat").write_text("anon 1\ninactive_file 200\nactive_file 100\n")
     membership = tmp_path / "cgroup"
     membership.write_text("0::/a/b\n")
     assert memory._control_groups(membership, tmp_path) == [1300, 5300]

@@ -20,7 +20,7 @@ SYSTEM, QUESTION, OTHER = list(range(3, 23)), list(range(23, 43)), [40, 3, 7]
 
 def test_a_group_shares_its_question_and_all_share_what_comes_before_it() -> None:
     one, other = SYSTEM + QUESTION, SYSTEM + OTHER
-    runs, ends = shared_runs([one, other, one, one])
+    runs, ends = shared_runs([one, other, one, one], [50] * 4)
     assert runs == [Run(SYSTEM, -1), Run(QUESTION, 0)]
     assert ends == [(1, 40), (0, 20), (1, 40), (1, 40)]
 
@@ -28,13 +28,20 @@ def test_a_group_shares_its_question_and_all_share_what_comes_before_it() -> Non
 @pytest.mark.parametrize("shared", [LEAST_SAVED - 1, LEAST_SAVED])
 def test_what_saves_too_little_is_not_shared(shared: int) -> None:
     contexts = [[*range(shared), token] for token in (40, 41)]
-    assert bool(shared_runs(contexts)[0]) == (shared == LEAST_SAVED)
-    assert shared_runs([contexts[0]]) == ([], [(-1, 0)])
-    assert shared_runs([]) == ([], [])
+    assert bool(shared_runs(contexts, [20, 20])[0]) == (shared == LEAST_SAVED)
+    assert shared_runs(contexts[:1], [20]) == ([], [(-1, 0)])
+    assert shared_runs([], []) == ([], [])
+
+
+@pytest.mark.parametrize("length", [160, 161])
+def test_a_short_opening_of_long_rows_is_not_shared(length: int) -> None:
+    """20 tokens are a sixteenth of two rows of 160."""
+    contexts = [[*SYSTEM, 40], [*SYSTEM, 41]]
+    assert bool(shared_runs(contexts, [160, length])[0]) == (length == 160)
 
 
 def test_a_context_may_be_the_opening_of_another() -> None:
-    runs, ends = shared_runs([SYSTEM, SYSTEM + OTHER])
+    runs, ends = shared_runs([SYSTEM, SYSTEM + OTHER], [25, 28])
     assert runs == [Run(SYSTEM, -1)]
     assert ends == [(0, 20), (0, 20)]
 
@@ -106,13 +113,12 @@ def test_rows_of_one_context_stay_together_and_it_counts_once() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 12)), max_size=30), st.integers(25, 90))
 def test_packs_hold_every_row_once_and_run_no_more_than_the_budget(sizes: list[tuple[int, int]], budget: int) -> None:
-    contexts = [[context] * (1 + 4 * context) for context in range(4)]
+    contexts = [[context] * (1 + 4 * context) for context in range(4)]  # what two or three share saves too little
     rows = [Row(contexts[context], [7] * length) for context, length in sizes]
     packs = row_packs(rows, budget)
     assert sorted(i for pack in packs for i in pack) == list(range(len(rows)))
     for pack in packs:
-        shared = {tuple(rows[i].context) for i in pack}
-        assert sum(map(len, shared)) + sum(len(rows[i].completion) for i in pack) <= budget
+        assert collate([rows[i] for i in pack], [1.0] * len(pack), CPU).documents.total <= budget
 
 
 def test_rows_of_different_contexts_are_packed_by_their_lengths() -> None:

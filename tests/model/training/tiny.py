@@ -76,6 +76,7 @@ def make_model(seed: int = 0, vocabulary: int = 48, tied: bool = True) -> Any:
 
 def plain_logits(model: Any, batch: TokenBatch) -> torch.Tensor:
     """The logits of a batch's completion tokens, every row run whole and alone, [N, V]."""
+    assert not any(batch.documents.before), "a row that shares its opening is not whole"
     rows = batch.tokens_T.split(batch.documents.lengths)
     logits_TV = torch.cat([model(input_ids=row[None]).logits[0] for row in rows])
     return logits_TV[batch.positions_N]

@@ -268,10 +268,13 @@ class _Slot:
 
     def _wait(self, connection: Connection, chunk: _Chunk, stop: int) -> _Trouble | None:
         """Until the worker says something, or the verdict that it is at has had its time."""
+        heard = time.monotonic()
         while True:
             position = self._position(chunk, stop)
             limit = self._limits[chunk.checks[position % len(chunk.checks)]]
-            left = self._whereabouts.started + limit - time.monotonic()
+            # What it noted last may be the start of the verdict that has just come, before it begins the next one.
+            has_begun = self._whereabouts.position >= len(chunk.timed)
+            left = (self._whereabouts.started if has_begun else heard) + limit - time.monotonic()
             # No longer than the shortest limit: meanwhile the worker may have come to a check that has that one.
             if connection.poll(min(max(left, 0.0), *self._limits)):
                 return None

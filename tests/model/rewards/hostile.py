@@ -60,3 +60,19 @@ class PatientCheck:
             time.sleep(1.0)
             return passed("slept")
         return passed(item.text)
+
+
+class LateCheck(PatientCheck):
+    """The same in a worker that the system keeps waiting before it begins a verdict."""
+
+    name = "late"
+
+    def warm_up(self) -> None:
+        whereabouts = sys.modules["__main__"].Whereabouts
+        begin = whereabouts.begin
+
+        def begin_late(self: object, position: int) -> None:
+            time.sleep(0.2)
+            begin(self, position)
+
+        whereabouts.begin = begin_late

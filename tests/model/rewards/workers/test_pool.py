@@ -26,6 +26,7 @@ from model.rewards.workers.pool import VerifierPool
 from model.rewards.workers.worker import Parcel
 
 PATIENT = "tests.model.rewards.hostile:PatientCheck"
+LATE = "tests.model.rewards.hostile:LateCheck"
 HOSTILE = "tests.model.rewards.hostile:HostileCheck"
 ROOT = Path(__file__).parents[4]
 
@@ -90,6 +91,13 @@ def test_a_check_may_have_a_time_limit_of_its_own() -> None:
     assert [row[0][0].reason for row in rows] == ["a", "slept", "b", "sleep"]
     assert [row[1][0].reason for row in rows] == ["a", "sleep a second", "b", "timed_out"]
     assert rows[3][1][1] == 900.0
+
+
+def test_the_time_of_one_verdict_is_not_counted_for_the_next() -> None:
+    """Also where the worker is slow to begin that one, its verdict of the other being there already."""
+    with VerifierPool([LATE, HOSTILE], workers=1, timeout_seconds=0.9) as pool:
+        rows = pool.run(texts("sleep a second", "b"))
+    assert [[judgement.reason for judgement, _ in row] for row in rows] == [["slept", "sleep a second"], ["b", "b"]]
 
 
 @settings(max_examples=50, deadline=None)

@@ -83,11 +83,11 @@ def measure_all(recipe: Recipe, run: Run, contestants: Sequence[Contestant]) -> 
 def validated(recipe: Recipe, run: Run, planned: Sequence[tuple[Contestant, Suite]]) -> list[tuple[Contestant, Suite]]:
     """The teacher on the validation problems, beside which the curves of students stand; nothing without any."""
     samples = [stage.validation_samples for stage in validating(recipe)]
-    limits = [stage.validation_limit for stage in validating(recipe)]
     problems = [problem for problem in problems_of_split(run.dataset, VALIDATION) if problem.gold or problem.tests]
     if not samples or not problems:
         return []
-    most, problems = max(samples), problems[: max(limits) if all(limits) else None]
+    most, limit = max(samples), validating(recipe)[0].validation_limit  # a recipe has the same in all of them
+    problems = problems[: limit or None]  # by id, as training takes them
     return [
         (who, replace(suite, problems=tuple(problems), replicas=most, k=tuple(sorted({1, most})), name=VALIDATION))
         for who, suite in planned

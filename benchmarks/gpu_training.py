@@ -6,9 +6,11 @@
   sft   a Qwen3-0.6B (arXiv:2505.09388; its config, weights drawn at random: no download), cross-entropy on all tokens
         of documents of up to 8,192, 65,536 tokens a step, packed into micro-batches of 32,768 or what fits
   kd    a Llama-3.2-1B from another, forward KL to the live teacher, 32 rows of 1,024 tokens a step
-Steps are `run_step` of a job, with its optimizer, as training makes them: float32 masters, gradients clipped. The first
-two steps are not counted, the median of the others counts. Where so many tokens at once do not fit, half as many are
-tried. Rows are drawn at random, so nothing is learned, and nothing of the rows is shared.
+`planned_gib` is the peak that a job's plan expects (model/training/memory.py).
+Each with `compile = true` and without. Steps are `run_step` of a job, with its optimizer, as training makes them:
+float32 masters, gradients clipped. The first two steps, in which layers are compiled, are told but not counted, the
+median of the others counts. Where so many tokens at once do not fit, half as many are tried. Rows are drawn at random,
+so nothing is learned, and nothing of the rows is shared.
 Not measured: reading data, several GPUs.
 """
 
@@ -28,17 +30,18 @@ from benchmarks.machine import describe
 from model.losses.kl import Divergence
 from model.training.data import Row, collate, micro_batches
 from model.training.distill import PrefixedModel, divergence_kernel
-from model.training.documents import attend_by_document
+from model.training.documents import attend_by_document, compile_layers
 from model.training.flops import Meter
-from model.training.job import SFTJob
+from model.training.job import DistillJob, SFTJob
 from model.training.loop import Line, MicroBatch, StepWork, Watch, run_step
-from model.training.memory import peak_memory
+from model.training.memory import PROBE, expected, measure_activations, peak_memory
 from model.training.optimizer import MasterAdamW
 from model.training.out_of_memory import is_out_of_memory
 from model.training.parallel import World
 from model.training.sft import sft_kernel
 
 STEPS, WARM = 8, 2
+SETTINGS: dict[str, Any] = {"init": Path(), "out": Path(), "examples": Path(), "learning_rate": 1e-5}
 SHAPES: dict[str, dict[str, Any]] = {
     "Qwen3-0.6B": {
         "model_type": "qwen3",
@@ -94,7 +97,7 @@ class Metered(Watch):
         return self.meter.measured(work, seconds)
 
 
-def make(name: str, device: torch.device, *, small: bool, seed: int = 0) -> Any:
+def make(name: str, device: torch.device, *, small: bool, compiled: bool, seed: int = 0) -> Any:
     """A model of that shape with random weights, in bfloat16."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -103,6 +106,8 @@ def make(name: str, device: torch.device, *, small: bool, seed: int = 0) -> Any:
     with device:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape), dtype=torch.bfloat16)
     attend_by_document(model)
+    if compiled:
+        compile_layers(model)
     return model.eval()
 
 
@@ -123,10 +128,10 @@ def mixed_lengths(total: int, longest: int) -> list[int]:
     raise AssertionError("there are more lengths than tokens")
 
 
-def sft(device: torch.device, *, small: bool) -> dict[str, Any]:
+def sft(device: torch.device, *, small: bool, compiled: bool) -> dict[str, Any]:
     """Cross-entropy on packed documents."""
-    model, total, at_once = make("Qwen3-0.6B", device, small=small), 65_536 // (64 if small else 1), 8_192
-    at_once //= 64 if small else 1
+    model = make("Qwen3-0.6B", device, small=small, compiled=compiled)
+    total, at_once = (size // (64 if small else 1) for size in (65_536, 8_192))
     rows = rows_of(mixed_lengths(total, at_once), model.config.vocab_size)
     weight = 1 / sum(len(row.completion) for row in rows)
 
@@ -135,12 +140,12 @@ def sft(device: torch.device, *, small: bool) -> dict[str, Any]:
         batches = [collate([rows[i] for i in pack], [weight] * len(pack), device) for pack in packs]
         return StepWork([MicroBatch(batch, sft_kernel(batch)) for batch in batches])
 
-    return fitted(model, work, 4 * at_once, at_once, device)
+    return fitted(SFTJob(**SETTINGS), model, work, 4 * at_once, at_once, device)
 
 
-def kd(device: torch.device, *, small: bool) -> dict[str, Any]:
+def kd(device: torch.device, *, small: bool, compiled: bool) -> dict[str, Any]:
     """Forward KL to a live teacher."""
-    student, teacher = (make("Llama-3.2-1B", device, small=small, seed=seed) for seed in range(2))
+    student, teacher = (make("Llama-3.2-1B", device, small=small, compiled=compiled, seed=seed) for seed in range(2))
     frozen = PrefixedModel(teacher.requires_grad_(requires_grad=False), [], device)
     rows = rows_of([1024 // (16 if small else 1)] * 32, student.config.vocab_size)
     weight = 1 / sum(len(row.completion) for row in rows)
@@ -155,15 +160,18 @@ def kd(device: torch.device, *, small: bool) -> dict[str, Any]:
     def work(tokens: int) -> StepWork:
         return StepWork([micro(pack) for pack in micro_batches([row.length for row in rows], tokens)])
 
-    return fitted(student, work, sum(row.length for row in rows), rows[0].length, device)
+    job = DistillJob(**SETTINGS, teacher=Path())
+    return fitted(job, student, work, sum(row.length for row in rows), rows[0].length, device)
 
 
-def fitted(model: Any, work: Callable[[int], StepWork], most: int, least: int, device: torch.device) -> dict[str, Any]:
+def fitted(
+    job: SFTJob, model: Any, work: Callable[[int], StepWork], most: int, least: int, device: torch.device
+) -> dict[str, Any]:
     """The figures with as many tokens at once as fit."""
     tokens = most
     while True:
         try:
-            return measured(model, Fixed(work, tokens), device) | {"tokens_at_once": tokens}
+            return measured(job, model, Fixed(work, tokens), device) | {"tokens_at_once": tokens}
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or tokens // 2 < least:
                 raise
@@ -173,10 +181,18 @@ def fitted(model: Any, work: Callable[[int], StepWork], most: int, least: int, d
         tokens //= 2
 
 
-def measured(model: Any, stage: Fixed, device: torch.device) -> dict[str, Any]:
+def planned_peak(job: SFTJob, stage: Fixed, model: Any) -> int:
+    """Bytes that a job's plan expects at the peak, which it tells before the first step."""
+    documents = [micro.tokens.documents for micro in stage.prepare(0).micro_batches]
+    most, longest = max(each.total for each in documents), max(each.longest for each in documents)
+    kept = measure_activations(model, min(longest, PROBE), model.device)
+    return expected(job, stage, model, kept, most, longest).peak
+
+
+def measured(job: SFTJob, model: Any, stage: Fixed, device: torch.device) -> dict[str, Any]:
     """Median rate of the steps after the first."""
-    world, nowhere = World(device), Path()
-    job = SFTJob(init=nowhere, out=nowhere, examples=nowhere, learning_rate=1e-5)
+    world = World(device)
+    planned = planned_peak(job, stage, model)
     optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world)
     watch = Metered(Meter(job, model, world))
     lines: list[Line] = []
@@ -194,6 +210,7 @@ def measured(model: Any, stage: Fixed, device: torch.device) -> dict[str, Any]:
         "losses": [round(line["loss"], 4) for line in lines],
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "peak_gib": round(peak_memory(device) / 2**30, 2),
+        "planned_gib": round(planned / 2**30, 2),
     }
 
 
@@ -208,17 +225,20 @@ def main() -> None:
         raise SystemExit("no GPU here: --small shows that it runs")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, Any] = {}
-    for name, part in {"sft": sft, "kd": kd}.items():
-        if arguments.only in (None, name):
+    for compiled in (True, False):
+        for name, part in {"sft": sft, "kd": kd}.items():
+            if arguments.only not in (None, name):
+                continue
             if device.type == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            result[name] = part(device, small=arguments.small)
-            print(name, json.dumps(result[name]), flush=True)
-    if arguments.small:
-        return
-    result |= {"device": torch.cuda.get_device_name(device), "machine": describe(["torch", "transformers"])}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+            key = name if compiled else f"{name}, not compiled"
+            result[key] = part(device, small=arguments.small, compiled=compiled)
+            print(key, json.dumps(result[key]), flush=True)
+            if not arguments.small:
+                result["device"] = torch.cuda.get_device_name(device)
+                result["machine"] = describe(["torch", "transformers"])
+                arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

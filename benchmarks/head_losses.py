@@ -8,13 +8,16 @@ for every way, each in a process of its own; ways of one loss take turns, and th
   forward, reverse, jsd   KL to a live teacher of the same shape: ours, TRL's kernel on the positions that count, plain
   top_k           KL to 64 stored log-probabilities with a tail bucket: ours, plain torch, and TRL's forward kernel,
                   which serves the same purpose with the teacher's whole head
+On a GPU Liger's kernels too (of the mean over tokens, summed in float32), where `--liger` names them.
 `seconds`: the best round; `cpu_seconds`: processor time of its threads, which other work disturbs less. `peak_mib`:
 what the resident memory grew by at its highest, inputs not counted, gradients counted. `error`: of the worse of both
 gradients against float64 on the same bfloat16 inputs, relative to its norm.
-On a GPU, where there is one, memory is the device's, and another file is wanted (`--out`). Not measured: the trunk.
+On a GPU, where there is one, all ways run in one process, `seconds` is the median of several calls (compiling is not
+among them), memory is the device's, and another file is wanted (`--out`). Not measured: the trunk.
 
     python -m benchmarks.head_losses --trl FOLDER     (FOLDER: TRL's wheel unpacked)
-    python -m benchmarks.head_losses --trl FOLDER --tokens 4096 --hidden 1024 --vocabulary 151936 --out gpu.json
+    python -m benchmarks.head_losses --trl FOLDER --liger FOLDER --tokens 8192 --hidden 1024 --vocabulary 151936 \
+        --out gpu.json
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -34,14 +38,14 @@ from torch import Tensor
 from benchmarks.machine import describe, unpacked_version
 from model.losses.head import Kernel, Part, head_gradients, project
 from model.losses.kl import Divergence, divergence, divergence_part
-from model.losses.log_probs import token_log_probs
 from model.losses.sft import sft_part
 from model.losses.top_k import top_k_divergence, top_k_part
 
 STORED = 64
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 LOSSES = ("cross_entropy", "forward", "reverse", "jsd", "top_k")
-WAYS = ("ours", "trl", "trl, compacted", "torch")
+WAYS = ("ours", "trl", "trl, compacted", "liger", "torch")
+CALLS = 7  # on a GPU
 BETAS = {"forward": 0.0, "reverse": 1.0, "jsd": 0.5, "top_k": 0.0}  # as TRL counts
 
 
@@ -72,16 +76,16 @@ Way = Callable[[Inputs], Gradients]
 
 def make_inputs(tokens: int, hidden_size: int, vocabulary: int) -> Inputs:
     """Logits of a standard deviation of about 3, as models have them."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(DEVICE).manual_seed(0)
 
     def drawn(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(*shape, generator=generator)).bfloat16().to(DEVICE)
+        return (scale * torch.randn(*shape, generator=generator, device=DEVICE)).bfloat16()
 
     hidden, teacher_hidden = drawn(tokens, hidden_size), drawn(tokens, hidden_size)
     head, teacher_head = (drawn(vocabulary, hidden_size, scale=3 / hidden_size**0.5) for _ in range(2))
     counts = torch.arange(tokens, device=DEVICE) % 2 == 1
     stored, ids = (teacher_hidden[counts] @ teacher_head.T).float().log_softmax(-1).topk(STORED)
-    targets = torch.randint(vocabulary, (tokens,), generator=generator).to(DEVICE)
+    targets = torch.randint(vocabulary, (tokens,), generator=generator, device=DEVICE)
     return Inputs(hidden, head, teacher_hidden, teacher_head, targets, counts, ids, stored)
 
 
@@ -116,8 +120,7 @@ def plain(loss: str) -> Way:
         hidden, head = given.hidden[given.counts].requires_grad_(), given.head.detach().requires_grad_()
         logits, targets = hidden @ head.T, given.targets[given.counts]
         if loss == "cross_entropy":
-            wide = logits.to(given.weights.dtype)
-            each = -token_log_probs(wide, targets) if wide.dtype == torch.float32 else _cross_entropy(wide, targets)
+            each = torch.nn.functional.cross_entropy(logits.to(given.weights.dtype), targets, reduction="none")
         elif loss == "top_k":
             each = top_k_divergence(logits, given.ids, given.log_probs)
         else:
@@ -127,10 +130,6 @@ def plain(loss: str) -> Way:
         return by_hidden, by_head
 
     return gradients
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def trl(loss: str, *, compacted: bool) -> Way:
@@ -157,10 +156,34 @@ def trl(loss: str, *, compacted: bool) -> Way:
     return gradients
 
 
+def liger(loss: str) -> Way:
+    """Liger's fused losses, on the positions that count; for stored tokens its JSD kernel with the whole head."""
+    from liger_kernel.transformers import (  # type: ignore[import-not-found]
+        LigerFusedLinearCrossEntropyLoss,
+        LigerFusedLinearJSD,
+    )
+
+    def gradients(given: Inputs) -> Gradients:
+        hidden, head = given.hidden[given.counts].requires_grad_(), given.head.detach().requires_grad_()
+        if loss == "cross_entropy":
+            mean = LigerFusedLinearCrossEntropyLoss(accum_dtype=torch.float32)(
+                head, hidden, given.targets[given.counts]
+            )
+        else:
+            divergence_of = LigerFusedLinearJSD(jsd_beta=BETAS[loss], accum_dtype=torch.float32)
+            mean = divergence_of(hidden, head, given.teacher_hidden[given.counts], given.teacher_head, None)
+        by_hidden, by_head = torch.autograd.grad(mean, (hidden, head))
+        return by_hidden, by_head
+
+    return gradients
+
+
 def way_of(loss: str, name: str) -> Way:
     """The function of that name."""
     if name == "ours":
         return ours(loss)
+    if name == "liger":
+        return liger(loss)
     return plain(loss) if name == "torch" else trl(loss, compacted=name != "trl")
 
 
@@ -186,6 +209,33 @@ def measure(loss: str, name: str, shape: Sequence[int]) -> dict[str, float]:
     return figures | ({"error": _error(found, plain(loss)(_as_float64(given)))} if is_same_loss else {})
 
 
+def measure_on_gpu(loss: str, name: str, given: Inputs, exact: Gradients) -> dict[str, float]:
+    """In this process: two calls to warm up, one for memory, some for time."""
+    way = way_of(loss, name)
+    for _ in range(2):
+        way(given)
+    before = _peak_memory()
+    found = way(given)
+    figures = {"peak_mib": (_peak_memory(again=False) - before) / 1024}
+    if not (loss == "top_k" and name in ("trl, compacted", "liger")):
+        figures["error"] = _error(found, exact)
+    del found
+    walls = []
+    for _ in range(CALLS):
+        _finish()
+        started = time.perf_counter()
+        way(given)
+        _finish()
+        walls.append(time.perf_counter() - started)
+    return {"seconds": median(walls), **figures}
+
+
+def _exact(loss: str, given: Inputs) -> Gradients:
+    """Ours in float64, as it is written: on a CPU it is compared with the definition, whose tables do not fit here."""
+    with torch.compiler.set_stance("force_eager"):
+        return ours(loss)(_as_float64(given))
+
+
 def _peak_memory(*, again: bool = True) -> float:
     """KiB: the highest so far; `again`: what is used now, from which the mark then starts anew."""
     _finish()
@@ -205,33 +255,35 @@ def _finish() -> None:
 
 
 def _as_float64(given: Inputs) -> Inputs:
-    """On a CPU, which has room for it."""
-    wide = (t.double().cpu() for t in (given.hidden, given.head, given.teacher_hidden, given.teacher_head))
-    return Inputs(*wide, *(t.cpu() for t in (given.targets, given.counts, given.ids)), given.log_probs.double().cpu())
+    wide = (t.double() for t in (given.hidden, given.head, given.teacher_hidden, given.teacher_head))
+    return Inputs(*wide, given.targets, given.counts, given.ids, given.log_probs.double())
 
 
 def _error(found: Gradients, exact: Gradients) -> float:
     """The larger one of the two gradients' relative errors."""
-    pairs = zip((one.cpu() for one in found), exact, strict=True)
+    pairs = zip(found, exact, strict=True)
     return max(((one.double() - right.double()).norm() / right.double().norm()).item() for one, right in pairs)
 
 
 def main() -> None:
     arguments = _arguments()
-    if arguments.trl:
-        sys.path.append(str(arguments.trl))
+    sys.path += [str(folder) for folder in (arguments.trl, arguments.liger) if folder]
     if arguments.one:
         torch.set_num_threads(arguments.threads)
         print(json.dumps(measure(*arguments.one, (arguments.tokens, arguments.hidden, arguments.vocabulary))))
         return
-    figures = {loss: _rounds(loss, arguments) for loss in LOSSES}
+    rounds = _gpu_rounds if DEVICE.type == "cuda" else _rounds
+    figures = {loss: rounds(loss, arguments) for loss in LOSSES}
     result = {
         "ratios": {loss: _ratios(ways) for loss, ways in figures.items()},
         "losses": figures,
         "shape": {"positions": arguments.tokens, "counting": arguments.tokens // 2, **_size(arguments)},
         "stored": STORED,
         "threads": arguments.threads,
-        "peers": {"trl": unpacked_version(arguments.trl, "trl")},
+        "peers": {
+            "trl": unpacked_version(arguments.trl, "trl"),
+            "liger": unpacked_version(arguments.liger, "liger_kernel"),
+        },
         "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
         "machine": describe(["torch"]),
     }
@@ -251,16 +303,38 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl", type=Path, help="folder that TRL's wheel was unpacked to; left out without it")
+    parser.add_argument("--liger", type=Path, help="folder of Liger's, for a GPU")
     parser.add_argument("--one", nargs=2, metavar=("LOSS", "WAY"), help="what the other processes are started with")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     return parser.parse_args()
 
 
+def _names(loss: str, arguments: argparse.Namespace) -> list[str]:
+    """The ways that can be measured here."""
+    on_gpu = DEVICE.type == "cuda"
+    left_out = {"trl", "trl, compacted"} if not arguments.trl else set()
+    left_out |= {"trl"} if on_gpu or loss != "cross_entropy" else set()  # its trainer compacts by itself there
+    left_out |= set() if on_gpu and arguments.liger else {"liger"}
+    return [name for name in WAYS if name not in left_out]
+
+
+def _gpu_rounds(loss: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """By way: the median time, the memory, the error; None where it does not fit."""
+    given = make_inputs(arguments.tokens, arguments.hidden, arguments.vocabulary)
+    exact, found = _exact(loss, given), dict[str, dict[str, float]]()
+    for name in _names(loss, arguments):
+        try:
+            found[name] = measure_on_gpu(loss, name, given, exact)
+            print(loss, name, found[name], flush=True)
+        except torch.OutOfMemoryError:
+            print(loss, name, "does not fit", flush=True)
+        torch.cuda.empty_cache()
+    return found
+
+
 def _rounds(loss: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     """By way: the best time, the highest memory, the error."""
-    names = [name for name in WAYS if arguments.trl or not name.startswith("trl")]
-    if loss != "cross_entropy":
-        names = [name for name in names if name != "trl"]  # its trainer compacts by itself there
+    names = _names(loss, arguments)
     best: dict[str, dict[str, float]] = {}
     for _ in range(arguments.rounds):
         for name in names:

@@ -461,6 +461,8 @@ class OptimiserSection(Section):
     """CPU threads of the training process; 0 leaves it to torch."""
     dtype: Dtype = "bfloat16"
     """Number format of the forward pass; weights that are trained and their optimizer stay in float32."""
+    compile: bool = False
+    """On a GPU, compiles the model's layers (torch.compile): a minute or so at the start, and less for every step."""
     lora_rank: int = Field(default=0, ge=0, le=4096)
     """Rank r of the adapters that are trained beside frozen weights (LoRA, arXiv 2106.09685); 0: all weights are.
     Adapters want a learning rate about ten times that of whole weights (docs/training.md)."""

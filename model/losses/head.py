@@ -2,7 +2,7 @@
 
 A loss here is a plain sum over tokens, so its gradient is that of its chunks together: each chunk's logits are made,
 turned into their own gradient in place, and multiplied back, all in the forward pass. That is three products with the
-head per token, two where the head is frozen; memory is one chunk's logits (`rows` × V × 4 bytes; three to four such
+head per token, two where the head is frozen; memory is one chunk's logits (`rows` × V entries; three to four such
 tables for a divergence) and the gradient of a head that is trained in float32, whatever N is.
 
 Reductions are in float32 whatever the weight's type, the head's gradient is summed in float32, and a kernel that
@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-ROWS = {"cpu": 256}  # tokens of a chunk: 50 MB of float32 logits at V = 49,152
-MOST_ROWS = 2048  # elsewhere, where products want to be large: 1 GB at V = 128,000
+CPU_ROWS = 256  # tokens of a chunk: 50 MB of float32 logits at V = 49,152
+GPU_TABLE = 5 * 2**27  # bytes of a chunk's logits where products want to be large: 2,048 bfloat16 rows at V = 152,000
 _TILE = 2048  # entries of the vocabulary that are widened at once
 
 
@@ -32,7 +32,7 @@ class Part:
     """What a chunk adds to a loss."""
 
     loss: Tensor  # scalar, float32, nats
-    gradient_CV: Tensor  # ∂loss/∂logits, float32
+    gradient_CV: Tensor  # ∂loss/∂logits, in their type
     sums: Mapping[str, Tensor] = field(default_factory=dict)  # of metrics, over the chunk's tokens
 
 
@@ -40,12 +40,15 @@ class Part:
 class Kernel:
     """A loss on a chunk's logits.
 
-    `part` is given logits_CV in float32, to be overwritten at will, and which tokens they are. `precise`: it wants
-    logits that were not rounded to the weight's type.
+    `part` is given logits_CV, to be overwritten at will, and which tokens they are. `precise`: it wants logits that
+    were not rounded to the weight's type; else they come in that type on a GPU, where reading them is what they cost,
+    and in float32 elsewhere. `vocabulary`: how many token ids there are; further rows of the head are padding, and get
+    neither mass nor gradient (None: there are none).
     """
 
     part: Callable[[Tensor, slice], Part]
     precise: bool = False
+    vocabulary: int | None = None
 
 
 @dataclass(frozen=True)
@@ -79,21 +82,32 @@ def head_gradients(
         kernel: the loss.
         into_VH: what the head's gradient is added to, float32 (None: zeros), so that all micro-batches of a step
             share one table.
-        rows: tokens of a chunk (0: `ROWS`); bounds memory, and changes the result by rounding only.
+        rows: tokens of a chunk (0: `chunk_rows`); bounds memory, and changes the result by rounding only.
         frozen: the head's gradient is wanted by nobody and not computed.
     """
     by_weight_VH = into_VH
     if by_weight_VH is None and not frozen:
         by_weight_VH = torch.zeros_like(weight_VH, dtype=_wide(weight_VH))
-    by_hidden_NH = torch.empty_like(hidden_NH)
-    loss, sums = torch.zeros((), dtype=_wide(weight_VH), device=hidden_NH.device), dict[str, float]()
-    for chunk in chunks(len(hidden_NH), rows or ROWS.get(hidden_NH.device.type, MOST_ROWS)):
+    by_hidden_NH, whole_VH = torch.empty_like(hidden_NH), by_weight_VH
+    weight_VH = weight_VH[: kernel.vocabulary]
+    if by_weight_VH is not None:
+        by_weight_VH = by_weight_VH[: kernel.vocabulary]
+    loss, sums = torch.zeros((), dtype=_wide(weight_VH), device=hidden_NH.device), dict[str, Tensor]()
+    for chunk in chunks(len(hidden_NH), rows or chunk_rows(weight_VH, precise=kernel.precise)):
         part = kernel.part(project(hidden_NH[chunk], weight_VH, precise=kernel.precise), chunk)
         by_hidden_NH[chunk] = _back_project(part.gradient_CV, hidden_NH[chunk], weight_VH, by_weight_VH)
         loss += part.loss
-        sums = {name: sums.get(name, 0.0) + value.item() for name, value in part.sums.items()}
+        sums = {name: sums[name] + value if name in sums else value for name, value in part.sums.items()}
         del part  # its table, before the next one is made
-    return HeadGradients(loss.item(), by_hidden_NH, by_weight_VH, sums)
+    return HeadGradients(loss.item(), by_hidden_NH, whole_VH, {name: sums[name].item() for name in sums})
+
+
+def chunk_rows(weight_VH: Tensor, *, precise: bool) -> int:
+    """Tokens of a chunk."""
+    if not weight_VH.is_cuda:
+        return CPU_ROWS
+    entry = _wide(weight_VH).itemsize if precise else weight_VH.itemsize
+    return max(256, GPU_TABLE // (len(weight_VH) * entry) // 256 * 256)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
@@ -102,12 +116,14 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def project(hidden_CH: Tensor, weight_VH: Tensor, *, precise: bool) -> Tensor:
-    """A chunk's logits in float32 (float64 where given it), shape [C, V]; see `Kernel` for `precise`."""
+    """A chunk's logits, shape [C, V]; see `Kernel` for their type. Given float64, they are that."""
     wide = _wide(weight_VH)
-    if not precise or weight_VH.dtype == wide:
-        return (hidden_CH @ weight_VH.T).to(wide)
+    if weight_VH.dtype == wide:
+        return hidden_CH @ weight_VH.T
     if weight_VH.is_cuda:
-        return torch.mm(hidden_CH, weight_VH.T, out_dtype=wide)
+        return torch.mm(hidden_CH, weight_VH.T, out_dtype=wide if precise else weight_VH.dtype)
+    if not precise:
+        return (hidden_CH @ weight_VH.T).to(wide)
     logits_CV = torch.empty(len(hidden_CH), len(weight_VH), dtype=wide, device=hidden_CH.device)
     wide_CH = hidden_CH.to(wide)
     for tile in chunks(len(weight_VH), _TILE):
@@ -117,7 +133,7 @@ def project(hidden_CH: Tensor, weight_VH: Tensor, *, precise: bool) -> Tensor:
 
 def _back_project(gradient_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor, by_weight_VH: Tensor | None) -> Tensor:
     """Gradient of a chunk's hidden states; adds to the head's, without rounding the product before it is added."""
-    if weight_VH.is_cuda and weight_VH.dtype != gradient_CV.dtype:
+    if weight_VH.is_cuda and weight_VH.dtype != _wide(weight_VH):
         gradient_CV = gradient_CV.to(weight_VH.dtype)
         if by_weight_VH is not None:
             torch.addmm(by_weight_VH, gradient_CV.T, hidden_CH, out_dtype=by_weight_VH.dtype, out=by_weight_VH)

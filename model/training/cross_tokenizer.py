@@ -26,7 +26,6 @@ from model.training.distill import (
     PrefixedModel,
     teacher_contexts,
     vocabulary_of,
-    without_padding,
 )
 from model.training.forward import load_model
 from model.training.job import DistillJob, JobError
@@ -40,7 +39,7 @@ class CrossTokenizerStage(LiveTeacherStage):
     def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World, stop: StopSignal) -> None:
         assert job.teacher is not None, "a job checks that"
         self.job: DistillJob = job
-        model, theirs = load_model(job.teacher, job.dtype, world.device)
+        model, theirs = load_model(job.teacher, job.dtype, world.device, compiled=job.compile)
         own = {
             **teacher_contexts(theirs, job),
             "teacher_completion": lambda some: completion_tokens(theirs, some, job.prefill),
@@ -78,17 +77,16 @@ class CrossTokenizerStage(LiveTeacherStage):
 
         def part(logits_CV: Tensor, rows: slice) -> Part:
             paired_M = (partners_N[rows] >= 0).nonzero().flatten()
-            found = uld_part(
-                logits_CV[:, : self.vocabulary],
+            return uld_part(
+                logits_CV,
                 project(teacher_hidden_NH[partners_N[rows][paired_M]], teacher_UH, precise=True),
                 paired_M,
                 batch.weights_N[rows],
                 batch.targets_N[rows],
                 uld_weight=self.job.uld_weight,
             )
-            return without_padding(found, logits_CV)
 
-        return Kernel(part, precise=True)
+        return Kernel(part, precise=True, vocabulary=self.vocabulary)
 
 
 def token_starts(tokenizer: Tokenizer, text: str) -> list[int]:

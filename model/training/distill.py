@@ -20,10 +20,11 @@ from torch import Tensor
 
 from model.losses.head import Kernel, Part, project
 from model.losses.kl import Divergence, divergence_part
+from model.losses.log_probs import token_log_probs
 from model.losses.top_k import top_k_part
 from model.same_tokens import token_difference
 from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize_all
-from model.training.documents import Documents
+from model.training.documents import Documents, uncompiled
 from model.training.examples import Columns, first_completions
 from model.training.forward import Model, completion_hidden, load_model
 from model.training.job import DistillJob, JobError
@@ -70,7 +71,7 @@ class DistillStage(LiveTeacherStage):
     def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World, stop: StopSignal) -> None:
         assert job.teacher is not None, "a job without a teacher is StoredDistillStage's"
         self.job: DistillJob = job
-        model, teacher_tokenizer = load_model(job.teacher, job.dtype, world.device)
+        model, teacher_tokenizer = load_model(job.teacher, job.dtype, world.device, compiled=job.compile)
         require_same_tokens(tokenizer, teacher_tokenizer, first_completions(job.examples))
         super().__init__(job, tokenizer, world, stop, teacher_contexts(tokenizer, job))
         self.vocabulary = vocabulary_of(tokenizer)
@@ -113,7 +114,7 @@ def divergence_kernel(
         teacher_CV, targets_C = project(teacher_hidden_NH[rows], teacher_VH, precise=True), batch.targets_N[rows]
         surprise = _surprise(teacher_CV, targets_C) if own_text else None
         found = divergence_part(
-            logits_CV[:, : len(teacher_VH)],
+            logits_CV,
             teacher_CV,
             batch.weights_N[rows],
             kind,
@@ -125,15 +126,14 @@ def divergence_kernel(
             entropy = found.sums["cross_entropy"]
             told = {"divergence": found.sums["divergence"], "entropy": entropy, "reverse_kl": surprise - entropy}
             found = replace(found, sums=told)
-        return without_padding(found, logits_CV)
+        return found
 
-    return Kernel(part, precise=True)
+    return Kernel(part, precise=True, vocabulary=len(teacher_VH))
 
 
 def _surprise(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
     """Σ_c −log softmax(logits)[target]."""
-    chosen_C = logits_CV.gather(-1, targets_C[:, None]).squeeze(-1)
-    return (logits_CV.logsumexp(-1) - chosen_C).sum()
+    return -token_log_probs(logits_CV, targets_C).sum()
 
 
 class StoredDistillStage(TaughtStage):
@@ -159,11 +159,9 @@ class StoredDistillStage(TaughtStage):
         """Distance at some of a batch's completion tokens; metrics `divergence`, `teacher_mass`, `student_mass`."""
 
         def part(logits_CV: Tensor, rows: slice) -> Part:
-            own_CV = logits_CV[:, : self.vocabulary]
-            found = top_k_part(own_CV, ids_NK[rows], log_probs_NK[rows], batch.weights_N[rows])
-            return without_padding(found, logits_CV)
+            return top_k_part(logits_CV, ids_NK[rows], log_probs_NK[rows], batch.weights_N[rows])
 
-        return Kernel(part, precise=True)
+        return Kernel(part, precise=True, vocabulary=self.vocabulary)
 
 
 def teacher_contexts(tokenizer: Tokenizer, job: DistillJob) -> Columns:
@@ -175,14 +173,6 @@ def vocabulary_of(tokenizer: Tokenizer) -> int:
     """Token ids that a tokenizer knows; a head may have more rows, as padding."""
     last: int = max(tokenizer.get_vocab().values())
     return last + 1
-
-
-def without_padding(found: Part, logits_CV: Tensor) -> Part:
-    """Rows of the head beyond the vocabulary get neither mass nor gradient."""
-    used = found.gradient_CV.shape[-1]
-    logits_CV[:, :used] = found.gradient_CV
-    logits_CV[:, used:] = 0.0
-    return replace(found, gradient_CV=logits_CV)
 
 
 class PrefixedModel:
@@ -201,9 +191,10 @@ class PrefixedModel:
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
         documents = Documents((len(self.prefix),), self.device)
         tokens_1T = torch.tensor([self.prefix], device=self.device)
-        cache = self.model.base_model(
-            input_ids=tokens_1T, use_cache=True, **documents.forward_arguments()
-        ).past_key_values
+        with uncompiled(self.device):
+            cache = self.model.base_model(
+                input_ids=tokens_1T, use_cache=True, **documents.forward_arguments()
+            ).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     @torch.no_grad()
@@ -214,9 +205,10 @@ class PrefixedModel:
         if not self.layers:
             return completion_hidden(self.model, batch)
         documents = replace(batch.documents, prefix=len(self.prefix))
-        hidden_1TH: Tensor = self.model.base_model(
-            input_ids=batch.tokens_T[None], past_key_values=self._cache(), **documents.forward_arguments()
-        ).last_hidden_state
+        with uncompiled(self.device):  # for keys that came before there would be a kernel for each layer
+            hidden_1TH: Tensor = self.model.base_model(
+                input_ids=batch.tokens_T[None], past_key_values=self._cache(), **documents.forward_arguments()
+            ).last_hidden_state
         return hidden_1TH[0, batch.positions_N]
 
     def _cache(self) -> Any:

@@ -3,8 +3,9 @@
 A row without padding costs what its tokens cost; attention alone must know where a document ends. It is told so here
 (`Documents`) and not left to guess: transformers finds packed documents only where neither a mask nor a cache is
 given, and otherwise lets them see one another without a word. Our attention function is registered with transformers
-under PACKED. On CUDA in 16 bits it is torch's variable-length flash attention; elsewhere documents of similar length
-are taken out of the row, attended to side by side, and put back.
+under PACKED. On CUDA in 16 bits it is torch's variable-length flash attention, but for long documents, which cuDNN's
+kernel takes one by one in 0.6 of its time on an H100; elsewhere documents of similar length are taken out of the row,
+attended to side by side, and put back.
 
 A document may go on from another one of the row, its parent, and then sees that and what that one sees: tokens that
 several rows open with are run once (`shared_prefixes.py`).
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -31,10 +32,11 @@ from model.errors import TrainingError
 
 PACKED = "packed"  # the attention's name in transformers
 _LONG = 256  # keys from which a fused kernel beats plain products on a CPU, and keeps no table of them
+_ALONE = 4096  # tokens of a document that keeps a GPU busy for longer than it takes to be started
 _WASTE = 1.25  # padded tokens per token that documents taken side by side may have
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # and not frozen: torch.compile would compile anew for every value of a frozen one
 class Documents:
     """The documents of a row, one after another, and how many keys before the row's own each of them sees.
 
@@ -80,6 +82,17 @@ class Documents:
     def bounds(self) -> Tensor:
         """The same as int32, [D + 1]."""
         return torch.tensor(self.starts, dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def runs(self) -> list[Documents]:
+        """The documents in order: long ones that see their own tokens alone, one by one, and what lies between them."""
+        if self.prefix or any(self.before):
+            return [self]
+        found: list[tuple[int, ...]] = []
+        for is_long, lengths in groupby(self.lengths, key=lambda length: length >= _ALONE):
+            together = tuple(lengths)
+            found += [(length,) for length in together] if is_long else [together]
+        return [Documents(lengths, self.device) for lengths in found]
 
     @cached_property
     def groups(self) -> list[tuple[Tensor, Tensor]]:
@@ -169,15 +182,30 @@ def packed_attention(
     if sliding_window is not None and documents.longest > sliding_window:
         raise TrainingError(f"documents longer than the model's sliding window of {sliding_window} tokens")
     if query_1QTE.is_cuda and query_1QTE.dtype in (torch.bfloat16, torch.float16):
-        return _flash(query_1QTE, key_1KTE, value_1KTE, scaling, documents)[None], None
+        totals = [run.total for run in documents.runs]
+        if len(totals) == 1:
+            return _in_16_bits(query_1QTE, key_1KTE, value_1KTE, scaling, *documents.runs), None
+        queries, keys, values = (torch.split(whole, totals, dim=2) for whole in (query_1QTE, key_1KTE, value_1KTE))
+        runs = zip(queries, keys, values, documents.runs, strict=True)
+        return torch.cat([_in_16_bits(q, k, v, scaling, run) for q, k, v, run in runs], dim=1), None
     parts = [_side_by_side(query_1QTE, key_1KTE, value_1KTE, scaling, documents.prefix, *g) for g in documents.groups]
     return torch.cat(parts)[documents.order][None], None
 
 
-def _flash(query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: float, documents: Documents) -> Tensor:
-    """Torch's flash attention for documents of any lengths, [T, Q, E]."""
+def _in_16_bits(
+    query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: float, documents: Documents
+) -> Tensor:
+    """A GPU's attention for one of `Documents.runs`, [1, T, Q, E]."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
 
+    grouped = query_1QTE.shape[1] != key_1KTE.shape[1]
+    if len(documents.lengths) == 1 and documents.total >= _ALONE and documents.longest == documents.total:
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+            out_1QTE = scaled_dot_product_attention(
+                query_1QTE, key_1KTE, value_1KTE, is_causal=True, scale=scaling, enable_gqa=grouped
+            )
+        return out_1QTE.transpose(1, 2)
     keys, key_bounds = documents.keys
     out_TQE = varlen_attn(
         query_1QTE[0].transpose(0, 1).contiguous(),
@@ -189,10 +217,10 @@ def _flash(query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: fl
         documents.longest,
         scale=scaling,
         window_size=(-1, 0),
-        enable_gqa=query_1QTE.shape[1] != key_1KTE.shape[1],
+        enable_gqa=grouped,
     )
     assert isinstance(out_TQE, Tensor), "a tuple is returned only where more is asked for"
-    return out_TQE
+    return out_TQE[None]
 
 
 def _side_by_side(
@@ -242,10 +270,40 @@ def attend_by_document(model: Any) -> None:
     model.set_attn_implementation(PACKED)
 
 
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Has a transformers model's layers compiled when they first run, once for rows of all lengths.
+
+    Between their products layers read and write what they just wrote; compiled, they do so once. Attention stays as it
+    is: which documents there are is nothing to compile for. What is compiled in one layer serves the others.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
+    for layer in model.base_model.layers:
+        layer.compile(dynamic=True, backend=backend)
+
+
+@contextmanager
+def uncompiled(device: torch.device) -> Iterator[None]:
+    """Layers run as they are written, whatever was compiled."""
+    if device.type == "cpu":  # where nothing is, and the compiler need not be imported
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """For `generate`: plain products on a CPU, where short bfloat16 rows take 0.8 of the fused kernel's time."""
-    if model.device.type != "cpu" or model.config._attn_implementation != PACKED:
+    """For `generate`: plain products on a CPU, where short bfloat16 rows take 0.8 of the fused kernel's time.
+
+    On a GPU no layer is compiled for it: rows grow by a token at a time.
+    """
+    if model.device.type != "cpu":
+        with uncompiled(model.device):
+            yield
+        return
+    if model.config._attn_implementation != PACKED:
         yield
         return
     model.set_attn_implementation("eager")

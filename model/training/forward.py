@@ -17,7 +17,7 @@ from model.errors import ModelFolderError
 from model.losses.head import Kernel, chunks, head_gradients
 from model.losses.log_probs import token_log_probs
 from model.training.data import TokenBatch, Tokenizer
-from model.training.documents import attend_by_document
+from model.training.documents import attend_by_document, compile_layers
 from model.training.job import JobError, Precision
 from model.training.optimizer import Head
 
@@ -25,8 +25,13 @@ SCORED_ROWS = 1024  # tokens whose log-probabilities are read at once
 Model = Any  # transformers' classes share no useful static type
 
 
-def load_model(folder: Path, precision: Precision, device: torch.device) -> tuple[Model, Tokenizer]:
-    """Model and tokenizer of a folder. Dropout stays off: the policy that samples is the one that is scored."""
+def load_model(
+    folder: Path, precision: Precision, device: torch.device, *, compiled: bool = False
+) -> tuple[Model, Tokenizer]:
+    """Model and tokenizer of a folder, whose layers may be compiled, which counts on a GPU alone.
+
+    Dropout stays off: the policy that samples is the one that is scored.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
@@ -41,6 +46,8 @@ def load_model(folder: Path, precision: Precision, device: torch.device) -> tupl
         raise JobError(f"{folder} has a head with a bias, which training leaves out")
     require_tokenizer(folder, tokenizer, model.get_input_embeddings().num_embeddings)
     attend_by_document(model)
+    if compiled and device.type != "cpu":
+        compile_layers(model)
     return model.to(device).eval(), tokenizer
 
 

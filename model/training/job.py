@@ -87,6 +87,7 @@ class Job:
     checkpoint_every: int = 50  # steps
     threads: int = 0  # 0: torch's choice
     dtype: Precision = Precision.BFLOAT16
+    compile: bool = False  # on a GPU, layers are compiled: a minute or so at the start, and less for every step
     lora_rank: int = 0  # r of the adapters that are trained; 0: all weights are
     lora_alpha: float = 32.0  # what they add is multiplied by alpha / r
     lora_targets: tuple[str, ...] = ()  # last names of the linear layers that get one; none: all of the trunk

@@ -19,7 +19,7 @@ from model.training.job import Job, JobError, Keep, as_json
 # How the work is carried out; not what comes out of it.
 _NOT_IDENTITY = {"out", "threads", "checkpoint_every", "check_timeout_seconds"}
 _NOT_IDENTITY |= {"tokens_per_micro_batch", "tokens_that_fit"}
-_NOT_IDENTITY |= {"activation_checkpointing", "processes"}
+_NOT_IDENTITY |= {"activation_checkpointing", "compile", "processes"}
 _NOT_IDENTITY |= {
     f"degenerate_{name}" for name in ("window", "silent_share", "truncated_share", "entropy", "clip_share")
 }

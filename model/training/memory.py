@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.losses.head import MOST_ROWS, ROWS
+from model.losses.head import chunk_rows
 from model.training.adapters import has_adapters
 from model.training.data import Row, Tokenizer, collate, tokenize
 from model.training.forward import SCORED_ROWS, Model, checkpoint_activations, completion_hidden
@@ -40,7 +40,7 @@ _DISTILL_TABLES = 4.0  # the teacher's, and what a divergence keeps beside both
 _SCORED_BYTES = 10  # per logit of a scored token: the product, widened, by temperature
 _SAMPLED_TABLES = 5.0  # of float32 and V per rollout: logits, probabilities, their sums, what is left of them
 _KEPT_FREE = 0.05  # of what is free, for what is not counted
-_PROBE = 512  # tokens, at most, of the measuring pass
+PROBE = 512  # tokens, at most, of the measuring pass
 
 
 class NoRoomError(JobError):
@@ -115,8 +115,8 @@ def measure_whole(model: Model, world: World) -> Activations | None:
     """Of a model that is going to be cut over processes: a cut one is not to be run without a backward pass."""
     if world.size == 1:
         return None
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", _PROBE)
-    return measure_activations(model, min(_PROBE, most), world.device)
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", PROBE)
+    return measure_activations(model, min(PROBE, most), world.device)
 
 
 def plan_memory(
@@ -130,7 +130,7 @@ def plan_memory(
     longest = longest_row(stage, tokenizer)
     require_budget(job, longest)
     most = min(stage.tokens_at_once, most_tokens(stage, longest))
-    kept = kept or measure_activations(model, min(longest, _PROBE), world.device)
+    kept = kept or measure_activations(model, min(longest, PROBE), world.device)
     plan = expected(job, stage, model, kept, most, longest)
     free = free_memory(world.device)
     if world.device.type == "cpu":  # every process on this machine takes its share
@@ -173,14 +173,14 @@ def expected(job: Job, stage: Stage, model: Model, kept: Activations, tokens: in
         trained += 2 * 4 * _count(model)
         saved += 3 * 4 * _count(model)
     due = stage.total_steps > job.checkpoint_every and model.device.type == "cpu"
-    vocabulary, rows = len(model.get_output_embeddings().weight), ROWS.get(model.device.type, MOST_ROWS)
-    tables = _DISTILL_TABLES if isinstance(job, DistillJob | OnPolicyJob) else _TABLES
+    head_VH, distils = model.get_output_embeddings().weight, isinstance(job, DistillJob | OnPolicyJob)
+    rows, tables = chunk_rows(head_VH, precise=distils), _DISTILL_TABLES if distils else _TABLES
     return Plan(
         loaded=used_memory(model.device),
         trained=trained,
         per_token=kept.bytes(tokens, longest) / tokens,
         tokens=tokens,
-        tables=round(4 * tables * vocabulary * min(rows, tokens)),
+        tables=round(4 * tables * len(head_VH) * min(rows, tokens)),
         sampled=max(sampled_bytes(job, model, longest), validated_bytes(job, model, longest)),
         saved=saved if due else 0,
     )

@@ -39,7 +39,7 @@ class OnPolicyStage(RolloutStage):
     ) -> None:
         super().__init__(job, model, rollouts)
         self.reward = reward
-        teacher, theirs = load_model(job.teacher, job.dtype, model.device)
+        teacher, theirs = load_model(job.teacher, job.dtype, model.device, compiled=job.compile)
         require_same_tokens(tokenizer, theirs, [problem.prompt for problem in self.problems[:100]])
         self.vocabulary, self.end = vocabulary_of(tokenizer), tokenizer.eos_token_id
         self.teacher_contexts = {

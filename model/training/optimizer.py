@@ -81,12 +81,18 @@ class MasterAdamW:
 
     def collect(self) -> None:
         """Moves the model's gradients of one micro-batch into the float32 sums."""
+        sums, gradients = list[Tensor](), list[Tensor]()
         for weight, master in zip(self.weights, self.masters, strict=True):
             if weight is master or weight.grad is None:
                 continue
-            gradient = weight.grad.float()
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+            if master.grad is None:
+                master.grad = weight.grad.float()
+            else:
+                sums.append(master.grad)
+                gradients.append(weight.grad)
             weight.grad = None
+        if sums:
+            torch._foreach_add_(sums, gradients)
 
     def step(self, learning_rate: float, grad_clip: float, most_norm: float = math.inf) -> float:
         """One update with the collected gradients, unless they are longer than `most_norm` or no numbers.
@@ -105,9 +111,9 @@ class MasterAdamW:
 
     @torch.no_grad()
     def _publish(self) -> None:
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            if weight is not master:
-                weight.copy_(master)
+        pairs = [pair for pair in zip(self.weights, self.masters, strict=True) if pair[0] is not pair[1]]
+        if pairs:
+            torch._foreach_copy_([weight for weight, _ in pairs], [master for _, master in pairs])
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that a resumed run needs, by name: master weights, moments, and the number of updates of each.
@@ -118,7 +124,7 @@ class MasterAdamW:
         for name, master in zip(self.names, self.masters, strict=True):
             moments = self.adamw.state[master]
             if not moments:
-                moments["step"] = torch.zeros((), dtype=torch.float32)
+                moments["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
                 moments["exp_avg"], moments["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
             state[f"master.{name}"] = master.detach()
             state |= {f"{kind}.{name}": moments[kind] for kind in ("step", "exp_avg", "exp_avg_sq")}

@@ -79,7 +79,7 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     if job.threads:
         torch.set_num_threads(job.threads)
     disable_progress_bar()  # metrics.jsonl tells how far it is
-    model, tokenizer = load_model(job.init, job.dtype, world.device)
+    model, tokenizer = load_model(job.init, job.dtype, world.device, compiled=job.compile)
     add_adapters(model, job)
     if isinstance(job, SFTJob) and job.activation_checkpointing:
         checkpoint_activations(model)
@@ -164,7 +164,8 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World, stop:
             reference = open_reference(job, model) if job.kl_weight else None
             with verifier_reward(job) as reward, open_rollouts(job, model, tokenizer) as rollouts:
                 if isinstance(job, PPOJob):
-                    value_model = ValueModel(job, add_adapters(load_model(job.init, job.dtype, world.device)[0], job))
+                    own = load_model(job.init, job.dtype, world.device, compiled=job.compile)[0]
+                    value_model = ValueModel(job, add_adapters(own, job))
                     yield PPOStage(job, model, reference, rollouts, reward, value_model)
                 else:
                     yield GRPOStage(job, model, reference, rollouts, reward)
@@ -174,7 +175,9 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World, stop:
 
 def open_reference(job: GRPOJob, model: Model) -> Model:
     """The frozen model of the KL term: a second one, or the policy with its adapters off."""
-    return WithoutAdapters(model) if has_adapters(model) else load_model(job.init, job.dtype, model.device)[0]
+    if has_adapters(model):
+        return WithoutAdapters(model)
+    return load_model(job.init, job.dtype, model.device, compiled=job.compile)[0]
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_job: MakeJob, sta
 def test_the_policys_reference_is_itself_without_adapters(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """KL is 0 while B is 0; no second model is read."""
     loads = []
-    monkeypatch.setattr(runner, "load_model", lambda *given: loads.append(given) or load_model(*given))
+    monkeypatch.setattr(runner, "load_model", lambda *given, **more: loads.append(given) or load_model(*given, **more))
     out = run(make_job("grpo", kl_weight=0.1, steps=1))
     assert [line["kl"] for line in read_metrics(out / "metrics.jsonl")] == [0]
     assert len(loads) == 1

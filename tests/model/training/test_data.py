@@ -67,9 +67,10 @@ def test_steps_are_the_epochs_batches_one_after_another(lengths: list[int], epoc
     assert batches.most_tokens == max(sum(lengths[i] for i in rows) for rows in every)
 
 
-def test_micro_batches_are_the_best_fit_by_hand() -> None:
-    assert micro_batches([2, 10, 3, 9, 2], 20) == [[1, 3], [2, 0, 4]]  # 10 + 9 leave 1: nothing fits
-    assert micro_batches([6, 5, 4, 3], 10) == [[0, 2], [1, 3]]  # 4 goes where it leaves 0, not beside 5
+def test_micro_batches_by_hand() -> None:
+    assert micro_batches([2, 10, 3, 9, 2], 20) == [[1, 0, 4], [3, 2]]  # 14 and 12, where best fit has 19 and 7
+    assert micro_batches([6, 5, 4, 3], 10) == [[0, 3], [1, 2]]
+    assert micro_batches([6, 6, 4, 4, 4], 12) == [[0, 1], [2, 3, 4]]  # evened out, one would hold 14: best fit it is
     assert micro_batches([50], 20) == [[0]]  # a row longer than the budget runs alone
     assert micro_batches([50, 1], 20) == [[0], [1]]
     assert micro_batches([], 20) == []

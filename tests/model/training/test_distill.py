@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.losses.head import head_gradients
 from model.training.data import Row, collate
 from model.training.distill import (
     DistillStage,
@@ -100,13 +101,14 @@ def test_padding_rows_of_the_vocabulary_get_no_mass(make_stage: Callable[[], Dis
     stage, student = make_stage(), make_model()
     assert stage.vocabulary == 45
     micro = stage.prepare(1).micro_batches[0]
-    logits_NV = plain_logits(student, micro.tokens)
-    loud_NV = logits_NV.clone()
-    loud_NV[:, 45:] = 50.0
-    everything = slice(None)
-    loud, quiet = (micro.kernel.part(each.detach(), everything) for each in (loud_NV, logits_NV))
-    assert loud.loss.item() == quiet.loss.item()
-    assert loud.gradient_CV[:, 45:].abs().max().item() == 0.0
+    hidden_NH = completion_hidden(student, micro.tokens).detach()
+    quiet_VH = student.get_output_embeddings().weight.detach()
+    loud_VH = torch.cat([quiet_VH[:45], 50 * torch.ones(3, quiet_VH.shape[1])])
+    loud, quiet = (head_gradients(hidden_NH, head_VH, micro.kernel) for head_VH in (loud_VH, quiet_VH))
+    assert loud.loss == quiet.loss
+    assert loud.weight_VH is not None
+    assert loud.weight_VH.shape == quiet_VH.shape
+    assert loud.weight_VH[45:].abs().max().item() == 0.0
 
 
 @pytest.fixture
@@ -162,7 +164,7 @@ def test_unrounded_the_stored_kernel_is_the_live_one(
     batch, rows = live.collate(indices, weights), [live.teacher_row(i) for i in indices]
     log_probs_NV = torch.cat([_teacher_log_probs(live, row) for row in rows])
     ids_NV = torch.arange(live.vocabulary).expand_as(log_probs_NV)
-    logits_NV = plain_logits(make_model(seed=1), batch).detach()
+    logits_NV = plain_logits(make_model(seed=1), batch).detach()[:, : live.vocabulary]
     hidden_NH = live.teacher.completion_hidden(rows)
     one = live.kernel(batch, hidden_NH).part(logits_NV.clone(), everything)
     other = stored_stage.kernel(batch, ids_NV, log_probs_NV).part(logits_NV.clone(), everything)

@@ -67,7 +67,7 @@ def test_packed_is_unpacked_in_value_and_gradient(family: str) -> None:
     (found * weights).sum().backward()  # type: ignore[no-untyped-call]
     for (name, one), two in zip(plain.named_parameters(), ours.parameters(), strict=True):
         if one.grad is not None:
-            torch.testing.assert_close(two.grad, one.grad, atol=1e-4, rtol=1e-4, msg=name)
+            torch.testing.assert_close(two.grad, one.grad, atol=2e-6 * one.grad.abs().max().item(), rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

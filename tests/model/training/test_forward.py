@@ -53,7 +53,7 @@ def test_micro_batches_change_neither_loss_nor_gradient(normalise: Normalise) ->
 
 
 def test_head_chunks_give_the_plain_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(head.ROWS, "cpu", 2)
+    monkeypatch.setattr(head, "CPU_ROWS", 2)
     chunked, plain = make_model(), make_model()
     batch = batch_of(ROWS)
     loss, _ = backward(chunked, batch, sft_kernel(batch), head_of(chunked))

@@ -192,7 +192,7 @@ def test_gspo_of_a_moved_policy_is_that_of_whole_sequences(
     tiny_folder: Path, problems_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equation 5 of arXiv:2507.18071 under autograd, after the weights have changed, against chunks of two tokens."""
-    monkeypatch.setitem(head.ROWS, "cpu", 2)
+    monkeypatch.setattr(head, "CPU_ROWS", 2)
     settings = {"objective": Objective.GSPO, "updates_per_step": 2, "kl_weight": 0.0, "clip_low": 0.01}
     stage, lengths = make_stage(make_job(tiny_folder, problems_file, clip_high=0.01, **settings)), [3, 2, 1]
     rollouts = [Rollout(Row([3, 4], list(range(5, 5 + length))), "", FinishReason.STOP) for length in lengths]

@@ -106,7 +106,7 @@ def test_rows_of_one_context_stay_together_and_it_counts_once() -> None:
     rows = rows_of(10, 10, 10, 10)  # a context of 40 tokens with 40 learned ones, and a row of 25
     assert row_packs(rows, 105) == [[0, 1, 2, 3, 4]]
     assert row_packs(rows, 80) == [[0, 1, 2, 3], [4]]
-    assert row_packs(rows, 61) == [[0, 1], [2, 3], [4]]
+    assert row_packs(rows, 61) == [[0, 2], [1, 3], [4]]
     assert row_packs(rows, 50) == [[0], [1], [2], [3], [4]]
     assert row_packs([], 50) == []
 

@@ -178,6 +178,7 @@ def fitted(
         model.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         tokens //= 2
 
 

@@ -12,6 +12,11 @@ _Given = ParamSpec("_Given")
 _Found = TypeVar("_Found")
 
 
+def is_fused(table: torch.Tensor) -> bool:
+    """Are `fused` functions compiled for such a table? Else work in place is faster, which keeps no other."""
+    return table.is_cuda
+
+
 def fused(function: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
     """`function`, compiled into a kernel or two where its first argument is on a GPU, and as it is elsewhere.
 
@@ -27,6 +32,6 @@ def fused(function: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
     def call(*arguments: _Given.args, **more: _Given.kwargs) -> _Found:
         first = arguments[0]
         assert isinstance(first, torch.Tensor)
-        return (compiled() if first.is_cuda else function)(*arguments, **more)
+        return (compiled() if is_fused(first) else function)(*arguments, **more)
 
     return call

@@ -25,7 +25,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from model.losses.fused import fused
+from model.losses.fused import fused, is_fused
 from model.losses.head import Part
 from model.losses.log_probs import log_totals
 
@@ -115,7 +115,7 @@ def divergence_part(
         total_C = log_totals(student_logits_CV.div_(temperature))
     slopes_C1 = weights_C[:, None] * temperature  # τ² of the factor, 1/τ of the logits
     to_log_probs = total_C[:, None], log_totals(teacher_logits_CV)[:, None]
-    if student_logits_CV.is_cuda:
+    if is_fused(student_logits_CV):
         given = (student_logits_CV, teacher_logits_CV, *to_log_probs, kind, total_C.new_tensor(beta))
         distance_C, own_C = _distances(*given)
         _to_gradient_(*given, own_C[:, None], slopes_C1)

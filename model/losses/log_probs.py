@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from model.losses.fused import fused
+from model.losses.fused import fused, is_fused
 from model.losses.head import Part, chunks
 
 _CACHED_ROWS = 8  # tokens whose logits stay in a processor's cache: 1.6 MB at V = 49,152
@@ -53,8 +53,7 @@ def log_prob_part(
     if temperature != 1.0:
         logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).div_(temperature)
     chosen_C = logits_CV.gather(-1, targets_C[:, None]).squeeze(-1)
-    as_it_is = logits_CV.is_cuda
-    if as_it_is:
+    if is_fused(logits_CV):
         chosen_C = chosen_C.to(torch.promote_types(chosen_C.dtype, torch.float32))
         log_total_C, entropy_C = _totals(logits_CV, entropy)
     else:
@@ -64,7 +63,7 @@ def log_prob_part(
         value, sums = loss(log_probs_C)
         (slope_C,) = torch.autograd.grad(value, log_probs_C)
     slope_C1, targets_C1 = slope_C[:, None] / temperature, targets_C[:, None]
-    if as_it_is:
+    if is_fused(logits_CV):
         _to_shares_(logits_CV, log_total_C[:, None], -slope_C1)
         at_targets_C1 = slope_C1 * (1 - log_probs_C.detach().exp()[:, None])
         logits_CV.scatter_(-1, targets_C1, at_targets_C1.to(logits_CV.dtype))

@@ -17,7 +17,7 @@ multiple of K), E entries of a head.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -264,13 +264,15 @@ def attend_by_document(model: Any) -> None:
     """Gives a transformers model this attention; calls that name no documents are masked and answered as by `sdpa`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    AttentionInterface.register(PACKED, packed_attention)
-    AttentionMaskInterface.register(PACKED, sdpa_mask)
+    if PACKED not in ALL_ATTENTION_FUNCTIONS:  # else it may be what another model's layers were compiled for
+        AttentionInterface.register(PACKED, packed_attention)
+        AttentionMaskInterface.register(PACKED, sdpa_mask)
     model.set_attn_implementation(PACKED)
 
 
-def compile_layers(model: Any, backend: str = "inductor") -> None:
+def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -> None:
     """Has a transformers model's layers compiled when they first run, once for rows of all lengths.
 
     Between their products layers read and write what they just wrote; compiled, they do so once. Attention stays as it

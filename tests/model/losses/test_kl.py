@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from model.losses.kl import Divergence, divergence
+from model.losses import kl
+from model.losses.head import Part
+from model.losses.kl import Divergence, divergence, divergence_part
 
 ONE_VOCABULARY = (Divergence.FORWARD, Divergence.REVERSE, Divergence.JSD)
 TEACHER_P = torch.tensor([[0.5, 0.5]])
@@ -72,3 +74,25 @@ def test_bfloat16_logits_are_reduced_in_float32() -> None:
     student_NV, teacher_NV = (torch.randn(4, 5000, generator=generator).bfloat16() for _ in range(2))
     exact_N = divergence(student_NV.float(), teacher_NV.float(), Divergence.JSD)
     assert divergence(student_NV, teacher_NV, Divergence.JSD).tolist() == exact_N.tolist()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("kind", [Divergence.FORWARD, Divergence.REVERSE, Divergence.JSD])
+def test_what_a_gpu_compiles_is_what_a_cpu_does_in_place(
+    kind: Divergence, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (3 * torch.randn(6, 50, generator=generator) for _ in range(2))
+    weights, targets = torch.rand(6, generator=generator), torch.arange(6)
+
+    def part() -> Part:
+        given = student.clone(), teacher.clone(), weights, kind, targets
+        return divergence_part(*given, beta=0.3, temperature=temperature)
+
+    expected = part()
+    monkeypatch.setattr(kl, "is_fused", lambda _: True)
+    found = part()
+    assert found.loss.item() == pytest.approx(expected.loss.item(), rel=1e-5)
+    torch.testing.assert_close(found.gradient_CV, expected.gradient_CV, atol=1e-6, rtol=1e-5)
+    for name, value in expected.sums.items():
+        assert found.sums[name].item() == pytest.approx(value.item(), rel=1e-5)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from model.definitions import published
+from model.losses import log_probs
 from model.losses.head import Kernel, Part, head_gradients
 from model.losses.log_probs import log_prob_part, softmax_, softmax_and_entropy_
 
@@ -50,3 +51,23 @@ def test_the_metric_is_the_sum_over_chunks_at_the_jobs_temperature() -> None:
     found = head_gradients(hidden_NH, weight_VH, Kernel(part), rows=5)
     expected_N = published.entropy(hidden_NH @ weight_VH.T / 0.7)
     assert found.sums == {"entropy": pytest.approx(expected_N.sum().item())}
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_what_a_gpu_compiles_is_what_a_cpu_does_in_place(entropy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    targets_N = torch.arange(37)
+
+    def part() -> Part:
+        def loss(log_probs_C: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            return log_probs_C.exp().sum(), {}
+
+        return log_prob_part(LOGITS_NV.clone(), targets_N, loss, 0.7, entropy=entropy)
+
+    expected = part()
+    monkeypatch.setattr(log_probs, "is_fused", lambda _: True)
+    found = part()
+    assert found.loss.item() == pytest.approx(expected.loss.item())
+    torch.testing.assert_close(found.gradient_CV, expected.gradient_CV)
+    assert found.sums.keys() == expected.sums.keys()
+    for name, value in expected.sums.items():
+        torch.testing.assert_close(found.sums[name], value)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.errors import TrainingError
 from model.training import documents as documents_module
-from model.training.documents import PACKED, Documents, attend_by_document, generating
+from model.training.documents import PACKED, Documents, attend_by_document, compile_layers, generating
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 300, 17, 1, 40, 41, 39)
@@ -232,3 +232,37 @@ def test_a_sliding_window_is_refused_where_it_would_matter() -> None:
     torch.testing.assert_close(packed(model, texts((40, 30))), expected, atol=1e-5, rtol=0)
     with pytest.raises(TrainingError, match="sliding window of 64"):
         packed(model, texts((70,)))
+
+
+def test_long_documents_are_taken_alone_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents_module, "_ALONE", 10)
+    assert [run.lengths for run in Documents((10, 3, 4, 12, 11), CPU).runs] == [(10,), (3, 4), (12,), (11,)]
+    forked = Documents((10, 3), CPU, parents=(-1, 0))
+    assert forked.runs == [forked]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_layers_are_the_others_for_rows_of_all_lengths(family: str) -> None:
+    """By the compiler's front end alone: no kernels are made. Once for all lengths, and for all layers."""
+    import torch._dynamo.testing
+
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    plain, ours = make(family, PACKED), make(family, PACKED)
+    compile_layers(ours, counter)
+    counts = []
+    for lengths, parents in ((LENGTHS, ()), (FORKED, PARENTS), ((7, 8), ()), ((300,), ())):
+        documents = Documents(lengths, CPU, parents=parents)
+        tokens_1T = torch.cat(texts(lengths))[None]
+        each = [
+            model.base_model(input_ids=tokens_1T, use_cache=False, **documents.forward_arguments())[0]
+            for model in (plain, ours)
+        ]
+        torch.testing.assert_close(each[1], each[0], atol=1e-6, rtol=0)
+        for hidden in each:
+            hidden.square().sum().backward()
+        for one, two in zip(plain.parameters(), ours.parameters(), strict=True):
+            if one.grad is not None:
+                torch.testing.assert_close(two.grad, one.grad, atol=2e-6 * one.grad.abs().max().item(), rtol=1e-4)
+        counts.append(counter.frame_count)
+    assert counts[0] > 0
+    assert counts == counts[:1] * len(counts)

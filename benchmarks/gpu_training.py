@@ -8,9 +8,9 @@
   kd    a Llama-3.2-1B from another, forward KL to the live teacher, 32 rows of 1,024 tokens a step
 `planned_gib` is the peak that a job's plan expects (model/training/memory.py).
 Each with `compile = true` and without. Steps are `run_step` of a job, with its optimizer, as training makes them:
-float32 masters, gradients clipped. The first two steps, in which layers are compiled, are told but not counted, the
-median of the others counts. Where so many tokens at once do not fit, half as many are tried. Rows are drawn at random,
-so nothing is learned, and nothing of the rows is shared.
+float32 masters, gradients clipped. The first two steps, in which what the plan's probe left is compiled, are told but
+not counted, the median of the others counts. Where so many tokens at once do not fit, half as many are tried. Rows are
+drawn at random, so nothing is learned, and nothing of the rows is shared.
 Not measured: reading data, several GPUs.
 """
 
@@ -153,8 +153,8 @@ def kd(device: torch.device, *, small: bool, compiled: bool) -> dict[str, Any]:
     def micro(pack: Sequence[int]) -> MicroBatch:
         chosen = [rows[i] for i in pack]
         batch = collate(chosen, [weight] * len(chosen), device)
-        hidden_NH, head_VH = frozen.completion_hidden(chosen), frozen.head(student.config.vocab_size)
-        kernel = divergence_kernel(batch, hidden_NH, head_VH, Divergence.FORWARD, beta=0.5, temperature=1.0)
+        given = batch, frozen.completion_hidden(chosen), frozen.head_VH, student.config.vocab_size
+        kernel = divergence_kernel(*given, Divergence.FORWARD, beta=0.5, temperature=1.0)
         return MicroBatch(batch, kernel)
 
     def work(tokens: int) -> StepWork:

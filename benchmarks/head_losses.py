@@ -319,7 +319,7 @@ def _names(loss: str, arguments: argparse.Namespace) -> list[str]:
 
 
 def _gpu_rounds(loss: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """By way: the median time, the memory, the error; None where it does not fit."""
+    """By way that fits: the median time, the memory, the error."""
     given = make_inputs(arguments.tokens, arguments.hidden, arguments.vocabulary)
     exact, found = _exact(loss, given), dict[str, dict[str, float]]()
     for name in _names(loss, arguments):

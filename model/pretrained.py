@@ -152,10 +152,13 @@ def check_model_folder(folder: Path) -> None:
 
 def load_tokenizer(model: Path | str, revision: str = "main") -> Any:
     """The model's Hugging Face tokenizer. Imports transformers. Raises ModelFolderError."""
-    from transformers import AutoTokenizer
-
+    # AutoTokenizer imports torch to find out which class a tokenizer is of: most of a short command's time.
+    if isinstance(model, Path) and (model / MARKER).is_file():  # what was converted here is of this one
+        from transformers import PreTrainedTokenizerFast as Kind
+    else:
+        from transformers import AutoTokenizer as Kind
     try:
-        return AutoTokenizer.from_pretrained(str(model), revision=revision)
+        return Kind.from_pretrained(str(model), revision=revision)
     except (OSError, ValueError, KeyError) as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelFolderError(f"no tokenizer for {model}: {cause}") from None

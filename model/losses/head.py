@@ -24,6 +24,7 @@ from torch import Tensor
 
 CPU_ROWS = 256  # tokens of a chunk: 50 MB of float32 logits at V = 49,152
 GPU_TABLE = 5 * 2**27  # bytes of a chunk's logits where products want to be large: 2,048 bfloat16 rows at V = 152,000
+_ALIGNED = 64  # entries: a row's length is a multiple of it
 _TILE = 2048  # entries of the vocabulary that are widened at once
 
 
@@ -32,7 +33,7 @@ class Part:
     """What a chunk adds to a loss."""
 
     loss: Tensor  # scalar, float32, nats
-    gradient_CV: Tensor  # ∂loss/∂logits, in their type
+    gradient_CV: Tensor  # ∂loss/∂logits, in their type or float32
     sums: Mapping[str, Tensor] = field(default_factory=dict)  # of metrics, over the chunk's tokens
 
 
@@ -87,37 +88,59 @@ def head_gradients(
     """
     by_weight_VH = into_VH
     if by_weight_VH is None and not frozen:
-        by_weight_VH = torch.zeros_like(weight_VH, dtype=_wide(weight_VH))
-    by_hidden_NH, whole_VH = torch.empty_like(hidden_NH), by_weight_VH
-    weight_VH = weight_VH[: kernel.vocabulary]
+        by_weight_VH = torch.zeros_like(weight_VH, dtype=wide_type(weight_VH))
+    by_hidden_NH, whole_VH, vocabulary = torch.empty_like(hidden_NH), by_weight_VH, kernel.vocabulary
+    weight_VH = weight_VH[: table_width(weight_VH, vocabulary)]
     if by_weight_VH is not None:
-        by_weight_VH = by_weight_VH[: kernel.vocabulary]
-    loss, sums = torch.zeros((), dtype=_wide(weight_VH), device=hidden_NH.device), dict[str, Tensor]()
+        by_weight_VH = by_weight_VH[: len(weight_VH)]
+    loss, sums = torch.zeros((), dtype=wide_type(weight_VH), device=hidden_NH.device), dict[str, Tensor]()
     for chunk in chunks(len(hidden_NH), rows or chunk_rows(weight_VH, precise=kernel.precise)):
-        part = kernel.part(project(hidden_NH[chunk], weight_VH, precise=kernel.precise), chunk)
-        by_hidden_NH[chunk] = _back_project(part.gradient_CV, hidden_NH[chunk], weight_VH, by_weight_VH)
+        logits_CV = project(hidden_NH[chunk], weight_VH, precise=kernel.precise)
+        part = kernel.part(logits_CV[:, :vocabulary], chunk)
+        gradient_CV = _without_padding(part.gradient_CV, logits_CV)
+        by_hidden_NH[chunk] = _back_project(gradient_CV, hidden_NH[chunk], weight_VH, by_weight_VH)
         loss += part.loss
         sums = {name: sums[name] + value if name in sums else value for name, value in part.sums.items()}
-        del part  # its table, before the next one is made
+        del part, logits_CV, gradient_CV  # tables, before the next ones are made
     return HeadGradients(loss.item(), by_hidden_NH, whole_VH, {name: sums[name].item() for name in sums})
+
+
+def table_width(weight_VH: Tensor, vocabulary: int | None) -> int:
+    """Rows of a head whose logits are computed: of a GPU's products those are slow whose rows are of an odd length."""
+    if vocabulary is None or not weight_VH.is_cuda:
+        return vocabulary or len(weight_VH)
+    return min(len(weight_VH), -(-vocabulary // _ALIGNED) * _ALIGNED)
+
+
+def _without_padding(gradient_CV: Tensor, table_CW: Tensor) -> Tensor:
+    """A chunk's gradient for all of its table, to whose front it was written if that is wider."""
+    vocabulary = gradient_CV.shape[-1]
+    if vocabulary == table_CW.shape[-1]:
+        return gradient_CV
+    assert gradient_CV.data_ptr() == table_CW.data_ptr(), "kernels overwrite a GPU's logits"
+    table_CW[:, vocabulary:] = 0.0
+    return table_CW
 
 
 def chunk_rows(weight_VH: Tensor, *, precise: bool) -> int:
     """Tokens of a chunk."""
     if not weight_VH.is_cuda:
         return CPU_ROWS
-    entry = _wide(weight_VH).itemsize if precise else weight_VH.itemsize
+    entry = wide_type(weight_VH).itemsize if precise else weight_VH.itemsize
     return max(256, GPU_TABLE // (len(weight_VH) * entry) // 256 * 256)
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
+def wide_type(tensor: Tensor) -> torch.dtype:
     """The type to reduce in: float32, or the tensor's own where that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def project(hidden_CH: Tensor, weight_VH: Tensor, *, precise: bool) -> Tensor:
-    """A chunk's logits, shape [C, V]; see `Kernel` for their type. Given float64, they are that."""
-    wide = _wide(weight_VH)
+def project(hidden_CH: Tensor, weight_VH: Tensor, vocabulary: int | None = None, *, precise: bool) -> Tensor:
+    """A chunk's logits, for the first `vocabulary` token ids at least (`table_width`), shape [C, V].
+
+    See `Kernel` for their type; given float64, they are that.
+    """
+    wide, weight_VH = wide_type(weight_VH), weight_VH[: table_width(weight_VH, vocabulary)]
     if weight_VH.dtype == wide:
         return hidden_CH @ weight_VH.T
     if weight_VH.is_cuda:
@@ -133,7 +156,7 @@ def project(hidden_CH: Tensor, weight_VH: Tensor, *, precise: bool) -> Tensor:
 
 def _back_project(gradient_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor, by_weight_VH: Tensor | None) -> Tensor:
     """Gradient of a chunk's hidden states; adds to the head's, without rounding the product before it is added."""
-    if weight_VH.is_cuda and weight_VH.dtype != _wide(weight_VH):
+    if weight_VH.is_cuda and weight_VH.dtype != wide_type(weight_VH):
         gradient_CV = gradient_CV.to(weight_VH.dtype)
         if by_weight_VH is not None:
             torch.addmm(by_weight_VH, gradient_CV.T, hidden_CH, out_dtype=by_weight_VH.dtype, out=by_weight_VH)

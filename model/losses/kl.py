@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from model.losses.fused import fused, is_fused
-from model.losses.head import Part
+from model.losses.head import Part, wide_type
 from model.losses.log_probs import log_totals
 
 
@@ -65,7 +65,7 @@ def divergence(
     """
     if student_logits_NV.shape != teacher_logits_NV.shape:
         raise ValueError(f"shapes differ: {student_logits_NV.shape} and {teacher_logits_NV.shape}")
-    wide = torch.promote_types(student_logits_NV.dtype, torch.float32)
+    wide = wide_type(student_logits_NV)
     log_p_NV = (teacher_logits_NV.to(wide) / temperature).log_softmax(-1)
     log_q_NV = (student_logits_NV.to(wide) / temperature).log_softmax(-1)
     match kind:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from model.losses.fused import fused, is_fused
-from model.losses.head import Part, chunks
+from model.losses.head import Part, chunks, wide_type
 
 _CACHED_ROWS = 8  # tokens whose logits stay in a processor's cache: 1.6 MB at V = 49,152
 
@@ -33,7 +33,7 @@ def token_log_probs(logits_NV: Tensor, targets_N: Tensor, temperature: float = 1
     With a sampler at temperature ≠ 1, give the same temperature here: the policy is what was sampled from.
     """
     if temperature != 1.0:
-        logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature
+        logits_NV = logits_NV.to(wide_type(logits_NV)) / temperature
     chosen_N = logits_NV.gather(-1, targets_N[:, None]).squeeze(-1)
     return chosen_N - log_totals(logits_NV)
 
@@ -44,17 +44,16 @@ def log_prob_part(
     """A loss that depends on a token's own log-probability only, with its gradient; overwrites the logits.
 
     Args:
-        logits_CV: float32 or float64; on a GPU bfloat16 too, which is then the gradient's type.
+        logits_CV: float32 or float64; on a GPU bfloat16 too, which at τ = 1 is then the gradient's type.
         targets_C: the given tokens.
         loss: of the chunk's log-probabilities; differentiated by autograd, which sees C numbers and no table.
         temperature: τ.
         entropy: the sums get `entropy`, that of softmax(z / τ), nats.
     """
     if temperature != 1.0:
-        logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32)).div_(temperature)
-    chosen_C = logits_CV.gather(-1, targets_C[:, None]).squeeze(-1)
+        logits_CV = logits_CV.to(wide_type(logits_CV)).div_(temperature)
+    chosen_C = logits_CV.gather(-1, targets_C[:, None]).squeeze(-1).to(wide_type(logits_CV))
     if is_fused(logits_CV):
-        chosen_C = chosen_C.to(torch.promote_types(chosen_C.dtype, torch.float32))
         log_total_C, entropy_C = _totals(logits_CV, entropy)
     else:
         log_total_C, entropy_C = softmax_and_entropy_(logits_CV) if entropy else (softmax_(logits_CV), None)
@@ -75,13 +74,13 @@ def log_prob_part(
 @fused
 def log_totals(logits_NV: Tensor) -> Tensor:
     """Logsumexp in float32 (float64 where given it), [N]."""
-    return logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)).logsumexp(-1)
+    return logits_NV.to(wide_type(logits_NV)).logsumexp(-1)
 
 
 @fused
 def _totals(logits_CV: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Logsumexp and, where it is wanted, entropy, in float32, [C] each; the logits stay."""
-    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    """Logsumexp and, where it is wanted, entropy, in float32 or float64, [C] each; the logits stay."""
+    wide_CV = logits_CV.to(wide_type(logits_CV))
     greatest_C1 = wide_CV.amax(-1, keepdim=True)
     less_CV = wide_CV - greatest_C1
     exponentials_CV = less_CV.exp()

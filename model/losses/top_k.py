@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from model.losses.head import Part
+from model.losses.head import Part, wide_type
 from model.losses.log_probs import softmax_
 
 _TINY = 1e-30  # mass: keeps a logarithm and a quotient finite
@@ -35,7 +35,7 @@ def top_k_divergence(student_logits_NV: Tensor, ids_NK: Tensor, log_probs_NK: Te
         log_probs_NK: the teacher's, nats, over its whole vocabulary; the first of a row is a token's.
     """
     ids_NK = _padded(ids_NK, ids_NK[:, :1], log_probs_NK)
-    wide = torch.promote_types(student_logits_NV.dtype, torch.float32)
+    wide = wide_type(student_logits_NV)
     log_q_NV = student_logits_NV.to(wide).log_softmax(-1)
     log_p_NK = log_probs_NK.to(wide)
     p_NK = log_p_NK.exp()

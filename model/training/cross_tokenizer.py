@@ -73,13 +73,15 @@ class CrossTokenizerStage(LiveTeacherStage):
 
     def kernel(self, batch: TokenBatch, teacher_hidden_NH: Tensor, partners_N: Tensor) -> Kernel:
         """The loss of some of a batch's completion tokens; metrics `cross_entropy`, `uld`, `aligned_share`."""
-        teacher_UH = self.teacher.model.get_output_embeddings().weight[: self.teacher_vocabulary]
+        teacher_UH, vocabulary = self.teacher.head_VH, self.teacher_vocabulary
 
         def part(logits_CV: Tensor, rows: slice) -> Part:
             paired_M = (partners_N[rows] >= 0).nonzero().flatten()
             return uld_part(
                 logits_CV,
-                project(teacher_hidden_NH[partners_N[rows][paired_M]], teacher_UH, precise=True),
+                project(teacher_hidden_NH[partners_N[rows][paired_M]], teacher_UH, vocabulary, precise=True)[
+                    :, :vocabulary
+                ],
                 paired_M,
                 batch.weights_N[rows],
                 batch.targets_N[rows],

@@ -24,7 +24,7 @@ from model.losses.log_probs import token_log_probs
 from model.losses.top_k import top_k_part
 from model.same_tokens import token_difference
 from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize_all
-from model.training.documents import Documents, uncompiled
+from model.training.documents import Documents, has_compiled_layers
 from model.training.examples import Columns, first_completions
 from model.training.forward import Model, completion_hidden, load_model
 from model.training.job import DistillJob, JobError
@@ -87,7 +87,8 @@ class DistillStage(LiveTeacherStage):
         return divergence_kernel(
             batch,
             teacher_hidden_NH,
-            self.teacher.head(self.vocabulary),
+            self.teacher.head_VH,
+            self.vocabulary,
             job.divergence,
             beta=job.beta,
             temperature=job.temperature,
@@ -98,20 +99,22 @@ def divergence_kernel(
     batch: TokenBatch,
     teacher_hidden_NH: Tensor,
     teacher_VH: Tensor,
+    vocabulary: int,
     kind: Divergence,
     *,
     beta: float,
     temperature: float,
     own_text: bool = False,
 ) -> Kernel:
-    """Distance at a batch's completion tokens, over the token ids that `teacher_VH`, a live teacher's head, has.
+    """Distance to a live teacher at a batch's completion tokens, over the token ids that both models have.
 
     Metrics are those of `divergence_part`. `own_text`: the student has written it; then they are `divergence`, and at
     τ = 1 the means of −log q(o), `entropy`, and of log q(o) − log p(o), `reverse_kl`: one token's estimates, nats.
     """
 
     def part(logits_CV: Tensor, rows: slice) -> Part:
-        teacher_CV, targets_C = project(teacher_hidden_NH[rows], teacher_VH, precise=True), batch.targets_N[rows]
+        teacher_CV = project(teacher_hidden_NH[rows], teacher_VH, vocabulary, precise=True)[:, :vocabulary]
+        targets_C = batch.targets_N[rows]
         surprise = _surprise(teacher_CV, targets_C) if own_text else None
         found = divergence_part(
             logits_CV,
@@ -128,7 +131,7 @@ def divergence_kernel(
             found = replace(found, sums=told)
         return found
 
-    return Kernel(part, precise=True, vocabulary=len(teacher_VH))
+    return Kernel(part, precise=True, vocabulary=vocabulary)
 
 
 def _surprise(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
@@ -176,25 +179,24 @@ def vocabulary_of(tokenizer: Tokenizer) -> int:
 
 
 class PrefixedModel:
-    """A frozen model whose rows all open with the same tokens, which are run only once."""
+    """A frozen model whose rows all open with the same tokens, which are run only once.
+
+    Where its layers are compiled, which take no keys that came before, once for every pack (`collate`).
+    """
 
     def __init__(self, model: Model, prefix: list[int], device: torch.device) -> None:
+        prefix = [] if has_compiled_layers(model) else prefix
         self.model, self.prefix, self.device = model, prefix, device
+        self.head_VH: Tensor = model.get_output_embeddings().weight  # with rows beyond the vocabulary
         self.layers = self._run_prefix() if prefix else []
-
-    def head(self, vocabulary: int) -> Tensor:
-        """Its head's weight for the first so many token ids, [V, H]."""
-        weight_VH: Tensor = self.model.get_output_embeddings().weight
-        return weight_VH[:vocabulary]
 
     @torch.no_grad()
     def _run_prefix(self) -> list[tuple[Tensor, Tensor]]:
         documents = Documents((len(self.prefix),), self.device)
         tokens_1T = torch.tensor([self.prefix], device=self.device)
-        with uncompiled(self.device):
-            cache = self.model.base_model(
-                input_ids=tokens_1T, use_cache=True, **documents.forward_arguments()
-            ).past_key_values
+        cache = self.model.base_model(
+            input_ids=tokens_1T, use_cache=True, **documents.forward_arguments()
+        ).past_key_values
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     @torch.no_grad()
@@ -205,10 +207,9 @@ class PrefixedModel:
         if not self.layers:
             return completion_hidden(self.model, batch)
         documents = replace(batch.documents, prefix=len(self.prefix))
-        with uncompiled(self.device):  # for keys that came before there would be a kernel for each layer
-            hidden_1TH: Tensor = self.model.base_model(
-                input_ids=batch.tokens_T[None], past_key_values=self._cache(), **documents.forward_arguments()
-            ).last_hidden_state
+        hidden_1TH: Tensor = self.model.base_model(
+            input_ids=batch.tokens_T[None], past_key_values=self._cache(), **documents.forward_arguments()
+        ).last_hidden_state
         return hidden_1TH[0, batch.positions_N]
 
     def _cache(self) -> Any:

@@ -4,7 +4,7 @@ A row without padding costs what its tokens cost; attention alone must know wher
 (`Documents`) and not left to guess: transformers finds packed documents only where neither a mask nor a cache is
 given, and otherwise lets them see one another without a word. Our attention function is registered with transformers
 under PACKED. On CUDA in 16 bits it is torch's variable-length flash attention, but for long documents, which cuDNN's
-kernel takes one by one in 0.6 of its time on an H100; elsewhere documents of similar length are taken out of the row,
+kernel takes one by one in 0.6 of its time; elsewhere documents of similar length are taken out of the row,
 attended to side by side, and put back.
 
 A document may go on from another one of the row, its parent, and then sees that and what that one sees: tokens that
@@ -26,13 +26,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from model.errors import TrainingError
 
 PACKED = "packed"  # the attention's name in transformers
 _LONG = 256  # keys from which a fused kernel beats plain products on a CPU, and keeps no table of them
 _ALONE = 4096  # tokens of a document that keeps a GPU busy for longer than it takes to be started
+_LENGTHS_BITS = 4  # of a long document's length; what is below is rounded up
 _WASTE = 1.25  # padded tokens per token that documents taken side by side may have
 
 
@@ -196,16 +197,10 @@ def _in_16_bits(
     query_1QTE: Tensor, key_1KTE: Tensor, value_1KTE: Tensor, scaling: float, documents: Documents
 ) -> Tensor:
     """A GPU's attention for one of `Documents.runs`, [1, T, Q, E]."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.attention.varlen import varlen_attn
 
-    grouped = query_1QTE.shape[1] != key_1KTE.shape[1]
     if len(documents.lengths) == 1 and documents.total >= _ALONE and documents.longest == documents.total:
-        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-            out_1QTE = scaled_dot_product_attention(
-                query_1QTE, key_1KTE, value_1KTE, is_causal=True, scale=scaling, enable_gqa=grouped
-            )
-        return out_1QTE.transpose(1, 2)
+        return _alone(query_1QTE, key_1KTE, value_1KTE, scaling)
     keys, key_bounds = documents.keys
     out_TQE = varlen_attn(
         query_1QTE[0].transpose(0, 1).contiguous(),
@@ -217,10 +212,32 @@ def _in_16_bits(
         documents.longest,
         scale=scaling,
         window_size=(-1, 0),
-        enable_gqa=grouped,
+        enable_gqa=query_1QTE.shape[1] != key_1KTE.shape[1],
     )
     assert isinstance(out_TQE, Tensor), "a tuple is returned only where more is asked for"
     return out_TQE[None]
+
+
+def _alone(query_1QLE: Tensor, key_1KLE: Tensor, value_1KLE: Tensor, scaling: float) -> Tensor:
+    """Attention in one long document, [1, L, Q, E].
+
+    cuDNN makes a plan for every new shape, strides among it, which takes longer than the attention. So a document is
+    laid out by itself and its length rounded up, to one of eight in each power of two: no token sees what is added.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    length = query_1QLE.shape[2]
+    more = -length % (1 << max(0, length.bit_length() - _LENGTHS_BITS))
+
+    def laid_out(whole_1KLE: Tensor) -> Tensor:
+        own_LKE = whole_1KLE[0].transpose(0, 1)
+        return pad(own_LKE, (0, 0, 0, 0, 0, more)).contiguous()[None].transpose(1, 2)
+
+    query, key, value = (laid_out(each) for each in (query_1QLE, key_1KLE, value_1KLE))
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+        grouped = query.shape[1] != key.shape[1]
+        out_1QLE = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
+    return out_1QLE[:, :, :length].transpose(1, 2)
 
 
 def _side_by_side(
@@ -279,33 +296,33 @@ def compile_layers(model: Any, backend: str | Callable[..., Any] = "inductor") -
     is: which documents there are is nothing to compile for. What is compiled in one layer serves the others.
     """
     from transformers import AttentionInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
+    if not hasattr(model.base_model, "layers"):
+        raise TrainingError(f"the layers of a {type(model).__name__} are not where others are: set compile = false")
+    if ALL_ATTENTION_FUNCTIONS[PACKED] is packed_attention:
+        AttentionInterface.register(PACKED, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
     for layer in model.base_model.layers:
         layer.compile(dynamic=True, backend=backend)
+    model.has_compiled_layers = True
 
 
-@contextmanager
-def uncompiled(device: torch.device) -> Iterator[None]:
-    """Layers run as they are written, whatever was compiled."""
-    if device.type == "cpu":  # where nothing is, and the compiler need not be imported
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def has_compiled_layers(model: Any) -> bool:
+    """Were they compiled?"""
+    return bool(getattr(model, "has_compiled_layers", False))
 
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
     """For `generate`: plain products on a CPU, where short bfloat16 rows take 0.8 of the fused kernel's time.
 
-    On a GPU no layer is compiled for it: rows grow by a token at a time.
+    Layers run as they are written, compiled or not: rows grow by a token at a time.
     """
-    if model.device.type != "cpu":
-        with uncompiled(model.device):
+    if has_compiled_layers(model):
+        with torch.compiler.set_stance("force_eager"):
             yield
         return
-    if model.config._attn_implementation != PACKED:
+    if model.device.type != "cpu" or model.config._attn_implementation != PACKED:
         yield
         return
     model.set_attn_implementation("eager")

@@ -79,7 +79,8 @@ class OnPolicyStage(RolloutStage):
         kernel = divergence_kernel(
             batch,
             hidden_NH,
-            self.teacher.head(self.vocabulary),
+            self.teacher.head_VH,
+            self.vocabulary,
             job.divergence,
             beta=job.beta,
             temperature=job.divergence_temperature,

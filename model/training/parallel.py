@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,7 @@ from torch.distributed.tensor import DTensor, Partial, Shard
 
 from model.training.job import JobError, Precision
 
+_Pack = TypeVar("_Pack")
 _PATIENCE = timedelta(minutes=30)  # one process may wait that long for another, which reads a model or writes one
 
 
@@ -105,17 +106,9 @@ class World:
         """What the leading process decides, told to all."""
         return self.gather(decide() if self.leads else None)[0]
 
-    def share(self, lengths: Sequence[int], pack: Callable[[Sequence[int], int], list[list[int]]], budget: int) -> Any:
-        """This process's packs of rows, as many as every other has: some may be empty.
-
-        `pack` cuts rows of these lengths into packs of a token budget; several processes get a smaller one where they
-        would otherwise have nothing to do.
-        """
-        if self.size == 1:
-            return pack(lengths, budget)
-        even = max(-(-sum(lengths) // self.size), *lengths)
-        packs = pack(lengths, min(budget, even))
-        packs += [[] for _ in range(-len(packs) % self.size)]
+    def share(self, packs: Sequence[_Pack]) -> Sequence[_Pack]:
+        """This process's packs of rows, as many as every other has; their number is a multiple of the processes'."""
+        assert len(packs) % self.size == 0, "every process has to run as often as the others"
         return packs[self.rank :: self.size]
 
 

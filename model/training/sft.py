@@ -76,8 +76,8 @@ class ExampleStage:
         chosen = self.batches[step - 1]
         lengths_B = torch.from_numpy(self.completion_lengths[chosen].astype(np.int64))
         weights = token_weights(lengths_B, self.job.normalise, self.job.max_length).tolist()
-        groups = self.world.share(self.lengths[chosen].tolist(), micro_batches, self.tokens_at_once)
-        return [([chosen[b] for b in group], [weights[b] for b in group]) for group in groups]
+        packs = micro_batches(self.lengths[chosen].tolist(), self.tokens_at_once, self.world.size)
+        return [([chosen[b] for b in pack], [weights[b] for b in pack]) for pack in self.world.share(packs)]
 
     def collate(self, indices: Sequence[int], weights: Sequence[float]) -> TokenBatch:
         """The student's batch of some examples."""

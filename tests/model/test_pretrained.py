@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -241,3 +243,22 @@ def test_the_digit_splitter_is_put_back_and_checked(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "tokenizer.json").read_text())
     assert "Digits" in json.dumps(saved["pre_tokenizer"])
+
+
+def test_what_was_converted_here_has_its_tokenizer_without_torch() -> None:
+    """And it is the one that AutoTokenizer finds."""
+    folder = resolve_model("builtin:smollm2-135m-instruct")
+    read = (
+        f"from pathlib import Path; from model.pretrained import load_tokenizer; load_tokenizer(Path({str(folder)!r}))"
+    )
+    code = f"import sys; {read}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    from transformers import AutoTokenizer
+
+    ours, theirs = pretrained.load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+    assert type(ours) is type(theirs)
+    assert ours.init_kwargs == theirs.init_kwargs
+    assert ours.chat_template == theirs.chat_template
+    assert ours.get_vocab() == theirs.get_vocab()
+    text = "12 + 345 = 357 <|im_end|>\n größer 中文"
+    assert ours(text)["input_ids"] == theirs(text)["input_ids"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.definitions import published
+from model.losses import head, kl, log_probs
 from model.losses.head import Kernel, Part, head_gradients
 from model.losses.kl import Divergence, divergence_part
 from model.losses.log_probs import log_prob_part
@@ -116,6 +117,23 @@ def test_loss_and_gradients_are_autograds(name: str, rows: int) -> None:
     assert found.loss == pytest.approx(expected.item(), rel=1e-13)
     torch.testing.assert_close(found.hidden_NH, by_hidden_NH, atol=1e-12, rtol=1e-11)
     torch.testing.assert_close(found.weight_VH, by_weight_VH, atol=1e-12, rtol=1e-11)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_rows_of_a_gpus_table_beyond_the_vocabulary_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its formulas, on a CPU: logits are part of a wider table, which they overwrite."""
+    kernel = CASES[name][1]
+    expected = head_gradients(HIDDEN_NH, WEIGHT_VH, kernel, rows=5)
+    for module in (kl, log_probs):
+        monkeypatch.setattr(module, "is_fused", lambda _: True)
+    monkeypatch.setattr(head, "table_width", lambda weight_VH, _: len(weight_VH))
+    loud_VH = torch.cat([WEIGHT_VH, 50 * torch.ones(3, H, dtype=torch.float64)])
+    found = head_gradients(HIDDEN_NH, loud_VH, replace(kernel, vocabulary=V), rows=5)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-12)
+    torch.testing.assert_close(found.hidden_NH, expected.hidden_NH, atol=1e-12, rtol=1e-10)
+    assert found.weight_VH is not None
+    torch.testing.assert_close(found.weight_VH[:V], expected.weight_VH, atol=1e-12, rtol=1e-10)
+    assert found.weight_VH[V:].abs().max().item() == 0.0
 
 
 @pytest.mark.parametrize("name", list(CASES))

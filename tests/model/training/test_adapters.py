@@ -16,6 +16,7 @@ from model.training import runner
 from model.training.adapters import WithoutAdapters, adapters_off, add_adapters, merged
 from model.training.checkpoint import save_model
 from model.training.data import Row, collate
+from model.training.documents import compile_layers
 from model.training.forward import completion_log_probs, load_model
 from model.training.job import JobError, Precision, SFTJob
 from model.training.loop import Stopped
@@ -173,6 +174,24 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(make_job: MakeJob, sta
     assert read_metrics(again / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
     for file in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
         assert (again / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_compiled_layers_with_adapters_that_run_again_in_the_backward_pass(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the compiler's front end, which is all of it that a CPU's test can wait for."""
+    plain = run(make_job("sft", "plain", activation_checkpointing=True))
+
+    def load_and_compile(*given: Any, **more: Any) -> tuple[Any, Any]:
+        model, tokenizer = load_model(*given, **more)
+        compile_layers(model, "aot_eager")
+        return model, tokenizer
+
+    monkeypatch.setattr(runner, "load_model", load_and_compile)
+    ours = run(make_job("sft", "compiled", activation_checkpointing=True))
+    one, two = (read_metrics(out / "metrics.jsonl") for out in (plain, ours))
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], rel=1e-5)
+    assert [line["grad_norm"] for line in two] == pytest.approx([line["grad_norm"] for line in one], rel=1e-4)
 
 
 def test_the_policys_reference_is_itself_without_adapters(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.errors import TrainingError
 from model.training import documents as documents_module
-from model.training.documents import PACKED, Documents, attend_by_document, compile_layers, generating
+from model.training.documents import PACKED, Documents, attend_by_document, compile_layers, generating, packed_attention
 
 CPU = torch.device("cpu")
 LENGTHS = (5, 300, 17, 1, 40, 41, 39)
@@ -266,3 +266,16 @@ def test_compiled_layers_are_the_others_for_rows_of_all_lengths(family: str) -> 
         counts.append(counter.frame_count)
     assert counts[0] > 0
     assert counts == counts[:1] * len(counts)
+
+
+def test_a_long_document_alone_is_what_it_is_side_by_side() -> None:
+    """4,100 tokens are laid out as 4,608."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 4100, 16, generator=generator).requires_grad_() for heads in (4, 2, 2))
+    documents, slopes = Documents((4100,), CPU), torch.randn(1, 4100, 4, 16, generator=generator)
+    expected, _ = packed_attention(torch.nn.Module(), query, key, value, None, scaling=0.25, documents=documents)
+    found = documents_module._alone(query, key, value, 0.25)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    each = [torch.autograd.grad((out * slopes).sum(), (query, key, value)) for out in (found, expected)]
+    for one, two in zip(*each, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)

@@ -21,7 +21,7 @@ from model.training.documents import Documents, attend_by_document, compile_laye
 from model.training.job import JOBS, job_from
 from model.training.loop import Stopped
 from model.training.runner import run_job
-from tests.model.training.tiny import PREFILL, Never
+from tests.model.training.tiny import PREFILL, Never, save_tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
@@ -210,6 +210,26 @@ def test_the_heads_gradients_are_float64s(loss: str) -> None:
     assert error(found.weight_VH, by_head) < bound
 
 
+def test_a_vocabulary_of_an_odd_size() -> None:
+    """Its logits lie in a wider table, whose other columns get no gradient."""
+    given, known = inputs(), 4_997
+    teacher_NV, weights = given["theirs"].double() @ given["teacher"][:known].double().T, given["weights"]
+
+    def part(logits: Tensor, rows: slice) -> Part:
+        assert logits.shape[-1] == known
+        there, targets = teacher_NV[rows].float(), given["targets"][rows].clamp(max=known - 1)
+        return divergence_part(logits, there, weights[rows], Divergence.FORWARD, targets)
+
+    found = head_gradients(given["own"], given["head"], Kernel(part, precise=True, vocabulary=known), rows=128)
+    own, head = given["own"].double().requires_grad_(), given["head"].double().requires_grad_()
+    value = (weights * divergence(own @ head[:known].T, teacher_NV, Divergence.FORWARD)).sum()
+    by_own, by_head = torch.autograd.grad(value, (own, head))
+    assert found.weight_VH is not None
+    assert error(found.hidden_NH, by_own) < 0.004
+    assert error(found.weight_VH, by_head) < 0.004
+    assert found.weight_VH[known:].abs().max().item() == 0.0
+
+
 def test_a_sure_and_right_prediction_keeps_its_small_gradient() -> None:
     """1 − π is lost where π is rounded to bfloat16 before it is taken off."""
     logits = torch.zeros(1, 1000, dtype=torch.bfloat16, device=CUDA)
@@ -235,7 +255,8 @@ def test_entropy_is_the_definitions() -> None:
 def make_job(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> Callable[..., Any]:
     common = {"init": tiny_folder, "prefill": PREFILL, "learning_rate": 3e-3, "checkpoint_every": 3}
     examples = {"examples": examples_file, "epochs": 6, "tokens_per_batch": 100, "tokens_per_micro_batch": 60}
-    specific = {"sft": examples, "distill": examples | {"teacher": tiny_folder}}
+    teacher = save_tiny(tmp_path / "teacher", seed=2)
+    specific = {"sft": examples, "distill": examples | {"teacher": teacher}}
 
     def make(stage: str, out: str, **settings: Any) -> Any:
         raw = {"out": tmp_path / out, **common, **specific[stage], **settings}
@@ -277,14 +298,18 @@ def test_a_stopped_job_goes_on_to_the_same_losses(make_job: Callable[..., Any], 
     with pytest.raises(Stopped, match="after step 4"):
         run_job(parted, After(parted.out, 4))
     run_job(parted, Never())
-    assert losses(parted.out) == pytest.approx(losses(whole.out), rel=1e-3, abs=5e-4)
-    assert losses(whole.out)[-1] < losses(whole.out)[0] or stage == "distill"  # which begins as its own teacher
+    assert losses(parted.out) == pytest.approx(losses(whole.out), rel=1e-2, abs=5e-4)
+    assert losses(whole.out)[-1] < losses(whole.out)[0]
     memory = json.loads((whole.out / "manifest.json").read_text())["memory"]
     assert memory["peak_bytes"] > 0
 
 
 def test_a_compiled_job_learns_what_the_other_does(make_job: Callable[..., Any]) -> None:
+    from torch._dynamo.utils import counters
+
+    compiled_before = counters["stats"]["unique_graphs"]
     for compiled in (False, True):
         run_job(make_job("sft", f"compiled-{compiled}", compile=compiled), Never())
+    assert counters["stats"]["unique_graphs"] > compiled_before + 3  # more than the head's
     plain, ours = (losses(make_job("sft", f"compiled-{c}").out) for c in (False, True))
     assert ours == pytest.approx(plain, rel=0.05)

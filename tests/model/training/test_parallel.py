@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -114,11 +115,22 @@ def test_a_stage_for_one_process_says_so(job: dict[str, Any], problems_file: Pat
 def test_every_process_gets_as_many_packs_and_every_row_once() -> None:
     for rows in (1, 2, 3, 7, 20):
         lengths = [3 + i % 5 for i in range(rows)]
-        shares = [World(CPU, rank, 4, None).share(lengths, micro_batches, 12) for rank in range(4)]
+        shares = [World(CPU, rank, 4, None).share(micro_batches(lengths, 12, 4)) for rank in range(4)]
         assert len({len(share) for share in shares}) == 1
         assert sorted(i for share in shares for pack in share for i in pack) == list(range(rows))
 
 
 def test_processes_are_not_left_idle_where_the_budget_would_take_all() -> None:
-    shares = [World(CPU, rank, 2, None).share([4, 4, 4, 4], micro_batches, 1000) for rank in range(2)]
+    shares = [World(CPU, rank, 2, None).share(micro_batches([4, 4, 4, 4], 1000, 2)) for rank in range(2)]
     assert [len(pack) for share in shares for pack in share] == [2, 2]
+
+
+def test_processes_wait_for_one_another_little() -> None:
+    """Each step of packs takes what its longest takes: together hardly more than all tokens shared evenly."""
+    draw = random.Random(0)
+    for size in (2, 4, 8):
+        lengths = [int(draw.lognormvariate(6, 0.8)) for _ in range(600)]
+        packs = micro_batches(lengths, 8192, size)
+        tokens = [sum(lengths[i] for i in pack) for pack in packs]
+        waited = sum(max(tokens[at : at + size]) for at in range(0, len(tokens), size))
+        assert waited * size <= 1.02 * sum(lengths)

@@ -72,7 +72,7 @@ def test_two_tokens_by_hand() -> None:
     """
     batch = collate([Row([0], [1])], [1.0], torch.device("cpu"))
     kernel = divergence_kernel(
-        batch, torch.ones(1, 1), torch.zeros(2, 1), Divergence.REVERSE, beta=0.5, temperature=1.0, own_text=True
+        batch, torch.ones(1, 1), torch.zeros(2, 1), 2, Divergence.REVERSE, beta=0.5, temperature=1.0, own_text=True
     )
     part = kernel.part(torch.tensor([[0.0, math.log(3)]]), slice(0, 1))
     distance = 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -33,7 +33,7 @@ from model.training.job import (
 )
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
-from model.training.memory import measure_whole, peak_memory, plan_memory
+from model.training.memory import Activations, measure_whole, peak_memory, plan_memory
 from model.training.on_policy import OnPolicyStage
 from model.training.out_of_memory import OutOfMemoryError, is_out_of_memory
 from model.training.parallel import World, joined, require_alone
@@ -79,12 +79,7 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     if job.threads:
         torch.set_num_threads(job.threads)
     disable_progress_bar()  # metrics.jsonl tells how far it is
-    model, tokenizer = load_model(job.init, job.dtype, world.device, compiled=job.compile)
-    add_adapters(model, job)
-    if isinstance(job, SFTJob) and job.activation_checkpointing:
-        checkpoint_activations(model)
-    whole = measure_whole(model, world)
-    world.shard(model, job.dtype)
+    model, tokenizer, whole = load_to_train(job, world)
     with out_of_memory(job), open_stage(job, model, tokenizer, world, stop) as stage:
         plan = plan_memory(job, stage, model, tokenizer, world, whole)
         if world.leads:
@@ -96,13 +91,10 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     weights = whole_weights(model, job.dtype, world)
     if not world.leads:
         return
-    assert weights is not None, "the leading process has them"
     if validation and kept != stage.total_steps:
         validation.best.write_model(kept)
     else:
-        if has_adapters(model):
-            write_folder(job.out / "adapter", lambda scratch: save_adapter(scratch, model, weights))
-        write_folder(job.out / "model", lambda scratch: save_model(scratch, model, tokenizer, weights))
+        write_trained(job, model, tokenizer, weights)
     results = {
         "steps": stage.total_steps,
         "model_step": kept,
@@ -120,6 +112,25 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     write_manifest(job.out, job, wanted, results)
     if validation:
         validation.best.prune(validation.lines, [])  # nobody resumes any more
+
+
+def load_to_train(job: Job, world: World) -> tuple[Model, Tokenizer, Activations | None]:
+    """The model as it is going to be trained, its tokenizer, and what its activations take where it is cut."""
+    model, tokenizer = load_model(job.init, job.dtype, world.device, compiled=job.compile)
+    add_adapters(model, job)
+    if isinstance(job, SFTJob) and job.activation_checkpointing:
+        checkpoint_activations(model)
+    whole = measure_whole(model, world)
+    world.shard(model, job.dtype)
+    return model, tokenizer, whole
+
+
+def write_trained(job: Job, model: Model, tokenizer: Tokenizer, weights: Mapping[str, torch.Tensor] | None) -> None:
+    """`model/`, and `adapter/` where there are adapters."""
+    assert weights is not None, "the leading process has them"
+    if has_adapters(model):
+        write_folder(job.out / "adapter", lambda scratch: save_adapter(scratch, model, weights))
+    write_folder(job.out / "model", lambda scratch: save_model(scratch, model, tokenizer, weights))
 
 
 def sampler_of(stage: Stage) -> Answers | None:

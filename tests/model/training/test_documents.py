@@ -265,6 +265,12 @@ def test_compiled_layers_are_the_others_for_rows_of_all_lengths() -> None:
         counts.append(counter.frame_count)
     assert counts[0] > 0
     assert counts == counts[:1] * len(counts)
+    written = []
+    for model in (plain, ours):
+        with generating(model), torch.no_grad():
+            written.append(model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=8, do_sample=False))
+    assert torch.equal(*written)
+    assert counter.frame_count == counts[0], "nothing is compiled to write"
 
 
 def test_a_long_document_alone_is_what_it_is_side_by_side() -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 CPU_ROWS = 256  # tokens of a chunk: 50 MB of float32 logits at V = 49,152
 GPU_TABLE = 5 * 2**27  # bytes of a chunk's logits where products want to be large: 2,048 bfloat16 rows at V = 152,000
-_ALIGNED = 64  # entries: a row's length is a multiple of it
+_ALIGNED = 64  # entries, of which a row of a GPU's table has a multiple
 _TILE = 2048  # entries of the vocabulary that are widened at once
 
 
@@ -44,7 +44,7 @@ class Kernel:
     `part` is given logits_CV, to be overwritten at will, and which tokens they are. `precise`: it wants logits that
     were not rounded to the weight's type; else they come in that type on a GPU, where reading them is what they cost,
     and in float32 elsewhere. `vocabulary`: how many token ids there are; further rows of the head are padding, and get
-    neither mass nor gradient (None: there are none).
+    neither mass nor gradient (None: there are none). With one, on a GPU, the gradient is to be written over the logits.
     """
 
     part: Callable[[Tensor, slice], Part]
@@ -97,11 +97,12 @@ def head_gradients(
     for chunk in chunks(len(hidden_NH), rows or chunk_rows(weight_VH, precise=kernel.precise)):
         logits_CV = project(hidden_NH[chunk], weight_VH, precise=kernel.precise)
         part = kernel.part(logits_CV[:, :vocabulary], chunk)
-        gradient_CV = _without_padding(part.gradient_CV, logits_CV)
+        gradient_CV = _over_whole_table(part.gradient_CV, logits_CV)
+        del logits_CV  # where the gradient is another table
         by_hidden_NH[chunk] = _back_project(gradient_CV, hidden_NH[chunk], weight_VH, by_weight_VH)
         loss += part.loss
         sums = {name: sums[name] + value if name in sums else value for name, value in part.sums.items()}
-        del part, logits_CV, gradient_CV  # tables, before the next ones are made
+        del part, gradient_CV  # before the next ones are made
     return HeadGradients(loss.item(), by_hidden_NH, whole_VH, {name: sums[name].item() for name in sums})
 
 
@@ -112,12 +113,12 @@ def table_width(weight_VH: Tensor, vocabulary: int | None) -> int:
     return min(len(weight_VH), -(-vocabulary // _ALIGNED) * _ALIGNED)
 
 
-def _without_padding(gradient_CV: Tensor, table_CW: Tensor) -> Tensor:
-    """A chunk's gradient for all of its table, to whose front it was written if that is wider."""
+def _over_whole_table(gradient_CV: Tensor, table_CW: Tensor) -> Tensor:
+    """A chunk's gradient for all of its logits' table, to whose front it was written if that is wider: 0 beyond."""
     vocabulary = gradient_CV.shape[-1]
     if vocabulary == table_CW.shape[-1]:
         return gradient_CV
-    assert gradient_CV.data_ptr() == table_CW.data_ptr(), "kernels overwrite a GPU's logits"
+    assert gradient_CV.data_ptr() == table_CW.data_ptr(), "see `Kernel`"
     table_CW[:, vocabulary:] = 0.0
     return table_CW
 

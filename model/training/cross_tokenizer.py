@@ -63,7 +63,7 @@ class CrossTokenizerStage(LiveTeacherStage):
     def partners_of(self, indices: Sequence[int]) -> Tensor:
         """For each of the student's tokens of some examples the row of the teacher's hidden states, or −1; [N]."""
         lengths = [len(self.numbers("teacher_completion", i)) for i in indices]
-        firsts = accumulate(lengths[:-1], initial=0)
+        firsts = [0, *accumulate(lengths)][: len(lengths)]
         places = [
             first + at if at >= 0 else -1
             for first, i in zip(firsts, indices, strict=True)

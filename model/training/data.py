@@ -126,8 +126,8 @@ class Batches:
 def micro_batches(lengths: Sequence[int], tokens_per_micro_batch: int, multiple: int = 1) -> list[list[int]]:
     """Row indices packed into the budget, into as few packs as best fit needs, which are then about as long as another.
 
-    There are a multiple of `multiple` packs, for as many processes; where rows are few, some are empty. A row longer
-    than the budget is alone. Equal lengths give equal packs.
+    There are a multiple of `multiple` packs, for as many processes; where rows are few, or do not fit otherwise, some
+    are empty. A row longer than the budget is alone. Equal lengths give equal packs.
     """
     packs = _best_fit(lengths, tokens_per_micro_batch)
     packs += [[] for _ in range(-len(packs) % multiple)]

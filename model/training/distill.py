@@ -181,7 +181,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> int:
 class PrefixedModel:
     """A frozen model whose rows all open with the same tokens, which are run only once.
 
-    Where its layers are compiled, which take no keys that came before, once for every pack (`collate`).
+    Where its layers are compiled, which take no keys that came before, once for every pack, if at all (`collate`).
     """
 
     def __init__(self, model: Model, prefix: list[int], device: torch.device) -> None:

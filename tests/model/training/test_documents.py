@@ -280,7 +280,31 @@ def test_a_long_document_alone_is_what_it_is_side_by_side() -> None:
     documents, slopes = Documents((4100,), CPU), torch.randn(1, 4100, 4, 16, generator=generator)
     expected, _ = packed_attention(torch.nn.Module(), query, key, value, None, scaling=0.25, documents=documents)
     found = documents_module._alone(query, key, value, 0.25)
+    assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     each = [torch.autograd.grad((out * slopes).sum(), (query, key, value)) for out in (found, expected)]
     for one, two in zip(*each, strict=True):
         torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+def test_what_cudnn_plans_for_does_not_depend_on_a_documents_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes and strides of queries, keys and values, and of the gradient that comes back; of one row there is no
+    stride to the next."""
+    seen: list[Any] = []
+
+    def laid_out(table: Tensor) -> Any:
+        return table.shape, table.stride()[1:]
+
+    def attention(*given: Tensor, **_: Any) -> Tensor:
+        out = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True, enable_gqa=True)
+        out.register_hook(lambda slope: seen[-1].append(laid_out(slope)))
+        seen.append([laid_out(each) for each in given])
+        return out
+
+    monkeypatch.setattr(documents_module, "scaled_dot_product_attention", attention)
+    row = [torch.randn(1, 4700, heads, 16).transpose(1, 2).requires_grad_() for heads in (4, 2, 2)]
+    for length in (4608, 4200, 4500):
+        out = documents_module._alone(*(each[:, :, :length] for each in row), 0.25)
+        beside = torch.randn(1, 30, 4, 16, requires_grad=True)
+        (torch.cat([out, beside], dim=1) * torch.randn(1, length + 30, 4, 16)).sum().backward()  # type: ignore[no-untyped-call]
+    assert seen[0] == seen[1] == seen[2]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.losses.head import Kernel, Part, head_gradients
+from model.losses.head import Kernel, Part, head_gradients, table_width
 from model.losses.kl import Divergence, divergence, divergence_part
 from model.losses.log_probs import log_prob_part, token_log_probs
 from model.losses.sft import sft_loss, sft_part
@@ -92,8 +92,8 @@ def test_flash_attention_by_document_is_float32s_in_value_and_gradient(
 
 
 def test_long_documents_that_are_taken_alone_are_what_they_are_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = (4096, 30, 5000, 17, 9)
-    assert [run.lengths for run in Documents(lengths, CUDA).runs] == [(4096,), (30,), (5000,), (17, 9)]
+    lengths = (4608, 30, 4200, 17, 9)  # one of the lengths to which others are rounded up, and another
+    assert [run.lengths for run in Documents(lengths, CUDA).runs] == [(4608,), (30,), (4200,), (17, 9)]
     model = make("Qwen3", torch.bfloat16)
     found, slopes = gradients(model, Documents(lengths, CUDA))
     monkeypatch.setattr(documents_module, "_ALONE", 10_000)
@@ -212,7 +212,8 @@ def test_the_heads_gradients_are_float64s(loss: str) -> None:
 
 def test_a_vocabulary_of_an_odd_size() -> None:
     """Its logits lie in a wider table, whose other columns get no gradient."""
-    given, known = inputs(), 4_997
+    given, known = inputs(), 4_901
+    assert table_width(given["head"], known) == 4_928
     teacher_NV, weights = given["theirs"].double() @ given["teacher"][:known].double().T, given["weights"]
 
     def part(logits: Tensor, rows: slice) -> Part:
@@ -307,9 +308,9 @@ def test_a_stopped_job_goes_on_to_the_same_losses(make_job: Callable[..., Any], 
 def test_a_compiled_job_learns_what_the_other_does(make_job: Callable[..., Any]) -> None:
     from torch._dynamo.utils import counters
 
-    compiled_before = counters["stats"]["unique_graphs"]
-    for compiled in (False, True):
-        run_job(make_job("sft", f"compiled-{compiled}", compile=compiled), Never())
-    assert counters["stats"]["unique_graphs"] > compiled_before + 3  # more than the head's
+    run_job(make_job("sft", "compiled-False"), Never())
+    before = counters["stats"]["unique_graphs"]
+    run_job(make_job("sft", "compiled-True", compile=True), Never())
+    assert counters["stats"]["unique_graphs"] > before
     plain, ours = (losses(make_job("sft", f"compiled-{c}").out) for c in (False, True))
     assert ours == pytest.approx(plain, rel=0.05)

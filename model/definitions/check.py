@@ -121,7 +121,8 @@ def checks(inputs: Inputs) -> list[Check]:
         _distances,
         _two_vocabularies,
         _log_probs,
-        _objectives,
+        _clipped_objectives,
+        _weighted_objectives,
         _penalties,
         _advantages,
         _values,
@@ -271,19 +272,23 @@ def _log_probs(inputs: Inputs) -> Iterator[Check]:
     )
 
 
-def _objectives(inputs: Inputs) -> Iterator[Check]:
-    rewards_B, old = inputs.rewards_B, completions(inputs.old_N.double())
-    grpo_B = published.grpo_advantages(rewards_B.double())
-    centred_B = published.dr_grpo_advantages(rewards_B.double())
+def _spread(inputs: Inputs, kind: Advantage) -> Tensor:
+    """Our advantages, one for each token."""
+    return inputs.per_token(group_advantages(inputs.rewards_B[None], kind)[0])
 
-    def advantages(kind: Advantage) -> Tensor:
-        return inputs.per_token(group_advantages(rewards_B[None], kind)[0])
 
-    def new(logits_NV: Tensor) -> tuple[Tensor, ...]:
-        return completions(published.log_probs(logits_NV, inputs.targets_N))
+def _new(inputs: Inputs, logits_NV: Tensor) -> tuple[Tensor, ...]:
+    """Log-probabilities of the policy that is trained, by completion."""
+    return completions(published.log_probs(logits_NV, inputs.targets_N))
+
+
+def _clipped_objectives(inputs: Inputs) -> Iterator[Check]:
+    old, advantages = completions(inputs.old_N.double()), partial(_spread, inputs)
+    grpo_B = published.grpo_advantages(inputs.rewards_B.double())
+    centred_B = published.dr_grpo_advantages(inputs.rewards_B.double())
 
     def clipped(logits_NV: Tensor, normalise: Normalise, advantages_B: Tensor, high: float, beta: float) -> Tensor:
-        each = new(logits_NV)
+        each = _new(inputs, logits_NV)
         spread = completions(inputs.per_token(advantages_B))
         losses = published.clipped_losses(each, old, spread, 0.2, high)
         penalties = [published.k3(n, r) for n, r in zip(each, completions(inputs.reference_N.double()), strict=True)]
@@ -310,6 +315,12 @@ def _objectives(inputs: Inputs) -> Iterator[Check]:
         partial(ours.policy, advantages_N=advantages(Advantage.DR_GRPO), normalise=Normalise.CONSTANT),
         partial(clipped, normalise=Normalise.CONSTANT, advantages_B=centred_B, high=0.2, beta=0.0),
     )
+
+
+def _weighted_objectives(inputs: Inputs) -> Iterator[Check]:
+    old, advantages = completions(inputs.old_N.double()), partial(_spread, inputs)
+    grpo_B = published.grpo_advantages(inputs.rewards_B.double())
+
     yield against_autograd(
         "GSPO objective",
         "arXiv:2507.18071, eq. 5, 7",
@@ -322,7 +333,7 @@ def _objectives(inputs: Inputs) -> Iterator[Check]:
             clip_low=0.05,
             clip_high=0.05,
         ),
-        lambda logits_NV: published.gspo_loss(new(logits_NV), old, grpo_B, 0.05, 0.05),
+        lambda logits_NV: published.gspo_loss(_new(inputs, logits_NV), old, grpo_B, 0.05, 0.05),
     )
     yield against_autograd(
         "CISPO objective",
@@ -335,7 +346,7 @@ def _objectives(inputs: Inputs) -> Iterator[Check]:
             objective=Objective.CISPO,
             clip_low=1.0,
         ),
-        lambda logits_NV: published.token_mean(published.cispo_losses(new(logits_NV), old, grpo_B, 1.0, 0.2)),
+        lambda logits_NV: published.token_mean(published.cispo_losses(_new(inputs, logits_NV), old, grpo_B, 1.0, 0.2)),
     )
     # On policy cispo's weight is 1: REINFORCE. A constant length of 1 leaves a sum over tokens, as in the paper.
     yield against_autograd(
@@ -349,7 +360,7 @@ def _objectives(inputs: Inputs) -> Iterator[Check]:
             objective=Objective.CISPO,
             on_policy=True,
         ),
-        lambda logits_NV: published.rloo_loss(new(logits_NV), rewards_B.double()),
+        lambda logits_NV: published.rloo_loss(_new(inputs, logits_NV), inputs.rewards_B.double()),
     )
 
 

@@ -95,7 +95,7 @@ def head_gradients(
         by_weight_VH = by_weight_VH[: len(weight_VH)]
     loss, sums = torch.zeros((), dtype=wide_type(weight_VH), device=hidden_NH.device), dict[str, Tensor]()
     for chunk in chunks(len(hidden_NH), rows or chunk_rows(weight_VH, precise=kernel.precise)):
-        logits_CV = project(hidden_NH[chunk], weight_VH, precise=kernel.precise)
+        logits_CV = _table(hidden_NH[chunk], weight_VH, precise=kernel.precise)
         part = kernel.part(logits_CV[:, :vocabulary], chunk)
         gradient_CV = _over_whole_table(part.gradient_CV, logits_CV)
         del logits_CV  # where the gradient is another table
@@ -137,11 +137,16 @@ def wide_type(tensor: Tensor) -> torch.dtype:
 
 
 def project(hidden_CH: Tensor, weight_VH: Tensor, vocabulary: int | None = None, *, precise: bool) -> Tensor:
-    """A chunk's logits, for the first `vocabulary` token ids at least (`table_width`), shape [C, V].
+    """A chunk's logits for the first `vocabulary` token ids (None: all), shape [C, V]; see `Kernel` for their type.
 
-    See `Kernel` for their type; given float64, they are that.
+    On a GPU they may lie in a wider table. Given float64, they are that.
     """
-    wide, weight_VH = wide_type(weight_VH), weight_VH[: table_width(weight_VH, vocabulary)]
+    return _table(hidden_CH, weight_VH[: table_width(weight_VH, vocabulary)], precise=precise)[:, :vocabulary]
+
+
+def _table(hidden_CH: Tensor, weight_VH: Tensor, *, precise: bool) -> Tensor:
+    """A chunk's logits for every row of the weight, shape [C, V]."""
+    wide = wide_type(weight_VH)
     if weight_VH.dtype == wide:
         return hidden_CH @ weight_VH.T
     if weight_VH.is_cuda:

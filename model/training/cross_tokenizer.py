@@ -79,9 +79,7 @@ class CrossTokenizerStage(LiveTeacherStage):
             paired_M = (partners_N[rows] >= 0).nonzero().flatten()
             return uld_part(
                 logits_CV,
-                project(teacher_hidden_NH[partners_N[rows][paired_M]], teacher_UH, vocabulary, precise=True)[
-                    :, :vocabulary
-                ],
+                project(teacher_hidden_NH[partners_N[rows][paired_M]], teacher_UH, vocabulary, precise=True),
                 paired_M,
                 batch.weights_N[rows],
                 batch.targets_N[rows],

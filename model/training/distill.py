@@ -113,7 +113,7 @@ def divergence_kernel(
     """
 
     def part(logits_CV: Tensor, rows: slice) -> Part:
-        teacher_CV = project(teacher_hidden_NH[rows], teacher_VH, vocabulary, precise=True)[:, :vocabulary]
+        teacher_CV = project(teacher_hidden_NH[rows], teacher_VH, vocabulary, precise=True)
         targets_C = batch.targets_N[rows]
         surprise = _surprise(teacher_CV, targets_C) if own_text else None
         found = divergence_part(

@@ -132,7 +132,7 @@ def our_grpo(folder: Path, scratch: Path, steps: int, kl_weight: float) -> list[
         **_same(),
     )
     fixed = Fixed(groups)
-    stage = GRPOStage(job, model, reference, fixed, fixed.reward)
+    stage = GRPOStage(job, model, reference, fixed, fixed.reward, _world())
     return _timed(job, stage, model, world, [sum(row.length for row in rows)] * steps)
 
 

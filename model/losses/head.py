@@ -45,11 +45,13 @@ class Kernel:
     were not rounded to the weight's type; else they come in that type on a GPU, where reading them is what they cost,
     and in float32 elsewhere. `vocabulary`: how many token ids there are; further rows of the head are padding, and get
     neither mass nor gradient (None: there are none). With one, on a GPU, the gradient is to be written over the logits.
+    `begin`: what a training pass over the tokens calls before it runs the trunk, also where there are no tokens.
     """
 
     part: Callable[[Tensor, slice], Part]
     precise: bool = False
     vocabulary: int | None = None
+    begin: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,6 +63,7 @@ _REMEDIES = (
     ("unrecognized arguments", "this vLLM does not know an option: check teacher.extra_args"),
 )
 _TELLING = re.compile(r"^[\w.]+(?:Error|Exception)\b|^reaper: |^\S+: error: |Error while finding module")
+_TORCHRUN = re.compile(r"TORCHELASTIC_|((LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT))$")
 _PREFIX = re.compile(r"^\(\w+ pid=\d+\) (?:ERROR [\d: -]+\[[^\]]+\] )?")
 
 
@@ -195,7 +196,7 @@ class VLLMServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C reaches us alone, and we stop the server in order
-                env=os.environ | environment | {"PYTHONPATH": ours},
+                env=without_torchrun(os.environ) | environment | {"PYTHONPATH": ours},
             )
 
     def _wait_until_ready(self) -> None:
@@ -338,6 +339,11 @@ def server_environment(options: EngineOptions, *, local: bool, given: Iterable[s
     if options.devices:
         chosen["CUDA_VISIBLE_DEVICES"] = options.devices
     return chosen
+
+
+def without_torchrun(given: Mapping[str, str]) -> dict[str, str]:
+    """The environment less what `torchrun` tells the processes that it starts: an engine of one would wait for them."""
+    return {name: value for name, value in given.items() if not _TORCHRUN.match(name)}
 
 
 def core_ranges(cores: Iterable[int]) -> str:

@@ -49,12 +49,12 @@ def main() -> int:
 def run_file(path: Path) -> int:
     """Carries out the job of a JSON file, in this process or in several; returns the exit status."""
     stop = StopRequest()
-    from model.training.job import SFTJob, read_job
+    from model.training.job import read_job
     from model.training.launch import launch, launched_by_torch
 
     try:
         job = read_job(path)
-        if isinstance(job, SFTJob) and job.processes > 1 and not launched_by_torch():
+        if job.processes > 1 and not launched_by_torch():
             command = [sys.executable, "-m", "model.training", str(path), "--parent", str(os.getpid())]
             return launch(command, job.processes, stop)
     except StillhouseError as error:

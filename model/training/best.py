@@ -3,7 +3,7 @@
 `checkpoints/best-NNNNNN/` holds a model folder, its adapter where it has one, and the checksums of their files. It is
 written whole before the line of its validation, and goes only when no checkpoint is left from which a resumed run would
 find it to be the best: a run that is killed at any moment and resumed has the weights it needs. Weights only, without
-the optimizer: a ninth of a checkpoint. Step 0 has no such folder, since the job's `init` is it. One process.
+the optimizer: a ninth of a checkpoint. Step 0 has no such folder, since the job's `init` is it.
 """
 
 from __future__ import annotations
@@ -61,9 +61,10 @@ class BestWeights:
         return self.folder / f"best-{step:06d}"
 
     def save(self, step: int, model: Model, tokenizer: Tokenizer) -> None:
-        """Writes the model as it is; returns when it is on disk."""
+        """The leading process writes the model as it is; returns there when it is on disk."""
         weights = whole_weights(model, self.job.dtype, self.world)
-        assert weights is not None, "one process validates"
+        if weights is None:
+            return
 
         def write(scratch: Path) -> None:
             save_model(scratch / "model", model, tokenizer, weights)

@@ -162,32 +162,42 @@ def _best_fit(lengths: Sequence[int], tokens_per_micro_batch: int) -> list[list[
     return packs
 
 
-def row_packs(rows: Sequence[Row], tokens_per_micro_batch: int) -> list[list[int]]:
+def row_packs(rows: Sequence[Row], tokens_per_micro_batch: int, multiple: int = 1) -> list[list[int]]:
     """Row indices packed into the budget as by `micro_batches`; rows of one context stay together, and it counts once.
 
     Rows whose contexts all differ give the packs of their lengths, and so does a pack that would run more than it may
-    after all, since too little of it is shared.
+    after all, since too little of it is shared. There are a multiple of `multiple` packs, for as many processes, among
+    which a context's rows are parted where some would have nothing to do.
     """
     by_context: dict[tuple[int, ...], list[int]] = {}
     for index, row in enumerate(rows):
         by_context.setdefault(tuple(row.context), []).append(index)
+    run = sum(map(len, by_context)) + sum(len(row.completion) for row in rows)
+    most = min(tokens_per_micro_batch, -(-run // multiple))
     units: list[list[int]] = []
     costs: list[int] = []
     for context, same in by_context.items():
-        room = max(1, tokens_per_micro_batch - len(context))
+        room = max(1, most - len(context))
         for part in micro_batches([len(rows[i].completion) for i in same], room):
             units.append([same[i] for i in part])
             costs.append(len(context) + sum(len(rows[i].completion) for i in units[-1]))
-    packs = [[i for unit in pack for i in units[unit]] for pack in micro_batches(costs, tokens_per_micro_batch)]
-    return [part for pack in packs for part in _within(pack, rows, tokens_per_micro_batch)]
+    of_units = micro_batches(costs, tokens_per_micro_batch, multiple)
+    packs = [[i for unit in pack for i in units[unit]] for pack in of_units]
+    packs = [part for pack in packs for part in _within(pack, rows, tokens_per_micro_batch)]
+    return packs + [[] for _ in range(-len(packs) % multiple)]
 
 
 def _within(pack: list[int], rows: Sequence[Row], tokens: int) -> list[list[int]]:
     """The pack, or parts of it by their rows' lengths where it would run more tokens than that."""
     chosen = [rows[i] for i in pack]
-    if len(lay_out_rows(chosen).tokens) <= tokens:
+    if not pack or len(lay_out_rows(chosen).tokens) <= tokens:
         return [pack]
     return [[pack[i] for i in part] for part in micro_batches([row.length for row in chosen], tokens)]
+
+
+def lengths_of(rows: Sequence[Row]) -> Tensor:
+    """Completion tokens of each row, int64, [B]."""
+    return torch.tensor([len(row.completion) for row in rows], dtype=torch.int64)
 
 
 def lay_out_rows(rows: Sequence[Row]) -> Layout:
@@ -206,13 +216,12 @@ def collate(rows: Sequence[Row], weights_B: Sequence[float], device: torch.devic
     laid = lay_out_rows(rows)
     positions = [at for row, places in zip(rows, laid.places, strict=True) for at in places[len(row.context) - 1 :]]
     lengths, parents = (tuple(each) for each in zip(*((len(r.tokens), r.parent) for r in laid.runs), strict=True))
-    completion_lengths_B = torch.tensor([len(row.completion) for row in rows])
     return TokenBatch(
         tokens_T=_numbers(laid.tokens, device),
         documents=Documents(lengths, device, parents=parents),
         positions_N=_numbers(positions, device),
         targets_N=_numbers([token for row in rows for token in row.completion], device),
-        weights_N=torch.tensor(weights_B).repeat_interleave(completion_lengths_B).to(device),
+        weights_N=torch.tensor(weights_B).repeat_interleave(lengths_of(rows)).to(device),
         row_tokens=sum(row.length - 1 for row in rows),
     )
 

@@ -23,10 +23,11 @@ from model.losses.log_probs import log_prob_part
 from model.losses.mismatch import SamplerWeights, sampler_weights
 from model.losses.normalise import token_weights
 from model.records import Problem
-from model.training.data import TokenBatch, collate, row_packs
+from model.training.data import TokenBatch, collate, lengths_of
 from model.training.forward import Model, completion_log_probs
 from model.training.job import GRPOJob
 from model.training.loop import MicroBatch, StepWork
+from model.training.parallel import World
 from model.training.rollout_stage import Reward, RolloutStage, completion_metrics
 from model.training.rollouts import Rollout, Rollouts
 
@@ -38,8 +39,10 @@ class GRPOStage(RolloutStage):
 
     job: GRPOJob
 
-    def __init__(self, job: GRPOJob, model: Model, reference: Model, rollouts: Rollouts, reward: Reward) -> None:
-        super().__init__(job, model, rollouts)
+    def __init__(
+        self, job: GRPOJob, model: Model, reference: Model, rollouts: Rollouts, reward: Reward, world: World
+    ) -> None:
+        super().__init__(job, model, rollouts, world)
         self.reference, self.reward = reference, reward
 
     def prepare(self, step: int) -> StepWork:
@@ -82,16 +85,17 @@ class GRPOStage(RolloutStage):
 
     def rewards(self, rollouts: Sequence[Rollout], chosen: Sequence[Problem]) -> Tensor:
         """The rewards of whole groups, [P, G]."""
-        return torch.tensor(self.reward(rollouts, chosen)).view(-1, self.job.group_size)
+        return torch.tensor(self.rewarded(self.reward, rollouts, chosen)).view(-1, self.job.group_size)
 
     def micro_batches(self, rollouts: Sequence[Rollout], advantages_B: Tensor) -> list[MicroBatch]:
-        """The rollouts as micro-batches; those that cannot change the loss are left out, but count in its mean."""
+        """This process's rollouts as micro-batches; those that cannot change the loss are left out, but count in its
+        mean."""
         job = self.job
-        lengths_B = torch.tensor([len(rollout.row.completion) for rollout in rollouts])
+        lengths_B = lengths_of([rollout.row for rollout in rollouts])
         weights_B = token_weights(lengths_B, job.normalise, job.max_tokens)
         useful = [b for b, a in enumerate(advantages_B.tolist()) if a != 0 or job.kl_weight > 0]
-        groups = row_packs([rollouts[b].row for b in useful], self.tokens_at_once)
-        return [self._micro_batch([useful[i] for i in group], rollouts, weights_B, advantages_B) for group in groups]
+        packs = self.packs([rollouts[b].row for b in useful])
+        return [self._micro_batch([useful[i] for i in pack], rollouts, weights_B, advantages_B) for pack in packs]
 
     def _micro_batch(
         self, chosen: list[int], rollouts: Sequence[Rollout], weights_B: Tensor, advantages_B: Tensor
@@ -99,11 +103,11 @@ class GRPOStage(RolloutStage):
         rows = [rollouts[b].row for b in chosen]
         device = self.model.device
         batch = collate(rows, weights_B[chosen].tolist(), device)
-        lengths_B = torch.tensor([len(row.completion) for row in rows], device=device)
+        lengths_B = lengths_of(rows).to(device)
         advantages_N = advantages_B[chosen].to(device).repeat_interleave(lengths_B)
         sampler_N = sampler_log_probs([rollouts[b] for b in chosen], device)
         loss = PolicyLoss(self.job, self.model, self.reference, batch, lengths_B, advantages_N, sampler_N)
-        return MicroBatch(batch, Kernel(loss.part))
+        return MicroBatch(batch, Kernel(loss.part, begin=loss.begin))
 
 
 class PolicyLoss:
@@ -125,10 +129,13 @@ class PolicyLoss:
         self.reference_N = self._scored_by(reference) if job.kl_weight else None
         self.sequence_ratios_N = torch.ones_like(advantages_N)
 
+    def begin(self) -> None:
+        """Before each pass, as the policy may have moved since the last one; gspo: measures whole sequences."""
+        if self.job.objective is Objective.GSPO and self.old_N is not None:
+            self.sequence_ratios_N = sequence_ratios(self._scored_by(self.policy) - self.old_N, self.lengths_B)
+
     def part(self, logits_CV: Tensor, rows: slice) -> Part:
         """The loss of a chunk and its gradient; overwrites the logits."""
-        if rows.start == 0:  # a pass begins, and the policy may have moved since the last one
-            self._measure_sequences()
         loss = partial(self.loss, rows=rows)
         return log_prob_part(logits_CV, self.batch.targets_N[rows], loss, self.job.temperature, entropy=True)
 
@@ -161,11 +168,6 @@ class PolicyLoss:
         if self.sampler_N is None:
             return None
         return sampler_weights(old_N, self.sampler_N[rows], job.mismatch, low=job.mismatch_low, high=job.mismatch_high)
-
-    def _measure_sequences(self) -> None:
-        """gspo: a pass over whole sequences, before tokens are taken chunk by chunk."""
-        if self.job.objective is Objective.GSPO and self.old_N is not None:
-            self.sequence_ratios_N = sequence_ratios(self._scored_by(self.policy) - self.old_N, self.lengths_B)
 
     def _scored_by(self, model: Model) -> Tensor:
         return completion_log_probs(model, self.batch, self.job.temperature)

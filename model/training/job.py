@@ -87,6 +87,8 @@ class Job:
     checkpoint_every: int = 50  # steps
     threads: int = 0  # 0: torch's choice
     dtype: Precision = Precision.BFLOAT16
+    activation_checkpointing: bool = False  # layers are run again in the backward pass instead of being remembered
+    processes: int = 1  # of this machine, that train together; under torchrun it is torchrun that says how many
     compile: bool = False  # on a GPU, layers are compiled: a minute or so at the start, and less for every step
     lora_rank: int = 0  # r of the adapters that are trained; 0: all weights are
     lora_alpha: float = 32.0  # what they add is multiplied by alpha / r
@@ -111,6 +113,8 @@ class Job:
     def __post_init__(self) -> None:
         if self.lora_rank < 0 or self.lora_alpha <= 0:
             raise JobError(f"lora_rank = {self.lora_rank} must not be negative, lora_alpha = {self.lora_alpha} not 0")
+        if self.processes < 1:
+            raise JobError(f"processes = {self.processes}: at least one must train")
 
     @property
     def tokens_at_once(self) -> int:
@@ -133,13 +137,6 @@ class SFTJob(Job):
     max_steps: int = 0  # 0: all epochs
     tokens_per_batch: int = 2048  # prompt and completion tokens per optimizer step, without padding
     max_length: int = 512  # tokens; longer examples are left out and counted
-    activation_checkpointing: bool = False  # layers are run again in the backward pass instead of being remembered
-    processes: int = 1  # of this machine, that train together; under torchrun it is torchrun that says how many
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.processes < 1:
-            raise JobError(f"processes = {self.processes}: at least one must train")
 
 
 @dataclass(frozen=True, kw_only=True)

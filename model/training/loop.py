@@ -224,7 +224,7 @@ def accumulate(model: Model, optimizer: MasterAdamW, micro_batches: Sequence[Mic
         own["loss"] += part
         own["loss_tokens"] += micro.tokens.token_count
         own["tokens"] += micro.tokens.row_tokens
-        sums = {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
+        sums |= {name: sums.get(name, 0.0) + value for name, value in metrics.items()}
     optimizer.collect_head(model, head)
     total = optimizer.world.sums(own)
     return total | {name: value / total["loss_tokens"] for name, value in optimizer.world.sums(sums).items()}

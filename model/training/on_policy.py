@@ -6,7 +6,7 @@ is given. So no reward is estimated, and tokens of older weights (`rollouts_ahea
 places at which the same distance is taken. The teacher may see another prompt, with worked turns: context
 distillation on the student's own texts. A completion that the token limit cut teaches like any other.
 
-One process. Axes: B rollouts of a step, N their completion tokens, H the teacher's hidden size.
+Axes: B rollouts of a step, N their completion tokens, H the teacher's hidden size.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from model.losses.normalise import token_weights
 from model.records import Problem, TaughtProblem
-from model.training.data import Row, Tokenizer, collate, row_packs, tokenize
+from model.training.data import Row, Tokenizer, collate, lengths_of, tokenize
 from model.training.distill import PrefixedModel, divergence_kernel, require_same_tokens, shared_prefix, vocabulary_of
 from model.training.forward import Model, load_model
 from model.training.job import OnPolicyJob
 from model.training.loop import MicroBatch, StepWork
+from model.training.parallel import World
 from model.training.rollout_stage import Reward, RolloutStage, completion_metrics
 from model.training.rollouts import Rollout, Rollouts
 
@@ -35,17 +35,23 @@ class OnPolicyStage(RolloutStage):
     problem_kind = TaughtProblem
 
     def __init__(
-        self, job: OnPolicyJob, model: Model, tokenizer: Tokenizer, rollouts: Rollouts, reward: Reward | None = None
+        self,
+        job: OnPolicyJob,
+        model: Model,
+        tokenizer: Tokenizer,
+        rollouts: Rollouts,
+        world: World,
+        reward: Reward | None = None,
     ) -> None:
-        super().__init__(job, model, rollouts)
+        super().__init__(job, model, rollouts, world)
         self.reward = reward
-        teacher, theirs = load_model(job.teacher, job.dtype, model.device, compiled=job.compile)
+        teacher, theirs = load_model(job.teacher, job.dtype, world.device, compiled=job.compile)
         require_same_tokens(tokenizer, theirs, [problem.prompt for problem in self.problems[:100]])
         self.vocabulary, self.end = vocabulary_of(tokenizer), tokenizer.eos_token_id
         self.teacher_contexts = {
             problem: tokenize(tokenizer, teacher_prompt(problem) + job.prefill) for problem in self.problems
         }
-        self.teacher = PrefixedModel(teacher, shared_prefix(list(self.teacher_contexts.values())), model.device)
+        self.teacher = PrefixedModel(teacher, shared_prefix(list(self.teacher_contexts.values())), world.device)
 
     def prepare(self, step: int) -> StepWork:
         """Samples the step's rollouts; the teacher reads them."""
@@ -55,23 +61,21 @@ class OnPolicyStage(RolloutStage):
 
     def paid(self, rollouts: Sequence[Rollout], chosen: Sequence[Problem]) -> Mapping[str, float]:
         """The mean reward of those that could be judged: it teaches nothing, but shows where the student gets to."""
-        rewards = self.reward(rollouts, chosen) if self.reward else []
+        rewards = self.rewarded(self.reward, rollouts, chosen) if self.reward else []
         judged = [reward for reward in rewards if not math.isnan(reward)]
         return {"reward": sum(judged) / len(judged)} if judged else {}
 
     def micro_batches(self, rollouts: Sequence[Rollout], chosen: Sequence[Problem]) -> list[MicroBatch]:
-        """All rollouts, with the teacher's last hidden states at their tokens."""
+        """This process's rollouts, with the teacher's last hidden states at their tokens."""
         rows = [up_to_unknown(rollout.row, self.vocabulary, self.end) for rollout in rollouts]
-        lengths_B = torch.tensor([len(row.completion) for row in rows])
-        weights = token_weights(lengths_B, self.job.normalise, self.job.max_tokens).tolist()
-        groups = row_packs(rows, self.tokens_at_once)
+        weights = token_weights(lengths_of(rows), self.job.normalise, self.job.max_tokens).tolist()
         return [
-            self._micro_batch([rows[b] for b in group], [weights[b] for b in group], [chosen[b] for b in group])
-            for group in groups
+            self._micro_batch([rows[b] for b in pack], [weights[b] for b in pack], [chosen[b] for b in pack])
+            for pack in self.packs(rows)
         ]
 
     def _micro_batch(self, rows: Sequence[Row], weights: Sequence[float], chosen: Sequence[Problem]) -> MicroBatch:
-        job, batch = self.job, collate(rows, weights, self.model.device)
+        job, batch = self.job, collate(rows, weights, self.world.device)
         taught = [
             Row(self.teacher_contexts[problem], row.completion) for problem, row in zip(chosen, rows, strict=True)
         ]

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from model.training.job import Job, Precision, Schedule
-from model.training.parallel import World
+from model.training.parallel import World, gathered
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class MasterAdamW:
     def head(self, model: Any) -> Head:
         """The model's head for a step; what is added to its gradient counts once `collect_head` was called."""
         weight = model.get_output_embeddings().weight
-        whole_VH = self.world.gathered(weight, self.precision)
+        whole_VH = gathered(weight, getattr(torch, self.precision))
         if not weight.requires_grad:
             return Head(whole_VH, None)
         if isinstance(weight, DTensor):

@@ -7,6 +7,9 @@ All processes draw the same data in the same order from the seed, so nothing but
 
 The vocabulary head is not run as a module (`model/losses/head.py`): its weight is gathered once a step, and its
 gradient, summed over the step, is scattered once.
+
+What is not a step's arithmetic (rollouts, rewards, answers) is dealt out one by one and collected again, so that every
+process holds all of it and decides alike. Whatever runs the cut model, all processes run equally often.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
 
 from model.training.job import JobError, Precision
 
-_Pack = TypeVar("_Pack")
-_PATIENCE = timedelta(minutes=30)  # one process may wait that long for another, which reads a model or writes one
+_Item = TypeVar("_Item")
+# One process may wait that long for another, which reads a model or writes one, or whose last rollout is a long one.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True)
@@ -69,13 +73,33 @@ class World:
         if not adapted:
             model.float()
 
-    def gathered(self, weight: Tensor, precision: Precision) -> Tensor:
-        """A weight whole and in the precision that the model computes in."""
-        if not isinstance(weight, DTensor):
-            return weight.detach()
-        part = weight.detach().to(getattr(torch, precision))
-        assert isinstance(part, DTensor), "another precision is cut alike"
-        return part.full_tensor()
+    @contextmanager
+    def whole(self, model: Any) -> Iterator[None]:
+        """A block in which a cut model is whole in every process, in the job's precision: it may be called at will.
+
+        Without gradient; nothing that changes or saves its weights belongs here. All processes enter and leave.
+        """
+        cut = [part for part in model.modules() if isinstance(part, FSDPModule)]  # what is called before its parts
+        if not cut:
+            yield
+            return
+        trunk, head = model.base_model, model.get_output_embeddings()
+        weight, tied = head.weight, not isinstance(head, FSDPModule)
+        for part in cut:
+            part.unshard()
+        for layer in trunk.layers:
+            layer.set_reshard_after_forward(False)
+        if tied:
+            head.weight = model.get_input_embeddings().weight
+        try:
+            yield
+        finally:
+            if tied:
+                head.weight = weight
+            for layer in trunk.layers:
+                layer.set_reshard_after_forward(True)
+            for part in cut:
+                part.reshard()
 
     def scattered_sum(self, whole: Tensor, like: Tensor) -> Tensor:
         """The sum of every process's tensor, this process's part of it, cut as `like` is."""
@@ -98,6 +122,10 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def meet(self) -> None:
+        """Returns when every process has come here."""
+        self.gather(None)
+
     def any(self, holds: bool) -> bool:
         """Does it hold in any process?"""
         return any(self.gather(holds))
@@ -106,10 +134,37 @@ class World:
         """What the leading process decides, told to all."""
         return self.gather(decide() if self.leads else None)[0]
 
-    def share(self, packs: Sequence[_Pack]) -> Sequence[_Pack]:
+    def share(self, packs: Sequence[_Item]) -> Sequence[_Item]:
         """This process's packs of rows, as many as every other has; their number is a multiple of the processes'."""
         assert len(packs) % self.size == 0, "every process has to run as often as the others"
-        return packs[self.rank :: self.size]
+        return self.dealt(packs)
+
+    def dealt(self, items: Sequence[_Item]) -> Sequence[_Item]:
+        """This process's part of what is done by one process each."""
+        return items[self.rank :: self.size]
+
+    def collected(self, own: Sequence[_Item]) -> list[_Item]:
+        """Every process's results of what was dealt out, in its order."""
+        parts = self.gather(list(own))
+        found: list[Any] = [None] * sum(map(len, parts))
+        for rank, part in enumerate(parts):
+            found[rank :: self.size] = part
+        return found
+
+
+def gathered(weight: Tensor, precision: torch.dtype) -> Tensor:
+    """A weight whole and, where it was cut, in the precision that the model computes in; without gradient."""
+    if not isinstance(weight, DTensor):
+        return weight.detach()
+    part = weight.detach().to(precision)
+    assert isinstance(part, DTensor), "another precision is cut alike"
+    return part.full_tensor()
+
+
+def cut_again(trunk: Any) -> None:
+    """To be called after a pass without gradient: torch keeps a root's own weights whole for the backward pass."""
+    if isinstance(trunk, FSDPModule):
+        trunk.reshard()
 
 
 @contextmanager

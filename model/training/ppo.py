@@ -24,11 +24,12 @@ from model.losses.head import Kernel
 from model.losses.kl_estimators import KLPlace, estimate
 from model.losses.mismatch import Mismatch
 from model.losses.normalise import token_weights
-from model.training.data import TokenBatch, collate, row_packs
+from model.training.data import TokenBatch, collate, lengths_of
 from model.training.forward import Model, completion_log_probs
 from model.training.grpo import GRPOStage, PolicyLoss, fill_unjudged, rollout_metrics
 from model.training.job import JobError, PPOJob
 from model.training.loop import MicroBatch, StepWork
+from model.training.parallel import World
 from model.training.rollout_stage import Reward
 from model.training.rollouts import Rollout, Rollouts
 from model.training.value_model import ValueBatch, ValueModel
@@ -63,9 +64,10 @@ class PPOStage(GRPOStage):
         rollouts: Rollouts,
         reward: Reward,
         value_model: ValueModel,
+        world: World,
     ) -> None:
         require_settings(job)
-        super().__init__(job, model, reference, rollouts, reward)
+        super().__init__(job, model, reference, rollouts, reward, world)
         self.beside = self.value_model = value_model
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,17 +92,17 @@ class PPOStage(GRPOStage):
 
     def assess(self, rollouts: Sequence[Rollout], rewards_B: Tensor) -> list[Assessed]:
         """The judged rollouts as micro-batches with values and advantages; all count in the loss's denominator."""
-        lengths_B = torch.tensor([len(rollout.row.completion) for rollout in rollouts])
+        lengths_B = lengths_of([rollout.row for rollout in rollouts])
         weights_B = token_weights(lengths_B, self.job.normalise, self.job.max_tokens)
         judged = (~rewards_B.isnan()).nonzero().flatten().tolist()
-        groups = row_packs([rollouts[b].row for b in judged], self.tokens_at_once)
-        return [self._assess([judged[i] for i in group], rollouts, weights_B, rewards_B) for group in groups]
+        packs = self.packs([rollouts[b].row for b in judged])
+        return [self._assess([judged[i] for i in pack], rollouts, weights_B, rewards_B) for pack in packs]
 
     def _assess(self, chosen: list[int], rollouts: Sequence[Rollout], weights_B: Tensor, rewards_B: Tensor) -> Assessed:
         job, device = self.job, self.model.device
         rows = [rollouts[b].row for b in chosen]
         batch = collate(rows, weights_B[chosen].tolist(), device)
-        lengths_B = torch.tensor([len(row.completion) for row in rows], device=device)
+        lengths_B = lengths_of(rows).to(device)
         values_N = self.value_model.values(batch)
         penalties_N, reference_N = torch.zeros_like(values_N), None
         if job.kl_weight and job.kl_in is KLPlace.REWARD:
@@ -129,7 +131,7 @@ class PPOStage(GRPOStage):
         loss = PolicyLoss(job, self.model, self.reference, assessed.tokens, assessed.lengths_B, advantages_N)
         if assessed.reference_N is not None:
             loss.reference_N = assessed.reference_N
-        return MicroBatch(assessed.tokens, Kernel(loss.part))
+        return MicroBatch(assessed.tokens, Kernel(loss.part, begin=loss.begin))
 
 
 def require_settings(job: PPOJob) -> None:

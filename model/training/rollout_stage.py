@@ -2,6 +2,7 @@
 
 Problems come in an endless shuffle that depends on the job's seed alone. By default a step's rollouts are sampled by
 the weights that it begins with; with `rollouts_ahead` by those that the step before began with (`rollouts_ahead.py`).
+Where several processes train, all have all rollouts and rewards of a step and train on shares of them.
 
 Axes: P problems of a step, G rollouts of a problem.
 """
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from model.records import FinishReason, Problem
+from model.training.data import Row, row_packs
 from model.training.forward import Model
 from model.training.job import RolloutJob
 from model.training.loop import Beside
+from model.training.parallel import World
 from model.training.problems import read_problems
 from model.training.rollouts import Rollout, Rollouts
 from model.training.rollouts_ahead import RolloutsAhead
@@ -32,8 +35,8 @@ class RolloutStage:
     left_out = 0
     beside: Beside | None = None
 
-    def __init__(self, job: RolloutJob, model: Model, rollouts: Rollouts) -> None:
-        self.job, self.model, self.rollouts = job, model, rollouts
+    def __init__(self, job: RolloutJob, model: Model, rollouts: Rollouts, world: World) -> None:
+        self.job, self.model, self.rollouts, self.world = job, model, rollouts, world
         self.tokens_at_once = job.tokens_at_once
         self.problems: Sequence[Problem] = read_problems(job.problems, self.problem_kind)
         self.drawn = 0  # problems, of all steps so far
@@ -55,6 +58,14 @@ class RolloutStage:
             return chosen, *self.ahead.take(step)
         with self.rollouts.current() as synced:
             return chosen, self.rollouts.sample(self.contexts(chosen)), synced
+
+    def rewarded(self, reward: Reward, rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[float]:
+        """What `reward` gives for each rollout; every process asks it about its share."""
+        return self.world.collected(reward(self.world.dealt(rollouts), self.world.dealt(problems)))
+
+    def packs(self, rows: Sequence[Row]) -> Sequence[list[int]]:
+        """Indices of the rows of each micro-batch that this process runs; an empty one where it has less to do."""
+        return self.world.share(row_packs(rows, self.tokens_at_once, self.world.size))
 
     def asked(self, step: int) -> list[Problem]:
         """The problems of a step whose every step samples as many, each as often as it is sampled."""

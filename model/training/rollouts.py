@@ -2,7 +2,7 @@
 `vllm_rollouts.py` has an engine do it.
 
 Token ids come back as they were sampled, never re-tokenised from text, so that their probabilities are those that
-training scores.
+training scores. Where several processes train, each samples its share, and all of them have all rollouts.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from model.records import FinishReason
 from model.training.data import Row, Tokenizer, tokenize
 from model.training.documents import generating
 from model.training.forward import Model
+from model.training.parallel import World
 
 
 @dataclass(frozen=True)
@@ -47,28 +48,40 @@ class Rollouts(Protocol):
 
 
 class LocalRollouts:
-    """All contexts as one left-padded batch through `generate` of the model that is being trained."""
+    """All contexts as one left-padded batch through `generate` of the model that is being trained.
+
+    A row's random numbers are its own, so that it is the same whichever process samples it, but for rounding.
+    """
 
     def __init__(
         self,
         model: Model,
         tokenizer: Tokenizer,
+        world: World,
         *,
         temperature: float,
         max_tokens: int,
         stop: Sequence[str],
         top_p: float = 1.0,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer, self.world = model, tokenizer, world
         self.temperature, self.max_tokens, self.stop, self.top_p = temperature, max_tokens, tuple(stop), top_p
 
     def current(self) -> AbstractContextManager[Mapping[str, float]]:
         """See `Rollouts`: the policy is the sampler."""
         return nullcontext({})
 
-    @torch.no_grad()
     def sample(self, contexts: Sequence[str]) -> list[Rollout]:
         """See `Rollouts`."""
+        seed = int(torch.randint(2**63 - 1, ()))  # the only number that is drawn here in every process
+        numbers = RowNumbers(seed, len(contexts), self.world, self.model.device)
+        own = self.world.dealt(contexts)
+        with self.world.whole(self.model):
+            found = self._sample(own, numbers) if own else []
+        return self.world.collected(found)
+
+    @torch.no_grad()
+    def _sample(self, contexts: Sequence[str], numbers: RowNumbers) -> list[Rollout]:
         contexts_ids = [tokenize(self.tokenizer, context) for context in contexts]
         tokens_BT, mask_BT = pad_left(contexts_ids, self.tokenizer.eos_token_id, self.model.device)
         ended = StopTexts(self.tokenizer, self.stop, tokens_BT.shape)
@@ -76,7 +89,7 @@ class LocalRollouts:
             out_BT = self.model.generate(
                 input_ids=tokens_BT,
                 attention_mask=mask_BT,
-                logits_processor=[DrawnTokens(self.temperature, self.top_p)],
+                logits_processor=[DrawnTokens(self.temperature, numbers, self.top_p)],
                 stopping_criteria=[ended],
                 do_sample=False,  # of the tokens that are left: the one drawn
                 repetition_penalty=1.0,
@@ -101,6 +114,19 @@ class LocalRollouts:
         return Rollout(Row(context, tokens), cut_after_stop(text, self.stop), finish_reason)
 
 
+class RowNumbers:
+    """Uniform numbers in [0, 1), one for each row at each token, of which this process sees those of its rows."""
+
+    def __init__(self, seed: int, rows: int, world: World, device: torch.device) -> None:
+        self.rows, self.world, self.device = rows, world, device
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def next(self) -> Tensor:
+        """Of the next token, [B, 1]."""
+        numbers_R1 = torch.rand(self.rows, 1, generator=self.generator, device=self.device)
+        return numbers_R1[self.world.rank :: self.world.size]
+
+
 class DrawnTokens:
     """A logits processor of transformers that draws each row's token from softmax(logits / T) and leaves no other.
 
@@ -109,8 +135,8 @@ class DrawnTokens:
     fewest tokens that have this much of the probability can be drawn; at temperature 0 only the likeliest one can.
     """
 
-    def __init__(self, temperature: float, top_p: float = 1.0) -> None:
-        self.temperature, self.top_p = temperature, top_p
+    def __init__(self, temperature: float, numbers: RowNumbers, top_p: float = 1.0) -> None:
+        self.temperature, self.numbers, self.top_p = temperature, numbers, top_p
 
     def __call__(self, _tokens_BT: Tensor, logits_BV: Tensor) -> Tensor:
         """Scores with 0 at the drawn token and −∞ elsewhere, [B, V]."""
@@ -123,7 +149,7 @@ class DrawnTokens:
         if self.top_p < 1.0:
             shares_BV = nucleus(shares_BV, self.top_p)
         cumulated_BV = shares_BV.cumsum(-1)
-        point_B1 = torch.rand(len(logits_BV), 1, device=logits_BV.device) * cumulated_BV[:, -1:]
+        point_B1 = self.numbers.next() * cumulated_BV[:, -1:]
         return torch.searchsorted(cumulated_BV, point_B1, right=True).clamp_(max=logits_BV.shape[1] - 1)
 
 

@@ -118,7 +118,7 @@ def load_to_train(job: Job, world: World) -> tuple[Model, Tokenizer, Activations
     """The model as it is going to be trained, its tokenizer, and what its activations take where it is cut."""
     model, tokenizer = load_model(job.init, job.dtype, world.device, compiled=job.compile)
     add_adapters(model, job)
-    if isinstance(job, SFTJob) and job.activation_checkpointing:
+    if job.activation_checkpointing:
         checkpoint_activations(model)
     whole = measure_whole(model, world)
     world.shard(model, job.dtype)
@@ -165,37 +165,41 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World, stop:
         case SFTJob():
             yield SFTStage(job, tokenizer, world, stop)
         case OnPolicyJob():
-            require_alone(world, job.stage)
             with ExitStack() as held:
                 reward = held.enter_context(verifier_reward(job)) if job.checks else None
-                rollouts = held.enter_context(open_rollouts(job, model, tokenizer))
-                yield OnPolicyStage(job, model, tokenizer, rollouts, reward)
+                rollouts = held.enter_context(open_rollouts(job, model, tokenizer, world))
+                yield OnPolicyStage(job, model, tokenizer, rollouts, world, reward)
         case GRPOJob():
-            require_alone(world, job.stage)
-            reference = open_reference(job, model) if job.kl_weight else None
-            with verifier_reward(job) as reward, open_rollouts(job, model, tokenizer) as rollouts:
+            if isinstance(job, PPOJob):
+                require_alone(world, job.stage)
+            reference = open_reference(job, model, world) if job.kl_weight else None
+            with verifier_reward(job) as reward, open_rollouts(job, model, tokenizer, world) as rollouts:
                 if isinstance(job, PPOJob):
                     own = load_model(job.init, job.dtype, world.device, compiled=job.compile)[0]
                     value_model = ValueModel(job, add_adapters(own, job))
-                    yield PPOStage(job, model, reference, rollouts, reward, value_model)
+                    yield PPOStage(job, model, reference, rollouts, reward, value_model, world)
                 else:
-                    yield GRPOStage(job, model, reference, rollouts, reward)
+                    yield GRPOStage(job, model, reference, rollouts, reward, world)
         case _:
             raise AssertionError(f"no stage for {job.stage}")
 
 
-def open_reference(job: GRPOJob, model: Model) -> Model:
-    """The frozen model of the KL term: a second one, or the policy with its adapters off."""
+def open_reference(job: GRPOJob, model: Model, world: World) -> Model:
+    """The frozen model of the KL term: a second one, cut as the first, or the policy with its adapters off."""
     if has_adapters(model):
         return WithoutAdapters(model)
-    return load_model(job.init, job.dtype, model.device, compiled=job.compile)[0]
+    reference = load_model(job.init, job.dtype, world.device, compiled=job.compile)[0].requires_grad_(False)
+    world.shard(reference, job.dtype)
+    return reference
 
 
 @contextmanager
-def open_rollouts(job: RolloutJob, model: Model, tokenizer: Tokenizer) -> Iterator[Rollouts]:
+def open_rollouts(job: RolloutJob, model: Model, tokenizer: Tokenizer, world: World) -> Iterator[Rollouts]:
     """What samples the policy, while it is needed."""
     if job.rollouts is Sampler.TRANSFORMERS:
-        yield LocalRollouts(model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop)
+        yield LocalRollouts(
+            model, tokenizer, world, temperature=job.temperature, max_tokens=job.max_tokens, stop=job.stop
+        )
         return
     if job.rollouts_ahead and torch.cuda.is_available() and not (job.rollout_urls or job.rollout_lent):
         raise JobError("rollouts_ahead = 1 needs engines with GPUs of their own: name them in rollout_urls")
@@ -203,5 +207,5 @@ def open_rollouts(job: RolloutJob, model: Model, tokenizer: Tokenizer) -> Iterat
     from model.training.vllm_rollouts import open_vllm_rollouts
 
     prompts = [problem.prompt + job.prefill for problem in read_problems(job.problems)] + contexts_of(job)
-    with open_vllm_rollouts(job, model, tokenizer, prompts) as rollouts:
+    with open_vllm_rollouts(job, model, tokenizer, world, prompts) as rollouts:
         yield rollouts

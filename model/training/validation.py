@@ -5,7 +5,7 @@ sampler and judged by the checks that choose training data, under the same rule.
 `validation.jsonl`. What is trained is the same bit for bit with and without it: it draws from a random stream of its
 own, seeded by job and step. A run goes on from a checkpoint with the lines up to that step; so none is lost, and none
 is there twice. Lines that other settings measured (which are no part of a job's identity, unless it keeps the best) are
-dropped. One process.
+dropped. Where several processes train, each answers its share, and the leading one judges and writes.
 
 Not promised: the same answers where a vLLM samples (model/training/vllm_rollouts.py says why).
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -69,26 +69,21 @@ class Answers(Protocol):
 class LocalAnswers:
     """The model in training answers by itself, some completions at a time."""
 
-    def __init__(self, job: Job, model: Model, tokenizer: Tokenizer) -> None:
-        self.model, self.at_once = model, job.validation_batch
+    def __init__(self, job: Job, model: Model, tokenizer: Tokenizer, world: World) -> None:
+        self.at_once = job.validation_batch * world.size
         self.rollouts = LocalRollouts(
             model,
             tokenizer,
+            world,
             temperature=job.validation_temperature,
             max_tokens=job.validation_max_tokens,
             stop=job.validation_stop,
             top_p=job.validation_top_p,
         )
 
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        """See `Answers`. Out of training mode, in which activation checkpointing would forbid a cache."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(was_training)
+    def current(self) -> AbstractContextManager[Any]:
+        """See `Answers`."""
+        return nullcontext()
 
     def answers(self, contexts: Sequence[str]) -> list[Answer]:
         """See `Answers`."""
@@ -109,11 +104,13 @@ class Validation:
     def __init__(
         self, job: Job, model: Model, tokenizer: Tokenizer, sampler: Answers, pool: VerifierPool, world: World
     ) -> None:
+        """`pool`, begun in the leading process, judges there."""
         self.job, self.model, self.tokenizer, self.sampler, self.pool = job, model, tokenizer, sampler, pool
+        self.world = world
         assert job.validation is not None, "open_validation has looked"
         self.asked = [problem for problem in asked_problems(job) for _ in range(job.validation_samples)]
         self.best = BestWeights(job, world)
-        self.lines: list[Line] = read_lines(job.out / FILE) if self._are_of_these_settings() else []
+        self.lines: list[Line] = world.led(lambda: read_lines(job.out / FILE) if self._are_of_these_settings() else [])
 
     def keep(self, step: int) -> None:
         """Drops the lines after the checkpoint that a run goes on from."""
@@ -131,7 +128,9 @@ class Validation:
         answers = self._answers(step, stop)
         if answers is None:
             return None
-        line = {"step": step, **self._measured(answers), "seconds": time.perf_counter() - started}
+        line: Line = self.world.led(
+            lambda: {"step": step, **self._measured(answers), "seconds": time.perf_counter() - started}
+        )
         is_best = best_step([*self.lines, line]) == step
         if is_best and step:
             self.best.save(step, self.model, self.tokenizer)
@@ -139,8 +138,9 @@ class Validation:
         self._write()
         if is_best:
             checkpoints.wait()  # one that appeared in between would be resumed from without its own best
-            kept = complete_checkpoints(checkpoints.folder)
-            self.best.prune(self.lines, [int(path.name.removeprefix("step-")) for path in kept])
+            if self.world.leads:
+                kept = complete_checkpoints(checkpoints.folder)
+                self.best.prune(self.lines, [int(path.name.removeprefix("step-")) for path in kept])
         return line
 
     def _are_of_these_settings(self) -> bool:
@@ -167,7 +167,7 @@ class Validation:
         found: list[Answer] = []
         with own_randomness(self.job, step, self.model.device), self.sampler.current():
             for start in range(0, len(contexts), self.sampler.at_once):
-                if stop.received:
+                if self.world.any(stop.received):
                     return None
                 found += self.sampler.answers(contexts[start : start + self.sampler.at_once])
         return found
@@ -202,7 +202,8 @@ class Validation:
         }
 
     def _write(self) -> None:
-        write_file(self.job.out / FILE, "".join(json.dumps(line) + "\n" for line in self.lines))
+        if self.world.leads:
+            write_file(self.job.out / FILE, "".join(json.dumps(line) + "\n" for line in self.lines))
 
 
 @contextmanager
@@ -213,26 +214,23 @@ def open_validation(
 
     `sampler`: what answers in place of the model in this process. Raises JobError for settings that do not fit.
     """
-    require_settings(job, world)
+    require_settings(job)
     if not job.validate_every:
         yield None
         return
     settings = CheckSettings.of(job.validation_check_settings)
     timeout = job.validation_check_timeout_seconds
-    with VerifierPool(job.validation_checks, settings, workers=1, timeout_seconds=timeout) as pool:
-        yield Validation(job, model, tokenizer, sampler or LocalAnswers(job, model, tokenizer), pool, world)
+    pool = VerifierPool(job.validation_checks, settings, workers=1, timeout_seconds=timeout)
+    with pool if world.leads else nullcontext():
+        yield Validation(job, model, tokenizer, sampler or LocalAnswers(job, model, tokenizer, world), pool, world)
 
 
-def require_settings(job: Job, world: World) -> None:
+def require_settings(job: Job) -> None:
     """Raises JobError where a job cannot be validated as it asks for."""
     if not job.validate_every:
         if job.keep is Keep.BEST:
             raise JobError('keep = "best" needs validate_every: without validation no step is the best')
         return
-    if world.size > 1:
-        raise JobError(
-            f"validate_every works in one process, {world.size} were started: set it to 0 and evaluate the checkpoints"
-        )
     if job.validation is None:
         raise JobError("validate_every needs the field 'validation', a file of problems that are never trained on")
     if job.validation_limit < 0:

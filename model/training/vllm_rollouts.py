@@ -1,4 +1,4 @@
-"""Rollouts by vLLM: a process of its own beside the trainer, given the policy's weights before every step.
+"""Rollouts by vLLM: processes of their own beside the trainer, given the policy's weights before every step.
 
     the policy's folder is written → the engine loads it → a probe compares both → tokens in, tokens out
 
@@ -9,11 +9,16 @@ it now and then a token. After every load the engine is asked what it thinks of 
 the trainer thinks, the run ends. What the probe cannot see: a load that took part of the weights only and leaves less
 than its tolerance, until they have moved further. The first load, of whatever the trainer has then, is also a resume's.
 
-One trainer process. Axes: T tokens of the probe, K likeliest tokens at each, N drawn tokens.
+Where several processes train, each has its share of the completions written: on GPUs by an engine of its own beside it,
+on a CPU, or where engines are named or lent, by those that all share. The leading process writes the folder and loads
+what is shared; each loads and probes its own.
+
+Axes: T tokens of the probe, K likeliest tokens at each, N drawn tokens.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -26,6 +31,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from model.errors import TrainingError
 from model.records import FinishReason
@@ -33,10 +39,11 @@ from model.sampling.client import CompletionsClient
 from model.sampling.request import Completion, Request, SamplingParams, ScoreRequest, TokensRequest
 from model.sampling.top_k import TopK
 from model.sampling.vllm_server import EngineOptions, VLLMAt, VLLMServer
-from model.training.checkpoint import disk_errors, save_model
+from model.training.checkpoint import disk_errors, save_model, whole_weights
 from model.training.data import Row, Tokenizer, collate, tokenize
-from model.training.forward import Model, completion_hidden, completion_log_probs
+from model.training.forward import Model, completion_hidden, completion_log_probs, whole_head
 from model.training.job import JobError, Precision, RolloutJob
+from model.training.parallel import World
 from model.training.rollouts import Rollout, cut_after_stop
 from model.training.validation import Answer
 
@@ -104,20 +111,26 @@ class WeightProbe:
 
 
 class VLLMRollouts:
-    """`Rollouts` over engines that serve one model; `open_vllm_rollouts` makes it."""
+    """`Rollouts` over engines that serve one model; `open_vllm_rollouts` makes it.
+
+    `engines` are those that this process gives weights to; each has a probe, which asks about the tokens `probed`.
+    `client` asks the ones that write for this process.
+    """
 
     def __init__(
         self,
         job: RolloutJob,
         model: Model,
         tokenizer: Tokenizer,
+        world: World,
         engines: Sequence[Engine],
         client: CompletionsClient,
         probes: Sequence[WeightProbe],
+        probed: Sequence[int],
         worker: Executor,
     ) -> None:
-        self.job, self.model, self.tokenizer = job, model, tokenizer
-        self.engines, self.client, self.probes = engines, client, probes
+        self.job, self.model, self.tokenizer, self.world = job, model, tokenizer, world
+        self.engines, self.client, self.probes, self.probed = engines, client, probes, probed
         self.worker = worker  # waits for completions that are not waited for here
         self.in_flight: list[Future[list[Completion]]] = []
         self.validating: CompletionsClient | None = None  # set where the job validates
@@ -147,42 +160,44 @@ class VLLMRollouts:
 
     def sample(self, contexts: Sequence[str]) -> list[Rollout]:
         """See `Rollouts`."""
-        return self._complete([tokenize(self.tokenizer, context) for context in contexts], self.job.max_tokens)
+        return self._complete(self._tokenized(contexts), self.job.max_tokens)
 
     def begin(self, contexts: Sequence[str], generator: torch.Generator) -> Callable[[], list[Rollout]]:
         """Begins what `sample` does, with seeds from `generator`; what it returns waits for the rollouts.
 
         Only the waiting is another thread's: a tokenizer is not for two at once.
         """
-        contexts_ids = [tokenize(self.tokenizer, context) for context in contexts]
-        requests = self._requests(contexts_ids, self.job.max_tokens, generator)
+        requests = self._requests(self._tokenized(contexts), self.job.max_tokens, generator)
         completions = self.worker.submit(self.client.complete, requests)
         self.in_flight = [completions]
-        return lambda: self._rollouts(contexts_ids, completions.result())
+        return lambda: self._rollouts(requests, completions.result())
 
-    def _complete(self, contexts: Sequence[list[int]], max_tokens: int) -> list[Rollout]:
+    def _tokenized(self, contexts: Sequence[str]) -> list[list[int]]:
+        return [tokenize(self.tokenizer, context) for context in contexts]
+
+    def _complete(self, contexts: Sequence[Sequence[int]], max_tokens: int) -> list[Rollout]:
         requests = self._requests(contexts, max_tokens, torch.default_generator)
-        return self._rollouts(contexts, self.client.complete(requests))
+        return self._rollouts(requests, self.client.complete(requests))
 
     def _requests(
-        self, contexts: Sequence[list[int]], max_tokens: int, generator: torch.Generator
+        self, contexts: Sequence[Sequence[int]], max_tokens: int, generator: torch.Generator
     ) -> list[TokensRequest]:
+        """This process's share of them, each with the seed that it has in any process."""
         seeds = torch.randint(2**31, (len(contexts),), generator=generator).tolist()
         end = self.tokenizer.eos_token_id
-        return [
-            TokensRequest(str(b), tuple(context), seed, max_tokens, end)
-            for b, (context, seed) in enumerate(zip(contexts, seeds, strict=True))
-        ]
+        own = self.world.dealt(list(zip(contexts, seeds, strict=True)))
+        return [TokensRequest(str(b), tuple(context), seed, max_tokens, end) for b, (context, seed) in enumerate(own)]
 
-    def _rollouts(self, contexts: Sequence[list[int]], completions: Sequence[Completion]) -> list[Rollout]:
-        rollouts = []
-        for context, done in zip(contexts, completions, strict=True):
+    def _rollouts(self, requests: Sequence[TokensRequest], completions: Sequence[Completion]) -> list[Rollout]:
+        """All processes' rollouts."""
+        own = []
+        for asked, done in zip(requests, completions, strict=True):
             if done.finish_reason is FinishReason.REFUSED:
-                raise JobError(f"the rollout engine refuses a prompt of {len(context)} tokens: {done.error}")
+                raise JobError(f"the rollout engine refuses a prompt of {len(asked.tokens)} tokens: {done.error}")
             text = cut_after_stop(self.tokenizer.decode(done.tokens, skip_special_tokens=True), self.job.stop)
-            row = Row(list(context), list(done.tokens))
-            rollouts.append(Rollout(row, text, done.finish_reason, list(done.log_probs)))
-        return rollouts
+            row = Row(list(asked.tokens), list(done.tokens))
+            own.append(Rollout(row, text, done.finish_reason, list(done.log_probs)))
+        return self.world.collected(own)
 
     def answering(self) -> VLLMAnswers | None:
         """The same engines as a sampler of validation answers, where the job validates."""
@@ -196,18 +211,23 @@ class VLLMRollouts:
 
     def _write_weights(self) -> None:
         """Not synced to disk and no checkpoint: it lives as long as the step. New files, as an engine may map old."""
-        with disk_errors(self.folder):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            save_model(self.folder, self.model, self.tokenizer, None)
+        cut = self.world.size > 1  # then they are gathered, which waits for the others' requests too
+        weights = whole_weights(self.model, self.job.dtype, self.world) if cut else None
+        if self.world.leads:
+            with disk_errors(self.folder):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.mkdir(parents=True)
+                save_model(self.folder, self.model, self.tokenizer, weights)
+        self.world.meet()
 
     def _verified(self) -> float:
         """The largest gap of any engine, nats."""
-        log_probs_TV = next_log_probs(self.model, self.probes[0].tokens)
-        gap = max(probe.gap(log_probs_TV) for probe in self.probes)
+        log_probs_TV = next_log_probs(self.model, self.probed)
+        own = max((probe.gap(log_probs_TV) for probe in self.probes), default=0.0)
+        gap: float = max(self.world.gather(own))
         if not self.loads:
             with torch.random.fork_rng(devices=[]):  # a resumed run checks once more than one that went through
-                drawn = self._complete([list(self.probes[0].tokens)] * DRAWS, DRAWN_TOKENS)
+                drawn = self._complete([self.probed] * DRAWS, DRAWN_TOKENS)
             require_tempered(self.model, drawn, self.job.temperature)
         return gap
 
@@ -226,19 +246,19 @@ class VLLMAnswers:
 
     def answers(self, contexts: Sequence[str]) -> list[Answer]:
         """See `Answers`."""
-        limit = self.rollouts.job.validation_max_tokens
+        limit, world = self.rollouts.job.validation_max_tokens, self.rollouts.world
         seeds = torch.randint(2**31, (len(contexts),)).tolist()
-        asked = zip(contexts, seeds, strict=True)
-        found = self.client.complete([Request(str(b), context, seed, limit) for b, (context, seed) in enumerate(asked)])
+        own = world.dealt(list(zip(contexts, seeds, strict=True)))
+        found = self.client.complete([Request(str(b), context, seed, limit) for b, (context, seed) in enumerate(own)])
         for done in found:
             if done.finish_reason is FinishReason.REFUSED:
                 raise JobError(f"the rollout engine refuses a validation prompt: {done.error}")
-        return [Answer(done.text, done.finish_reason, done.completion_tokens) for done in found]
+        return world.collected([Answer(done.text, done.finish_reason, done.completion_tokens) for done in found])
 
 
 @contextmanager
 def open_vllm_rollouts(
-    job: RolloutJob, model: Model, tokenizer: Tokenizer, prompts: Sequence[str]
+    job: RolloutJob, model: Model, tokenizer: Tokenizer, world: World, prompts: Sequence[str]
 ) -> Iterator[VLLMRollouts]:
     """Starts the engine (or takes the one that is lent, or those of `rollout_urls`), and ends it with the block.
 
@@ -249,19 +269,14 @@ def open_vllm_rollouts(
         SamplerError: vLLM does not come up.
     """
     contexts = [tokenize(tokenizer, prompt) for prompt in prompts]
-    probe = contexts[0][-PROBE_TOKENS:]
+    probed = contexts[0][-PROBE_TOKENS:]
     params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
     with ExitStack() as opened:
-        opened.callback(shutil.rmtree, job.out / WEIGHTS, ignore_errors=True)
+        if world.leads:
+            opened.callback(shutil.rmtree, job.out / WEIGHTS, ignore_errors=True)
         # Ends after the client, whose end ends what the thread waits for.
         worker = opened.enter_context(ThreadPoolExecutor(1, thread_name_prefix="rollouts"))
-        engines: list[Engine] = [VLLMAt(url) for url in job.rollout_urls]
-        if job.rollout_lent:
-            engines = [VLLMAt(job.rollout_lent, repack=True)]
-        if not engines:
-            options = engine_options(job, max(map(len, contexts)), cuda=torch.cuda.is_available())
-            server = VLLMServer(job.init, SERVED_NAME, log_path=job.out / "vllm.log", options=options)
-            engines = [opened.enter_context(server)]
+        own, asked = open_engines(job, world, max(map(len, contexts)), opened)
 
         def client(params: SamplingParams, *of: Engine) -> CompletionsClient:
             made = CompletionsClient(
@@ -274,11 +289,32 @@ def open_vllm_rollouts(
             )
             return opened.enter_context(made)
 
-        probes = [WeightProbe(client(params, engine), probe, TOLERANCE[job.dtype]) for engine in engines]
-        rollouts = VLLMRollouts(job, model, tokenizer, engines, client(params, *engines), probes, worker)
+        probes = [WeightProbe(client(params, engine), probed, TOLERANCE[job.dtype]) for engine in own]
+        rollouts = VLLMRollouts(job, model, tokenizer, world, own, client(params, *asked), probes, probed, worker)
         if job.validate_every:
-            rollouts.validating = client(validation_params(job), *engines)
+            rollouts.validating = client(validation_params(job), *asked)
         yield rollouts
+
+
+def open_engines(
+    job: RolloutJob, world: World, longest_prompt: int, opened: ExitStack
+) -> tuple[list[Engine], list[Engine]]:
+    """The engines that this process gives weights to, and those that write for it; started ones end with `opened`."""
+    shared: list[Engine] = [VLLMAt(url) for url in job.rollout_urls]
+    if job.rollout_lent:
+        shared = [VLLMAt(job.rollout_lent, repack=True)]
+    cuda = torch.cuda.is_available()
+    if not shared and (cuda or world.leads):
+        options = engine_options(job, longest_prompt, world, cuda=cuda)
+        log = "vllm.log" if world.leads else f"vllm-{world.rank}.log"
+        engine = opened.enter_context(VLLMServer(job.init, SERVED_NAME, log_path=job.out / log, options=options))
+        if cuda:
+            return [engine], [engine]
+        shared = [engine]
+    if not job.rollout_urls and not job.rollout_lent:
+        url = world.led(lambda: shared[0].url)
+        shared = shared or [VLLMAt(url)]
+    return (shared if world.leads else []), shared
 
 
 def validation_params(job: RolloutJob) -> SamplingParams:
@@ -288,8 +324,8 @@ def validation_params(job: RolloutJob) -> SamplingParams:
     )
 
 
-def engine_options(job: RolloutJob, longest_prompt: int, *, cuda: bool) -> EngineOptions:
-    """How the job's own engine is started; on a GPU it shares the trainer's, and sleeps while that works."""
+def engine_options(job: RolloutJob, longest_prompt: int, world: World, *, cuda: bool) -> EngineOptions:
+    """How a job's own engine is started; on a GPU it shares the trainer's, and sleeps while that works."""
     arguments: list[str] = []
     validated = job.validation_max_tokens if job.validate_every else 0
     if cuda:
@@ -300,17 +336,24 @@ def engine_options(job: RolloutJob, longest_prompt: int, *, cuda: bool) -> Engin
         dtype=str(job.dtype),
         enforce_eager=not cuda,
         gpus=int(cuda),
+        devices=visible_device(world.device.index or 0) if cuda and world.size > 1 else "",
         logprobs_mode="processed_logprobs",
         extra_args=(*arguments, *job.rollout_args),
     )
+
+
+def visible_device(index: int) -> str:
+    """What CUDA_VISIBLE_DEVICES has to say for a process that is to see only one of those that this one sees."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return seen.split(",")[index] if seen else str(index)
 
 
 @torch.no_grad()
 def next_log_probs(model: Model, tokens: Sequence[int]) -> Tensor:
     """log π(· | tokens before) at every token but the first, nats, float32, [T, V], on the CPU."""
     batch = collate([Row(list(tokens[:1]), list(tokens[1:]))], [1.0], model.device)
-    logits_TV: Tensor = model.get_output_embeddings()(completion_hidden(model, batch))
-    return logits_TV.float().log_softmax(-1).cpu()
+    hidden_TH = completion_hidden(model, batch)
+    return linear(hidden_TH, whole_head(model, hidden_TH.dtype)).float().log_softmax(-1).cpu()
 
 
 def require_tempered(model: Model, drawn: Sequence[Rollout], temperature: float) -> None:

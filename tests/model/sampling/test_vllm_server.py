@@ -34,6 +34,7 @@ from model.training.job import GRPOJob, Precision
 from model.training.rollouts import cut_after_stop
 from model.training.vllm_rollouts import TOLERANCE, VLLMRollouts, WeightProbe, mean_distance
 from tests.fake_endpoint import FakeEndpoint
+from tests.model.training.tiny import ALONE
 from tests.stand_in import looks_like_a_model, write_stand_in
 
 REPOSITORY = Path(__file__).parents[3]
@@ -348,7 +349,7 @@ def check_rollouts(folder: Path, server: VLLMServer, tmp_path: Path) -> None:
         CompletionsClient([server.url], "teacher", params, concurrency=16, timeout_seconds=120) as client,
     ):
         probe = WeightProbe(client, tokenize(tokenizer, prompt), TOLERANCE[job.dtype])
-        rollouts = VLLMRollouts(job, model, tokenizer, [server], client, [probe], worker)
+        rollouts = VLLMRollouts(job, model, tokenizer, ALONE, [server], client, [probe], probe.tokens, worker)
         for _ in range(2):
             move(model)
             with rollouts.current() as synced:

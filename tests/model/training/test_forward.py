@@ -16,7 +16,7 @@ from model.training.forward import backward, completion_log_probs, load_model
 from model.training.job import JobError, Precision
 from model.training.rollouts import LocalRollouts
 from model.training.sft import sft_kernel
-from tests.model.training.tiny import head_of, make_model, make_tokenizer, plain_logits
+from tests.model.training.tiny import ALONE, head_of, make_model, make_tokenizer, plain_logits
 
 CPU = torch.device("cpu")
 ROWS = [Row([3, 4, 5], [6, 7]), Row([8], [9, 10, 11, 0]), Row([12, 13], [14])]
@@ -95,6 +95,6 @@ def test_no_token_to_pad_with_is_needed(tmp_path: Path) -> None:
         model, read = load_model(tmp_path, Precision.FLOAT32, CPU)
         assert (read.pad_token is None) == (pad is None)
         torch.manual_seed(0)
-        rollouts = LocalRollouts(model, read, temperature=1.0, max_tokens=6, stop=())
+        rollouts = LocalRollouts(model, read, ALONE, temperature=1.0, max_tokens=6, stop=())
         drawn.append([rollout.row.completion for rollout in rollouts.sample(["ab", "abcdef"])])
     assert drawn[0] == drawn[1]

@@ -24,7 +24,7 @@ from model.training.loop import run_step
 from model.training.optimizer import MasterAdamW
 from model.training.rewards import as_scored, overlong_penalty, verifier_reward
 from model.training.rollouts import LocalRollouts, Rollout
-from tests.model.training.tiny import PREFILL, head_of, make_model, make_tokenizer
+from tests.model.training.tiny import ALONE, PREFILL, head_of, make_model, make_tokenizer
 
 
 def make_job(folder: Path, problems: Path, **settings: Any) -> GRPOJob:
@@ -45,8 +45,9 @@ def likes_vowels(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> li
 
 def make_stage(job: GRPOJob) -> GRPOStage:
     model = make_model()
-    rollouts = LocalRollouts(model, make_tokenizer(), temperature=job.temperature, max_tokens=job.max_tokens, stop=[])
-    return GRPOStage(job, model, make_model(), rollouts, likes_vowels)
+    settings = {"temperature": job.temperature, "max_tokens": job.max_tokens, "stop": []}
+    rollouts = LocalRollouts(model, make_tokenizer(), ALONE, **settings)
+    return GRPOStage(job, model, make_model(), rollouts, likes_vowels, ALONE)
 
 
 def test_problems_come_in_a_shuffle_that_starts_anew_when_all_were_seen(tiny_folder: Path, problems_file: Path) -> None:

@@ -24,7 +24,7 @@ from model.training.manifest import identity
 from model.training.on_policy import OnPolicyStage, up_to_unknown
 from model.training.optimizer import MasterAdamW
 from model.training.rollouts import LocalRollouts, Rollout
-from tests.model.training.tiny import PREFILL, head_of, make_model, make_tokenizer, plain_logits, save_tiny
+from tests.model.training.tiny import ALONE, PREFILL, head_of, make_model, make_tokenizer, plain_logits, save_tiny
 
 WORKED = "q: 1 + 1? a: 2. "
 ROLLOUTS = [
@@ -61,8 +61,9 @@ def make_job(folder: Path, problems: Path, **settings: Any) -> OnPolicyJob:
 
 def make_stage(job: OnPolicyJob, seed: int = 0) -> OnPolicyStage:
     model, tokenizer = make_model(seed), make_tokenizer()
-    rollouts = LocalRollouts(model, tokenizer, temperature=job.temperature, max_tokens=job.max_tokens, stop=[])
-    return OnPolicyStage(job, model, tokenizer, rollouts)
+    settings = {"temperature": job.temperature, "max_tokens": job.max_tokens, "stop": []}
+    rollouts = LocalRollouts(model, tokenizer, ALONE, **settings)
+    return OnPolicyStage(job, model, tokenizer, rollouts, ALONE)
 
 
 def test_two_tokens_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""Two processes (FSDP2 over gloo, started as `torchrun` starts them) train as one does."""
+"""Two processes (FSDP2 over gloo) train as one does: what they sample, are paid, answer and learn."""
 
 from __future__ import annotations
 
@@ -6,123 +6,173 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.training.data import micro_batches
+from model.training.data import Row, micro_batches, row_packs
 from model.training.job import JOBS, job_from
 from model.training.parallel import World
 from model.training.runner import run_job
-from tests.model.training.tiny import PREFILL, Never, make_model, save_tiny
+from tests.model.training.pair import RawJob, plain, train_in_two, written
+from tests.model.training.tiny import PREFILL, Never, make_model, save_tiny, write_examples, write_problems
 
 CPU = torch.device("cpu")
+CLOCKS = {"seconds", "prepare_seconds", "tokens_per_second"}
+
+SFT: RawJob = {"stage": "sft", "epochs": 4, "tokens_per_batch": 150}
+ROLLOUTS: RawJob = {"steps": 4, "problems_per_step": 3, "group_size": 5, "max_tokens": 9, "prefill": ""}
+# Paid by length alone, since a random model is never right.
+GRPO = ROLLOUTS | {"stage": "grpo", "overlong_tokens": 9, "kl_weight": 0.05}
+VALIDATED: RawJob = {"validate_every": 2, "validation_samples": 3, "validation_max_tokens": 9, "validation_batch": 20}
+VALIDATED |= {"validation_checks": ["finish"], "validation_require": ["finish"], "keep": "best"}
+GSPO = GRPO | VALIDATED | {"objective": "gspo", "updates_per_step": 2}
+
+JOBS_OF_BOTH: dict[str, RawJob] = {
+    "sft": SFT,
+    "sft with a head of its own": SFT | {"init": "untied"},
+    "distill in bfloat16": SFT | {"stage": "distill", "teacher": "teacher", "dtype": "bfloat16", "epochs": 2},
+    "gspo, validated": GSPO,
+    "grpo with refills and a head of its own": GRPO | {"init": "untied", "max_refills": 2, "kl_in": "reward"},
+    "grpo of adapters, layers run again": GRPO | {"lora_rank": 2, "activation_checkpointing": True},
+    "on_policy": ROLLOUTS | {"stage": "on_policy", "teacher": "teacher", "normalise": "token"},
+}
 
 
-def plain(job: dict[str, Any]) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, examples and problems."""
+    found = tmp_path_factory.mktemp("parallel")
+    save_tiny(found / "tied")
+    save_tiny(found / "teacher", seed=5)
+    make_model(tied=False).save_pretrained(save_tiny(found / "untied"))
+    write_examples(found / "examples.parquet")
+    write_problems(found / "problems.parquet")
+    return found
 
 
-def together(job: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    path = Path(job["out"]).with_suffix(".json")
-    path.write_text(json.dumps(plain(job)))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*start, "-m", "model.training", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+@pytest.fixture(scope="module")
+def make_job(folder: Path) -> Callable[..., RawJob]:
+    common = {"init": "tied", "prefill": PREFILL, "learning_rate": 3e-3, "threads": 1, "dtype": "float32"}
+    common |= {"tokens_per_micro_batch": 60, "checkpoint_every": 2, "trackers": []}
+
+    def make(settings: RawJob, out: str) -> RawJob:
+        job = common | settings | {"out": folder / out}
+        job["examples" if "epochs" in job else "problems"] = (
+            folder / f"{'examples' if 'epochs' in job else 'problems'}.parquet"
+        )
+        if "validate_every" in job:
+            job["validation"] = folder / "problems.parquet"
+        return job | {name: folder / job[name] for name in ("init", "teacher") if name in job}
+
+    return make
 
 
-def alone(job: dict[str, Any]) -> None:
+@pytest.fixture(scope="module")
+def in_two(make_job: Callable[..., RawJob]) -> dict[str, Path]:
+    """Every job, carried out by two processes; their folders."""
+    jobs = {name: make_job(settings, f"two/{name}") for name, settings in JOBS_OF_BOTH.items()}
+    train_in_two(list(jobs.values()))
+    return {name: job["out"] for name, job in jobs.items()}
+
+
+def alone(job: RawJob) -> Path:
     """In the test's own process: starting one costs seconds."""
     values = plain(job)
     run_job(job_from(JOBS[values.pop("stage")], values), Never())
+    return Path(job["out"])
+
+
+def lines(out: Path, name: str = "metrics") -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (out / f"{name}.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in found]
 
 
 def losses(out: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines(out)]
 
 
-@pytest.fixture
-def job(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> dict[str, Any]:
-    return {
-        "stage": "sft",
-        "init": tiny_folder,
-        "out": tmp_path / "out",
-        "examples": examples_file,
-        "prefill": PREFILL,
-        "learning_rate": 3e-3,
-        "threads": 1,
-        "epochs": 4,
-        "tokens_per_batch": 150,
-        "tokens_per_micro_batch": 60,
-        "checkpoint_every": 4,
-        "dtype": "float32",
-    }
+def assert_alike(two: list[dict[str, float]], one: list[dict[str, float]], rel: float) -> None:
+    assert len(two) == len(one)
+    for of_two, of_one in zip(two, one, strict=True):
+        assert of_two == pytest.approx(of_one, rel=rel, abs=1e-4)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_two_processes_have_the_losses_and_weights_of_one(job: dict[str, Any], tied: bool, tmp_path: Path) -> None:
-    if not tied:
-        model = make_model(tied=False)
-        model.save_pretrained(save_tiny(tmp_path / "untied"))
-        job["init"] = tmp_path / "untied"
-    one, two = job | {"out": tmp_path / "one"}, job | {"out": tmp_path / "two"}
-    alone(one)
-    done = together(two)
-    assert done.returncode == 0, done.stderr
-    assert losses(two["out"]) == pytest.approx(losses(one["out"]), abs=1e-4)
-    of_one, of_two = (load_file(raw["out"] / "model/model.safetensors") for raw in (one, two))
+@pytest.mark.parametrize("name", JOBS_OF_BOTH)
+def test_two_processes_train_as_one(name: str, make_job: Callable[..., RawJob], in_two: dict[str, Path]) -> None:
+    """Every metric of every step: losses, gradients, rewards, lengths; and the weights in the end."""
+    one, two = alone(make_job(JOBS_OF_BOTH[name], f"one/{name}")), in_two[name]
+    in_bfloat16 = "bfloat16" in name
+    assert_alike(lines(two), lines(one), 0.05 if in_bfloat16 else 2e-3)
+    assert all(line["grad_norm"] > 0.01 and line.get("reward_std", 1) > 0.1 for line in lines(two)), "nothing learned"
+    if in_bfloat16:
+        return
+    of_one, of_two = (load_file(out / "model/model.safetensors") for out in (one, two))
     assert of_one.keys() == of_two.keys()
-    for name, weight in of_one.items():
-        torch.testing.assert_close(of_two[name], weight, atol=2e-3, rtol=0, msg=name)
+    for weight_name, weight in of_one.items():
+        torch.testing.assert_close(of_two[weight_name], weight, atol=2e-3, rtol=0, msg=weight_name)
 
 
-def test_a_live_teacher_and_bfloat16(job: dict[str, Any], tmp_path: Path) -> None:
-    job |= {"stage": "distill", "teacher": save_tiny(tmp_path / "teacher", seed=5), "dtype": "bfloat16", "epochs": 2}
-    one, two = job | {"out": tmp_path / "one"}, job | {"out": tmp_path / "two"}
-    alone(one)
-    done = together(two)
-    assert done.returncode == 0, done.stderr
-    assert losses(two["out"]) == pytest.approx(losses(one["out"]), rel=0.02)
+def test_two_processes_answer_as_one(make_job: Callable[..., RawJob], in_two: dict[str, Path]) -> None:
+    """The same validations, the same best step, and its weights kept; the answers of all are judged."""
+    name = "gspo, validated"
+    one, two = alone(make_job(GSPO, f"one/{name}")), in_two[name]  # done already, unless this test runs by itself
+    assert_alike(lines(two, "validation"), lines(one, "validation"), 1e-6)
+    assert {line["samples"] for line in lines(two, "validation")} == {15}
+    assert len({line["pass@1"] for line in lines(two, "validation")}) > 1
+    of_one, of_two = (json.loads((out / "manifest.json").read_text())["model_step"] for out in (one, two))
+    assert of_one == of_two
 
 
-def test_another_number_of_processes_goes_on_from_a_checkpoint(job: dict[str, Any], tmp_path: Path) -> None:
-    job |= {"checkpoint_every": 2}
-    whole = job | {"out": tmp_path / "whole"}
-    alone(whole)
-    parted = job | {"out": tmp_path / "parted"}
-    assert together(parted).returncode == 0
-    # As if it had been killed after its first checkpoint.
-    (parted["out"] / "manifest.json").unlink()
-    first, *later = sorted((parted["out"] / "checkpoints").glob("step-*"))
-    assert later
+def test_another_number_of_processes_goes_on_from_a_checkpoint(
+    make_job: Callable[..., RawJob], in_two: dict[str, Path]
+) -> None:
+    """Two began, one ends, as if both had been killed after their first checkpoint."""
+    whole = alone(make_job(SFT, "one/whole"))
+    parted = in_two["sft"]
+    (parted / "manifest.json").unlink()
+    first, *later = sorted((parted / "checkpoints").glob("step-*"))
     for checkpoint in later:
         checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.partial"))
-    alone(parted)
-    assert losses(parted["out"]) == pytest.approx(losses(whole["out"]), abs=1e-4)
-    assert len(losses(parted["out"])) > int(first.name.removeprefix("step-"))
+    assert later
+    alone(make_job(SFT, "two/sft"))
+    assert losses(parted) == pytest.approx(losses(whole), abs=1e-4)
+    assert len(losses(parted)) > int(first.name.removeprefix("step-"))
 
 
-def test_a_stage_for_one_process_says_so(job: dict[str, Any], problems_file: Path) -> None:
-    kept = {name: job[name] for name in ("init", "out", "threads")}
-    done = together(kept | {"stage": "grpo", "problems": problems_file})
+def test_a_stage_for_one_process_says_so_under_torchrun(make_job: Callable[..., RawJob]) -> None:
+    path = written(make_job(ROLLOUTS | {"stage": "ppo"}, "ppo"))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*start, "-m", "model.training", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
-    assert "JobError: grpo trains in one process; 2 were started" in done.stderr
+    assert "JobError: ppo trains in one process; 2 were started" in done.stderr
 
 
-def test_every_process_gets_as_many_packs_and_every_row_once() -> None:
-    for rows in (1, 2, 3, 7, 20):
-        lengths = [3 + i % 5 for i in range(rows)]
-        shares = [World(CPU, rank, 4, None).share(micro_batches(lengths, 12, 4)) for rank in range(4)]
+def shares_of(packs: Callable[[int], list[list[int]]], size: int) -> list[list[list[int]]]:
+    return [list(World(CPU, rank, size, None).share(packs(size))) for rank in range(size)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 20])
+def test_every_process_gets_as_many_packs_and_every_row_once(rows: int) -> None:
+    lengths = [3 + i % 5 for i in range(rows)]
+    grouped = [Row([1] * (i // 3 + 1), [2] * length) for i, length in enumerate(lengths)]
+    for packs in (lambda size: micro_batches(lengths, 12, size), lambda size: row_packs(grouped, 12, size)):
+        shares = shares_of(packs, 4)
         assert len({len(share) for share in shares}) == 1
         assert sorted(i for share in shares for pack in share for i in pack) == list(range(rows))
 
 
 def test_processes_are_not_left_idle_where_the_budget_would_take_all() -> None:
-    shares = [World(CPU, rank, 2, None).share(micro_batches([4, 4, 4, 4], 1000, 2)) for rank in range(2)]
+    shares = shares_of(lambda size: micro_batches([4, 4, 4, 4], 1000, size), 2)
     assert [len(pack) for share in shares for pack in share] == [2, 2]
+    group = [Row([1, 2, 3], [4] * 5) for _ in range(8)]
+    shares = shares_of(lambda size: row_packs(group, 1000, size), 4)
+    assert [len(pack) for share in shares for pack in share] == [2, 2, 2, 2]
+    assert row_packs(group, 1000) == [list(range(8))]
 
 
 def test_processes_wait_for_one_another_little() -> None:
@@ -134,3 +184,11 @@ def test_processes_wait_for_one_another_little() -> None:
         tokens = [sum(lengths[i] for i in pack) for pack in packs]
         waited = sum(max(tokens[at : at + size]) for at in range(0, len(tokens), size))
         assert waited * size <= 1.02 * sum(lengths)
+
+
+def test_what_is_dealt_out_comes_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count in (0, 1, 5, 8):
+        items = list(range(count))
+        parts = [list(World(CPU, rank, 3, None).dealt(items)) for rank in range(3)]
+        monkeypatch.setattr(World, "gather", lambda _self, _own, parts=parts: parts)
+        assert World(CPU, 1, 3, None).collected(parts[1]) == items

@@ -43,8 +43,9 @@ def make_job(folder: Path, problems: Path, **settings: Any) -> PPOJob:
 
 def make_stage(job: PPOJob) -> PPOStage:
     model = make_model()
-    rollouts = LocalRollouts(model, make_tokenizer(), temperature=job.temperature, max_tokens=job.max_tokens, stop=[])
-    return PPOStage(job, model, make_model(), rollouts, likes_vowels, ValueModel(job, make_model()))
+    settings = {"temperature": job.temperature, "max_tokens": job.max_tokens, "stop": []}
+    rollouts = LocalRollouts(model, make_tokenizer(), ALONE, **settings)
+    return PPOStage(job, model, make_model(), rollouts, likes_vowels, ValueModel(job, make_model()), ALONE)
 
 
 def test_a_new_value_model_expects_nothing_and_every_token_earns_the_whole_reward(

@@ -7,12 +7,12 @@ import torch
 
 from model.records import FinishReason
 from model.training.rollouts import LocalRollouts, StopTexts, cut_after_stop, pad_left
-from tests.model.training.tiny import make_model, make_tokenizer
+from tests.model.training.tiny import ALONE, make_model, make_tokenizer
 
 
 def make_rollouts(**settings: Any) -> LocalRollouts:
     return LocalRollouts(
-        make_model(), make_tokenizer(), **({"temperature": 1.0, "max_tokens": 12, "stop": []} | settings)
+        make_model(), make_tokenizer(), ALONE, **({"temperature": 1.0, "max_tokens": 12, "stop": []} | settings)
     )
 
 

@@ -28,7 +28,7 @@ from model.training.rollouts_ahead import RolloutsAhead, as_plain, from_plain
 from model.training.runner import open_rollouts
 from tests.model.training import tiny_engine
 from tests.model.training.test_runner import Stop, read_metrics, run, wait_for
-from tests.model.training.tiny import PREFILL, make_model, make_tokenizer
+from tests.model.training.tiny import ALONE, PREFILL, make_model, make_tokenizer
 from tests.model.training.tiny_engine import TinyEngine
 
 HERE = Path()
@@ -131,7 +131,8 @@ def test_an_engine_on_the_trainers_gpu_is_refused(
     settings: dict[str, Any] = {"rollouts": Sampler.VLLM, "rollouts_ahead": 1, "teacher": tiny_folder}
     job = OnPolicyJob(init=tiny_folder, out=HERE, problems=problems_file, **settings)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(JobError, match="name them in rollout_urls"), open_rollouts(job, make_model(), make_tokenizer()):
+    opening = open_rollouts(job, make_model(), make_tokenizer(), ALONE)
+    with pytest.raises(JobError, match="name them in rollout_urls"), opening:
         pytest.fail("one GPU cannot do both at once")
 
 

@@ -23,8 +23,7 @@ from model.training.checkpoint import Checkpoints
 from model.training.job import JOBS, Job, JobError, Keep, job_from
 from model.training.loop import Stopped
 from model.training.manifest import identity, validation_identity
-from model.training.parallel import World
-from model.training.rollouts import DrawnTokens, nucleus
+from model.training.rollouts import DrawnTokens, RowNumbers, nucleus
 from model.training.runner import run_job
 from model.training.validation import (
     Answer,
@@ -318,16 +317,14 @@ def test_a_limit_asks_the_same_few_problems_each_time(make_job: Any, tmp_path: P
 
 
 def test_settings_that_do_not_fit_are_refused(make_job: Any) -> None:
-    two = World(torch.device("cpu"), 0, 2)
-    for job, world, words in [
-        (make_job(every=2), two, "one process, 2 were started"),
-        (replace(make_job(), keep=Keep.BEST), ALONE, "needs validate_every"),
-        (replace(make_job(every=2), validation=None), ALONE, "needs the field 'validation'"),
-        (replace(make_job(every=2), validation_samples=0), ALONE, "validation_samples must be at least 1"),
-        (replace(make_job(every=2), validation_limit=-1), ALONE, "validation_limit must not be negative"),
+    for job, words in [
+        (replace(make_job(), keep=Keep.BEST), "needs validate_every"),
+        (replace(make_job(every=2), validation=None), "needs the field 'validation'"),
+        (replace(make_job(every=2), validation_samples=0), "validation_samples must be at least 1"),
+        (replace(make_job(every=2), validation_limit=-1), "validation_limit must not be negative"),
     ]:
         with pytest.raises(JobError, match=words):
-            require_settings(job, world)
+            require_settings(job)
 
 
 def test_a_vllm_answers_with_the_weights_of_the_step(make_job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -350,7 +347,7 @@ def test_an_activation_checkpointing_model_answers_out_of_training_mode(make_job
         run_job(job, Never())
     assert read(plain.out / "validation.jsonl")[0] == read(checkpointed.out / "validation.jsonl")[0]
     model = make_model().train()
-    sampler = LocalAnswers(plain, model, make_tokenizer())
+    sampler = LocalAnswers(plain, model, make_tokenizer(), ALONE)
     with sampler.current():
         assert not model.training
     assert model.training
@@ -362,8 +359,8 @@ def test_nucleus_keeps_the_fewest_tokens_that_have_top_p() -> None:
     assert nucleus(shares_BV, 0.7).tolist() == [pytest.approx([0, 0.5, 0, 0.3])]
     assert nucleus(shares_BV, 0.5).tolist() == [pytest.approx([0, 0.5, 0, 0])]
     logits_BV = shares_BV.log().repeat(4000, 1)
-    torch.manual_seed(0)
-    drawn = DrawnTokens(1.0, 0.7)(torch.empty(0), logits_BV).argmax(-1)
+    numbers = RowNumbers(0, 4000, ALONE, logits_BV.device)
+    drawn = DrawnTokens(1.0, numbers, 0.7)(torch.empty(0), logits_BV).argmax(-1)
     assert set(drawn.tolist()) == {1, 3}
     assert (drawn == 1).float().mean().item() == pytest.approx(5 / 8, abs=0.03)
-    assert set(DrawnTokens(0.0)(torch.empty(0), logits_BV).argmax(-1).tolist()) == {1}
+    assert set(DrawnTokens(0.0, numbers)(torch.empty(0), logits_BV).argmax(-1).tolist()) == {1}

@@ -17,7 +17,7 @@ from model.training.data import collate
 from model.training.forward import Model, completion_log_probs
 from model.training.job import GRPOJob, JobError, Precision, Sampler
 from model.training.vllm_rollouts import VLLMRollouts, engine_options, open_vllm_rollouts
-from tests.model.training.tiny import PREFILL, make_model, make_tokenizer
+from tests.model.training.tiny import ALONE, PREFILL, make_model, make_tokenizer
 from tests.model.training.tiny_engine import install
 
 CONTEXT = f"q: 1 + 1? {PREFILL}"
@@ -35,7 +35,7 @@ def make_job(folder: Path, problems: Path, out: Path, **settings: Any) -> GRPOJo
 
 @contextmanager
 def opened(job: GRPOJob, model: Model | None = None) -> Iterator[VLLMRollouts]:
-    with open_vllm_rollouts(job, model or make_model(), make_tokenizer(), [CONTEXT]) as rollouts:
+    with open_vllm_rollouts(job, model or make_model(), make_tokenizer(), ALONE, [CONTEXT]) as rollouts:
         yield rollouts
 
 
@@ -134,7 +134,7 @@ def test_log_probabilities_at_another_temperature_are_refused(
 
 
 def test_the_engine_shares_a_gpu_and_has_room_for_the_longest_rollout(job: GRPOJob) -> None:
-    cpu, gpu = (engine_options(job, 100, cuda=cuda) for cuda in (False, True))
+    cpu, gpu = (engine_options(job, 100, ALONE, cuda=cuda) for cuda in (False, True))
     assert (cpu.logprobs_mode, cpu.extra_args) == ("processed_logprobs", ())
     assert (cpu.gpus, cpu.max_model_len, cpu.dtype, cpu.enforce_eager) == (0, 116, "float32", True)
     assert gpu.extra_args == ("--gpu-memory-utilization", "0.4", "--enable-sleep-mode")

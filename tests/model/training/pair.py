@@ -1,0 +1,60 @@
+"""Trainers of several jobs, one after another, in two processes: most of a launch is imports, which are shared here."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RawJob = dict[str, Any]  # a job's JSON, with its stage
+
+
+def plain(job: RawJob) -> RawJob:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
+
+
+def written(job: RawJob) -> Path:
+    """The job as a file beside its folder."""
+    path = Path(job["out"]).with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(plain(job)))
+    return path
+
+
+def train_in_two(jobs: list[RawJob], **environment: str) -> None:
+    """Every job in two processes over gloo; fails with the words of both where one does."""
+    pairs = [f"{free_port()}={written(job)}" for job in jobs]
+    base = os.environ | {"MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, "-m", "tests.model.training.pair", *pairs]
+    processes = [
+        subprocess.Popen(command, env=base | {"RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    ]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(words[-3000:] for words in said)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    from model.training.job import read_job
+    from model.training.runner import run_job
+    from tests.model.training.tiny import Never
+
+    for pair in sys.argv[1:]:
+        port, path = pair.split("=", 1)
+        os.environ["MASTER_PORT"] = port
+        run_job(read_job(Path(path)), Never())
+
+
+if __name__ == "__main__":
+    main()

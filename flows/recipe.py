@@ -304,8 +304,6 @@ def _validation_conflicts(recipe: Recipe) -> Iterator[str]:
         if stage.validate_every and not any(source.validation for source in recipe.problems):
             wanted = f"{name}.validate_every = {stage.validate_every}"
             yield f"{wanted}, but no [[problems]] keeps a share for it: set problems.N.validation"
-        if stage.validate_every and getattr(stage, "processes", 1) > 1:
-            yield f"{name}.validate_every works in one process: write {name}.processes = 1, or 0 for validate_every"
         if stage.keep == "best" and not stage.validate_every:
             yield f'{name}.keep = "best" needs {name}.validate_every: without validation no step is the best'
 

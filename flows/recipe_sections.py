@@ -461,6 +461,10 @@ class OptimiserSection(Section):
     """CPU threads of the training process; 0 leaves it to torch."""
     dtype: Dtype = "bfloat16"
     """Number format of the forward pass; weights that are trained and their optimizer stay in float32."""
+    activation_checkpointing: bool = False
+    """Runs each layer again in the backward pass instead of keeping what it found: less memory, a third more work."""
+    processes: int = Field(default=1, ge=1, le=1024)
+    """Processes of this machine that train one model together, one to a GPU (FSDP2); the loss stays as it is."""
     compile: bool = False
     """On a GPU, compiles the model's layers (torch.compile): a minute or so at the start, and less for every step."""
     lora_rank: int = Field(default=0, ge=0, le=4096)
@@ -498,10 +502,6 @@ class SFTSection(OptimiserSection):
     """Weights to start from."""
     max_length: Tokens = 4096
     """Longest prompt plus completion, in tokens; longer examples are left out and counted."""
-    activation_checkpointing: bool = False
-    """Runs each layer again in the backward pass instead of keeping what it found: less memory, a third more work."""
-    processes: int = Field(default=1, ge=1, le=1024)
-    """Processes of this machine that train one model together, one to a GPU (FSDP2); the loss stays as it is."""
     epochs: int = Field(default=2, ge=1, le=1000)
     """Passes over the accepted samples (R1's distillation: 2 to 3)."""
     tokens_per_batch: int = Field(default=65_536, ge=1, le=100_000_000)

@@ -43,7 +43,8 @@ def generalised_advantages(
         discount: γ in [0, 1].
         gae_lambda: λ in [0, 1].
     """
-    inside_BT = torch.arange(int(lengths_B.max()), device=lengths_B.device) < lengths_B[:, None]
+    longest = max(lengths_B.tolist(), default=0)
+    inside_BT = torch.arange(longest, device=lengths_B.device) < lengths_B[:, None]
     # Past a completion's end everything is 0, and so is what its last token looks ahead to.
     rewards_BT, values_BT = (_padded(each_N, inside_BT) for each_N in (rewards_N, values_N))
     sums_BT = rewards_BT + discount * _ahead(values_BT, 1) - values_BT  # δ; then of 2, 4, 8, … tokens
@@ -66,16 +67,18 @@ def _ahead(rows_BT: Tensor, by: int) -> Tensor:
     return torch.cat([rows_BT[:, by:], torch.zeros_like(rows_BT[:, :by])], dim=1)
 
 
-def whitened(advantages_N: Tensor) -> Tensor:
-    """(A − mean) / std over all tokens of the global batch, the std dividing by N; equal ones become 0.
+def whitened(advantages_N: Tensor, all_M: Tensor) -> Tensor:
+    """(A − mean) / std, both of the advantages of all tokens of the global batch; where those are equal, 0.
+
+    The std divides by M.
 
     Source: no equation; common in PPO (Huang et al., "The 37 implementation details of PPO", 2022). verl and TRL
     divide by N − 1 under the root and add 1e-8.
     """
-    centred_N = advantages_N - advantages_N.mean()
-    if advantages_N.max() == advantages_N.min():
+    if all_M.max() == all_M.min():
         return torch.zeros_like(advantages_N)
-    return centred_N / centred_N.square().mean().sqrt()
+    mean = all_M.mean()
+    return (advantages_N - mean.to(advantages_N.device)) / (all_M - mean).square().mean().sqrt().item()
 
 
 def explained_variance(values_N: Tensor, returns_N: Tensor) -> float:

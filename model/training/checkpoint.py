@@ -1,10 +1,10 @@
 """Checkpoints that exist whole or not at all: written under a scratch name beside the training, synced, renamed.
 
 A checkpoint is a folder: `model/`, which vLLM and transformers can load; `trainer/` with the float32 master weights and
-the optimizer's moments (of adapters alone where those are trained), by torch.distributed.checkpoint, so that another
-number of processes can go on from it; `stage.pt`, what the stage remembers; `checksums.json`. There are no generator
-states: every step seeds torch from (job seed, step), and its data follow from the same two numbers and from what the
-stage remembers.
+the optimizer's moments (of adapters alone where those are trained; of a value model too), by
+torch.distributed.checkpoint, so that another number of processes can go on from it; `stage.pt`, what the stage
+remembers; `checksums.json`. There are no generator states: every step seeds torch from (job seed, step), and its data
+follow from the same two numbers and from what the stage remembers.
 
 State is copied when a checkpoint is asked for and written by a thread while training goes on. A checkpoint whose files
 are not what they were is passed over for the one before. The last two are kept.
@@ -72,7 +72,7 @@ class Checkpoints:
     def save(self, step: int, model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW, stage: Any) -> None:
         """Copies the state, and has `folder/step-NNNNNN` written; waits for the checkpoint before, if need be."""
         self.wait()
-        trainer = {name: tensor.detach().cpu().clone() for name, tensor in optimizer.state_dict().items()}
+        trainer = {name: tensor.detach().cpu().clone() for name, tensor in trained_state(optimizer, stage).items()}
         weights = whole_weights(model, self.precision, self.world)
         remembered = {"step": step, "stage": copy.deepcopy(stage_state(stage))}
 
@@ -112,8 +112,9 @@ class Checkpoints:
         found: Path | None = self.world.led(lambda: newest_sound(self.folder))
         if found is None:
             return 0
-        load(optimizer.state_dict(), checkpoint_id=found / "trainer", no_dist=self.world.size == 1)
-        optimizer.loaded()
+        load(trained_state(optimizer, stage), checkpoint_id=found / "trainer", no_dist=self.world.size == 1)
+        for filled in (optimizer, *optimizers_beside(stage)):
+            filled.loaded()
         remembered = torch.load(found / "stage.pt", map_location="cpu", weights_only=True)
         if isinstance(stage, Stateful):
             stage.load_state_dict(remembered["stage"])
@@ -137,6 +138,19 @@ class Stateful(Protocol):
 def stage_state(stage: Any) -> dict[str, Any]:
     """What a stage remembers, if anything."""
     return stage.state_dict() if isinstance(stage, Stateful) else {}
+
+
+def trained_state(optimizer: MasterAdamW, stage: Any) -> dict[str, Tensor]:
+    """What a resumed run needs of the model and of what is trained beside it; the tensors are the optimizers' own."""
+    state = optimizer.state_dict()
+    for other in optimizers_beside(stage):
+        state |= {f"beside.{name}": tensor for name, tensor in other.state_dict().items()}
+    return state
+
+
+def optimizers_beside(stage: Any) -> list[MasterAdamW]:
+    """Those of what a stage trains beside its model: one, or none."""
+    return [stage.beside.optimizer] if stage.beside else []
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:

@@ -27,7 +27,7 @@ from model.training.distill import (
     teacher_contexts,
     vocabulary_of,
 )
-from model.training.forward import load_model
+from model.training.forward import load_frozen
 from model.training.job import DistillJob, JobError
 from model.training.loop import StopSignal
 from model.training.parallel import World
@@ -39,7 +39,7 @@ class CrossTokenizerStage(LiveTeacherStage):
     def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World, stop: StopSignal) -> None:
         assert job.teacher is not None, "a job checks that"
         self.job: DistillJob = job
-        model, theirs = load_model(job.teacher, job.dtype, world.device, compiled=job.compile)
+        model, theirs = load_frozen(job.teacher, job, world)
         own = {
             **teacher_contexts(theirs, job),
             "teacher_completion": lambda some: completion_tokens(theirs, some, job.prefill),

@@ -26,10 +26,10 @@ from model.same_tokens import token_difference
 from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize_all
 from model.training.documents import Documents, has_compiled_layers
 from model.training.examples import Columns, first_completions
-from model.training.forward import Model, completion_hidden, load_model
+from model.training.forward import Model, completion_hidden, load_frozen, whole_head
 from model.training.job import DistillJob, JobError
 from model.training.loop import MicroBatch, StepWork, StopSignal
-from model.training.parallel import World
+from model.training.parallel import World, cut_again
 from model.training.sft import ExampleStage
 from model.training.teacher_rows import TeacherRows
 
@@ -71,7 +71,7 @@ class DistillStage(LiveTeacherStage):
     def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World, stop: StopSignal) -> None:
         assert job.teacher is not None, "a job without a teacher is StoredDistillStage's"
         self.job: DistillJob = job
-        model, teacher_tokenizer = load_model(job.teacher, job.dtype, world.device, compiled=job.compile)
+        model, teacher_tokenizer = load_frozen(job.teacher, job, world)
         require_same_tokens(tokenizer, teacher_tokenizer, first_completions(job.examples))
         super().__init__(job, tokenizer, world, stop, teacher_contexts(tokenizer, job))
         self.vocabulary = vocabulary_of(tokenizer)
@@ -187,7 +187,7 @@ class PrefixedModel:
     def __init__(self, model: Model, prefix: list[int], device: torch.device) -> None:
         prefix = [] if has_compiled_layers(model) else prefix
         self.model, self.prefix, self.device = model, prefix, device
-        self.head_VH: Tensor = model.get_output_embeddings().weight  # with rows beyond the vocabulary
+        self.head_VH = whole_head(model, model.dtype)  # with rows beyond the vocabulary
         self.layers = self._run_prefix() if prefix else []
 
     @torch.no_grad()
@@ -197,6 +197,7 @@ class PrefixedModel:
         cache = self.model.base_model(
             input_ids=tokens_1T, use_cache=True, **documents.forward_arguments()
         ).past_key_values
+        cut_again(self.model.base_model)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
     @torch.no_grad()
@@ -210,6 +211,7 @@ class PrefixedModel:
         hidden_1TH: Tensor = self.model.base_model(
             input_ids=batch.tokens_T[None], past_key_values=self._cache(), **documents.forward_arguments()
         ).last_hidden_state
+        cut_again(self.model.base_model)
         return hidden_1TH[0, batch.positions_N]
 
     def _cache(self) -> Any:

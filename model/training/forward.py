@@ -19,9 +19,9 @@ from model.losses.head import Kernel, chunks, head_gradients
 from model.losses.log_probs import token_log_probs
 from model.training.data import TokenBatch, Tokenizer
 from model.training.documents import attend_by_document, compile_layers
-from model.training.job import JobError, Precision
+from model.training.job import Job, JobError, Precision
 from model.training.optimizer import Head
-from model.training.parallel import cut_again, gathered
+from model.training.parallel import World, cut_again, gathered
 
 SCORED_ROWS = 1024  # tokens whose log-probabilities are read at once
 Model = Any  # transformers' classes share no useful static type
@@ -51,6 +51,14 @@ def load_model(
     if compiled and device.type != "cpu":
         compile_layers(model)
     return model.to(device).eval(), tokenizer
+
+
+def load_frozen(folder: Path, job: Job, world: World) -> tuple[Model, Tokenizer]:
+    """A model that only scores tokens beside the one in training, cut over the processes as that one is."""
+    model, tokenizer = load_model(folder, job.dtype, world.device, compiled=job.compile)
+    model.requires_grad_(False)
+    world.shard(model, job.dtype)
+    return model, tokenizer
 
 
 def require_tokenizer(folder: Path, tokenizer: Tokenizer, embeddings: int) -> None:

@@ -61,6 +61,8 @@ class StepWork:
 class Beside(Protocol):
     """What a stage trains beside its model, with an optimizer of its own (PPO's value model)."""
 
+    optimizer: MasterAdamW
+
     def update(self, step: int) -> Mapping[str, float]:
         """One update, after each of the model's, on what `Stage.prepare` left; its metrics."""
         ...

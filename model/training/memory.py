@@ -131,7 +131,7 @@ def plan_memory(
     require_budget(job, longest)
     most = min(stage.tokens_at_once, most_tokens(stage, longest))
     kept = kept or measure_activations(model, min(longest, PROBE), world.device)
-    plan = expected(job, stage, model, kept, most, longest)
+    plan = expected(job, stage, model, world, kept, most, longest)
     free = free_memory(world.device)
     if world.device.type == "cpu":  # every process on this machine takes its share
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -166,7 +166,7 @@ def require_budget(job: Job, longest: int) -> None:
 # --- the parts ------------------------------------------------------------------------------------------------------
 
 
-def expected(job: Job, stage: Stage, model: Model, kept: Activations, tokens: int, longest: int) -> Plan:
+def expected(job: Job, stage: Stage, model: Model, world: World, kept: Activations, tokens: int, longest: int) -> Plan:
     """The parts of the peak with so many tokens at once."""
     trained, saved = trained_bytes(model, job)
     if isinstance(job, PPOJob):  # a value model of the same size has its masters already
@@ -181,7 +181,7 @@ def expected(job: Job, stage: Stage, model: Model, kept: Activations, tokens: in
         per_token=kept.bytes(tokens, longest) / tokens,
         tokens=tokens,
         tables=round(4 * tables * len(head_VH) * min(rows, tokens)),
-        sampled=max(sampled_bytes(job, model, longest), validated_bytes(job, model, longest)),
+        sampled=max(sampled_bytes(job, model, world, longest), validated_bytes(job, model, longest)),
         saved=saved if due else 0,
     )
 
@@ -209,37 +209,39 @@ def _local(weight: Tensor) -> Tensor:
     return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
-def sampled_bytes(job: Job, model: Model, longest: int) -> int:
+def sampled_bytes(job: Job, model: Model, world: World, longest: int) -> int:
     """Scoring completions, or writing them here: the larger one. Neither has activations beside it."""
     if not isinstance(job, RolloutJob):
         return 0
     vocabulary = len(model.get_output_embeddings().weight)
-    rollouts = job.problems_per_step * job.group_size
+    rollouts = -(-job.problems_per_step * job.group_size // world.size)
     scored = _SCORED_BYTES * vocabulary * min(SCORED_ROWS, rollouts * job.max_tokens)
     if job.rollouts is not Sampler.TRANSFORMERS:
         return scored
-    return max(scored, written_bytes(model, rollouts, longest))
+    return max(scored, written_bytes(job, model, rollouts, longest))
 
 
 def validated_bytes(job: Job, model: Model, longest: int) -> int:
     """Writing validation answers here; their prompts are taken to be as long as the longest row."""
     if not job.validate_every or (isinstance(job, RolloutJob) and job.rollouts is not Sampler.TRANSFORMERS):
         return 0
-    return written_bytes(model, job.validation_batch, longest + job.validation_max_tokens)
+    return written_bytes(job, model, job.validation_batch, longest + job.validation_max_tokens)
 
 
-def written_bytes(model: Model, completions: int, longest: int) -> int:
-    """Keys, values and logits of so many completions at once."""
+def written_bytes(job: Job, model: Model, completions: int, longest: int) -> int:
+    """Keys, values and logits of so many completions at once; the whole weights too, of a model that is cut."""
     tables = round(4 * _SAMPLED_TABLES * len(model.get_output_embeddings().weight) * completions)
-    return completions * longest * cache_bytes(model) + tables
+    cut = sum(weight.numel() for weight in model.parameters() if _local(weight) is not weight)
+    whole: int = cut * getattr(torch, job.dtype).itemsize
+    return completions * longest * cache_bytes(job, model) + tables + whole
 
 
-def cache_bytes(model: Model) -> int:
+def cache_bytes(job: Job, model: Model) -> int:
     """Keys and values of one token in all layers."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * size * model.dtype.itemsize)
+    return int(2 * config.num_hidden_layers * heads * size * getattr(torch, job.dtype).itemsize)
 
 
 def measure_activations(model: Model, length: int, device: torch.device) -> Activations:

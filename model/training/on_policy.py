@@ -20,7 +20,7 @@ from model.losses.normalise import token_weights
 from model.records import Problem, TaughtProblem
 from model.training.data import Row, Tokenizer, collate, lengths_of, tokenize
 from model.training.distill import PrefixedModel, divergence_kernel, require_same_tokens, shared_prefix, vocabulary_of
-from model.training.forward import Model, load_model
+from model.training.forward import Model, load_frozen
 from model.training.job import OnPolicyJob
 from model.training.loop import MicroBatch, StepWork
 from model.training.parallel import World
@@ -45,7 +45,7 @@ class OnPolicyStage(RolloutStage):
     ) -> None:
         super().__init__(job, model, rollouts, world)
         self.reward = reward
-        teacher, theirs = load_model(job.teacher, job.dtype, world.device, compiled=job.compile)
+        teacher, theirs = load_frozen(job.teacher, job, world)
         require_same_tokens(tokenizer, theirs, [problem.prompt for problem in self.problems[:100]])
         self.vocabulary, self.end = vocabulary_of(tokenizer), tokenizer.eos_token_id
         self.teacher_contexts = {

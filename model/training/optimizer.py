@@ -8,7 +8,6 @@ cut over several processes (`model/training/parallel.py`) is in float32 by itsel
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,13 +128,6 @@ class MasterAdamW:
             state[f"master.{name}"] = master.detach()
             state |= {f"{kind}.{name}": moments[kind] for kind in ("step", "exp_avg", "exp_avg_sq")}
         return state
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Puts back what `state_dict` gave, into the model too."""
-        for name, tensor in self.state_dict().items():
-            tensor.copy_(state[name])
-        self.loaded()
 
     def loaded(self) -> None:
         """To be called once the tensors of `state_dict` were filled from a checkpoint: the model gets its weights."""

@@ -28,7 +28,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard
 
-from model.training.job import JobError, Precision
+from model.training.job import Precision
 
 _Item = TypeVar("_Item")
 # One process may wait that long for another, which reads a model or writes one, or whose last rollout is a long one.
@@ -65,13 +65,19 @@ class World:
             weight.data = weight.data.float()
         tied = head.weight is model.get_input_embeddings().weight
         for part in (*trunk.layers, trunk, *([] if tied else [head])):
-            fully_shard(part, mesh=self.mesh, mp_policy=policy)
-            part.set_gradient_divide_factor(1.0)
-            part.set_force_sum_reduction_for_comms(True)  # gloo has no other
+            self.shard_part(part, policy)
         if tied:
             model.tie_weights()
         if not adapted:
             model.float()
+
+    def shard_part(self, part: Any, policy: MixedPrecisionPolicy | None = None) -> None:
+        """Cuts one module, by itself in the precision that it has. Alone: no change."""
+        if self.mesh is None:
+            return
+        fully_shard(part, mesh=self.mesh, mp_policy=policy or MixedPrecisionPolicy())
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)  # gloo has no other
 
     @contextmanager
     def whole(self, model: Any) -> Iterator[None]:
@@ -125,6 +131,10 @@ class World:
     def meet(self) -> None:
         """Returns when every process has come here."""
         self.gather(None)
+
+    def together(self, own_N: Tensor) -> Tensor:
+        """Every process's numbers, one after another by rank, on the CPU: for what is measured over a whole step."""
+        return torch.cat(self.gather(own_N.cpu()))
 
     def any(self, holds: bool) -> bool:
         """Does it hold in any process?"""
@@ -184,9 +194,3 @@ def joined() -> Iterator[World]:
         yield World(device, dist.get_rank(), size, init_device_mesh(device.type, (size,)))
     finally:
         dist.destroy_process_group()
-
-
-def require_alone(world: World, stage: str) -> None:
-    """Raises JobError for a stage that is not written for several processes."""
-    if world.size > 1:
-        raise JobError(f"{stage} trains in one process; {world.size} were started")

@@ -4,16 +4,16 @@ The comparison that R1's authors made (arXiv:2501.12948, supplementary; docs/mat
 a second model's memory and computing.
 The KL penalty stands in the reward by default, so that a return carries what later tokens pay. On the first update of
 a step the policy is the sampler; every update goes through all rollouts of the step. Groups are not compared:
-`group_size` is only how many rollouts a problem gets. One process and one device, the value model too.
+`group_size` is only how many rollouts a problem gets. Where several processes train, the value model is cut over them
+like the policy.
 
 Axes: B rollouts of a step, N completion tokens of a micro-batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,14 +70,6 @@ class PPOStage(GRPOStage):
         super().__init__(job, model, reference, rollouts, reward, world)
         self.beside = self.value_model = value_model
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the value model."""
-        return {"value_model": self.value_model.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
-        self.value_model.load_state_dict(state["value_model"])
-
     def prepare(self, step: int) -> StepWork:
         """Samples, scores and assesses the step's rollouts; those that could not be judged teach neither model."""
         job = self.job
@@ -88,10 +80,11 @@ class PPOStage(GRPOStage):
         assessed = self.assess(rollouts, rewards_PG.flatten())
         self.value_model.begin([ValueBatch(each.tokens, each.values_N, each.returns_N) for each in assessed])
         micros = self.policy_batches(assessed)
-        return StepWork(micros, job.updates_per_step, metrics | value_metrics(assessed))
+        return StepWork(micros, job.updates_per_step, metrics | self.value_metrics(assessed))
 
     def assess(self, rollouts: Sequence[Rollout], rewards_B: Tensor) -> list[Assessed]:
-        """The judged rollouts as micro-batches with values and advantages; all count in the loss's denominator."""
+        """This process's judged rollouts as micro-batches with values and advantages; all count in the loss's
+        denominator."""
         lengths_B = lengths_of([rollout.row for rollout in rollouts])
         weights_B = token_weights(lengths_B, self.job.normalise, self.job.max_tokens)
         judged = (~rewards_B.isnan()).nonzero().flatten().tolist()
@@ -121,7 +114,7 @@ class PPOStage(GRPOStage):
             return []
         advantages_N = torch.cat([each.advantages_N for each in assessed])
         if self.job.whiten:
-            advantages_N = whitened(advantages_N)
+            advantages_N = whitened(advantages_N, self.world.together(advantages_N))
         parts = torch.split(advantages_N, [each.tokens.token_count for each in assessed])
         return [self._policy_batch(each, part_N) for each, part_N in zip(assessed, parts, strict=True)]
 
@@ -132,6 +125,18 @@ class PPOStage(GRPOStage):
         if assessed.reference_N is not None:
             loss.reference_N = assessed.reference_N
         return MicroBatch(assessed.tokens, Kernel(loss.part, begin=loss.begin))
+
+    def value_metrics(self, assessed: Sequence[Assessed]) -> dict[str, float]:
+        """How well the value model foresaw the step's returns; nothing where no rollout could be judged."""
+        if not assessed:
+            return {}
+        values_N = self.world.together(torch.cat([each.values_N for each in assessed]))
+        returns_N = self.world.together(torch.cat([each.returns_N for each in assessed]))
+        return {
+            "value_mean": values_N.mean().item(),
+            "return_mean": returns_N.mean().item(),
+            "explained_variance": explained_variance(values_N, returns_N),
+        }
 
 
 def require_settings(job: PPOJob) -> None:
@@ -145,16 +150,3 @@ def require_settings(job: PPOJob) -> None:
         raise JobError("ppo takes neither max_refills nor mismatch: it keeps every rollout, as it was sampled")
     if job.value_clip < 0:
         raise JobError(f"value_clip must be at least 0, got {job.value_clip}")
-
-
-def value_metrics(assessed: Sequence[Assessed]) -> dict[str, float]:
-    """How well the value model foresaw the step's returns; nothing where no rollout could be judged."""
-    if not assessed:
-        return {}
-    values_N = torch.cat([each.values_N for each in assessed])
-    returns_N = torch.cat([each.returns_N for each in assessed])
-    return {
-        "value_mean": values_N.mean().item(),
-        "return_mean": returns_N.mean().item(),
-        "explained_variance": explained_variance(values_N, returns_N),
-    }

@@ -18,7 +18,7 @@ from model.training.checkpoint import disk_errors, save_model, whole_weights, wr
 from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
-from model.training.forward import Model, checkpoint_activations, load_model
+from model.training.forward import Model, checkpoint_activations, load_frozen, load_model
 from model.training.grpo import GRPOStage
 from model.training.job import (
     DistillJob,
@@ -36,7 +36,7 @@ from model.training.manifest import bind, identity, is_done, write_manifest
 from model.training.memory import Activations, measure_whole, peak_memory, plan_memory
 from model.training.on_policy import OnPolicyStage
 from model.training.out_of_memory import OutOfMemoryError, is_out_of_memory
-from model.training.parallel import World, joined, require_alone
+from model.training.parallel import World, joined
 from model.training.ppo import PPOStage
 from model.training.problems import read_problems
 from model.training.process import sole_owner
@@ -170,13 +170,10 @@ def open_stage(job: Job, model: Model, tokenizer: Tokenizer, world: World, stop:
                 rollouts = held.enter_context(open_rollouts(job, model, tokenizer, world))
                 yield OnPolicyStage(job, model, tokenizer, rollouts, world, reward)
         case GRPOJob():
-            if isinstance(job, PPOJob):
-                require_alone(world, job.stage)
             reference = open_reference(job, model, world) if job.kl_weight else None
             with verifier_reward(job) as reward, open_rollouts(job, model, tokenizer, world) as rollouts:
                 if isinstance(job, PPOJob):
-                    own = load_model(job.init, job.dtype, world.device, compiled=job.compile)[0]
-                    value_model = ValueModel(job, add_adapters(own, job))
+                    value_model = ValueModel(job, load_to_train(job, world)[0], world)
                     yield PPOStage(job, model, reference, rollouts, reward, value_model, world)
                 else:
                     yield GRPOStage(job, model, reference, rollouts, reward, world)
@@ -188,9 +185,7 @@ def open_reference(job: GRPOJob, model: Model, world: World) -> Model:
     """The frozen model of the KL term: a second one, cut as the first, or the policy with its adapters off."""
     if has_adapters(model):
         return WithoutAdapters(model)
-    reference = load_model(job.init, job.dtype, world.device, compiled=job.compile)[0].requires_grad_(False)
-    world.shard(reference, job.dtype)
-    return reference
+    return load_frozen(job.init, job, world)[0]
 
 
 @contextmanager

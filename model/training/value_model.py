@@ -11,9 +11,8 @@ Axes: N completion tokens of a micro-batch, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from model.training.data import TokenBatch
 from model.training.forward import Model, completion_hidden
 from model.training.job import PPOJob
 from model.training.optimizer import MasterAdamW, learning_rate
+from model.training.parallel import World, cut_again
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,23 @@ class ValueBatch:
 class ValueModel:
     """Values of tokens, and their training beside the policy's (see `loop.Beside`)."""
 
-    def __init__(self, job: PPOJob, model: Model) -> None:
-        """`model`: a causal one, whose trunk is taken and whose vocabulary head is left."""
-        self.job, self.trunk = job, model.base_model
-        self.head = torch.nn.Linear(model.config.hidden_size, 1, device=model.device)
+    def __init__(self, job: PPOJob, model: Model, world: World) -> None:
+        """`model`: a causal one, cut over the processes, whose trunk is taken and whose vocabulary head is left."""
+        self.job, self.trunk, self.world = job, model.base_model, world
+        self.head = torch.nn.Linear(model.config.hidden_size, 1, device=world.device)
         for weight in self.head.parameters():
             torch.nn.init.zeros_(weight)
-        self.optimizer = MasterAdamW(torch.nn.ModuleList([self.trunk, self.head]), job.weight_decay)
+        world.shard_part(self.head)
+        both = torch.nn.ModuleList([self.trunk, self.head])
+        self.optimizer = MasterAdamW(both, job.weight_decay, job.dtype, world)
         self.batches: Sequence[ValueBatch] = ()
 
     @torch.no_grad()
     def values(self, batch: TokenBatch) -> Tensor:
         """V before every completion token, float32, [N], without gradient."""
-        return self._values(batch)
+        values_N = self._values(batch)
+        cut_again(self.head)
+        return values_N
 
     def begin(self, batches: Sequence[ValueBatch]) -> None:
         """A step's whole global batch, for `update`."""
@@ -57,7 +61,7 @@ class ValueModel:
 
     def update(self, step: int) -> dict[str, float]:
         """One update on the step's batch; its metrics, per-token means but for loss and norm."""
-        loss, clipped = 0.0, 0.0
+        own = {"loss": 0.0, "clipped": 0.0, "tokens": 0.0}
         for batch in self.batches:
             terms = value_terms(
                 self._values(batch.tokens), batch.old_values_N, batch.returns_N, clip=self.job.value_clip
@@ -65,19 +69,14 @@ class ValueModel:
             value = (batch.tokens.weights_N * terms.loss_N).sum()
             value.backward()  # type: ignore[no-untyped-call]
             self.optimizer.collect()
-            loss, clipped = loss + value.item(), clipped + terms.clipped_N.sum().item()
+            own["loss"] += value.item()
+            own["clipped"] += terms.clipped_N.sum().item()
+            own["tokens"] += batch.tokens.token_count
         own_job = replace(self.job, learning_rate=self.job.value_learning_rate)
         norm = self.optimizer.step(learning_rate(own_job, step, self.job.steps), self.job.grad_clip)
-        tokens = sum(batch.tokens.token_count for batch in self.batches)
-        return {"value_loss": loss, "value_grad_norm": norm, "value_clip_share": clipped / tokens}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Weights and moments."""
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Puts back what `state_dict` gave."""
-        self.optimizer.load_state_dict(state)
+        total = self.world.sums(own)
+        clip_share = total["clipped"] / total["tokens"]
+        return {"value_loss": total["loss"], "value_grad_norm": norm, "value_clip_share": clip_share}
 
     def _values(self, batch: TokenBatch) -> Tensor:
         hidden_NH = completion_hidden(self.trunk, batch).to(self.head.weight.dtype)

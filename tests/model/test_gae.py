@@ -53,9 +53,9 @@ def test_a_completions_reward_is_its_last_tokens() -> None:
 
 
 def test_whitened_two_and_four() -> None:
-    assert whitened(torch.tensor([2.0, 4.0])).tolist() == [-1.0, 1.0]
-    assert whitened(torch.tensor([1.2, 1.2, 1.2])).tolist() == [0.0] * 3
-    assert whitened(torch.tensor([0.7])).tolist() == [0.0]
+    for some, expected in [([2.0, 4.0], [-1.0, 1.0]), ([1.2, 1.2, 1.2], [0.0] * 3), ([0.7], [0.0])]:
+        assert whitened(torch.tensor(some), torch.tensor(some)).tolist() == expected
+    assert whitened(torch.tensor([4.0]), torch.tensor([2.0, 4.0])).tolist() == [1.0]  # of a process with half of them
 
 
 def test_explained_variance() -> None:

@@ -14,8 +14,9 @@ import torch
 
 from model.training import memory
 from model.training.forward import checkpoint_activations
-from model.training.job import GRPOJob, SFTJob, job_from
+from model.training.job import GRPOJob, Precision, SFTJob, job_from
 from model.training.memory import NoRoomError, Plan
+from model.training.parallel import World
 from model.training.runner import run_job
 from tests.model.training.tiny import ALONE, PREFILL, Never, make_model, make_tokenizer
 
@@ -68,9 +69,19 @@ def test_an_optimizer_by_hand() -> None:
 
 def test_keys_and_values_by_hand() -> None:
     """2 layers, 2 heads of 8 numbers, keys and values, float32."""
-    assert memory.cache_bytes(make_model()) == 2 * 2 * 2 * 8 * 4
-    job = GRPOJob(init=Path(), out=Path(), problems=Path(), problems_per_step=100, group_size=10, max_tokens=8)
-    assert memory.sampled_bytes(job, make_model(), longest=600) == 1000 * (600 * 256 + 5 * 48 * 4)
+    job = GRPOJob(
+        init=Path(),
+        out=Path(),
+        problems=Path(),
+        problems_per_step=100,
+        group_size=10,
+        max_tokens=8,
+        dtype=Precision.FLOAT32,
+    )
+    assert memory.cache_bytes(job, make_model()) == 2 * 2 * 2 * 8 * 4
+    assert memory.sampled_bytes(job, make_model(), ALONE, longest=600) == 1000 * (600 * 256 + 5 * 48 * 4)
+    eight = World(ALONE.device, 3, 8)
+    assert memory.sampled_bytes(job, make_model(), eight, longest=600) == 125 * (600 * 256 + 5 * 48 * 4)
 
 
 def test_where_there_is_room_nothing_changes() -> None:

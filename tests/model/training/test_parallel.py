@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from model.training.data import Row, micro_batches, row_packs
 from model.training.job import JOBS, job_from
 from model.training.parallel import World
 from model.training.runner import run_job
-from tests.model.training.pair import RawJob, plain, train_in_two, written
+from tests.model.training.pair import RawJob, plain, train_in_two
 from tests.model.training.tiny import PREFILL, Never, make_model, save_tiny, write_examples, write_problems
 
 CPU = torch.device("cpu")
@@ -38,6 +36,7 @@ JOBS_OF_BOTH: dict[str, RawJob] = {
     "gspo, validated": GSPO,
     "grpo with refills and a head of its own": GRPO | {"init": "untied", "max_refills": 2, "kl_in": "reward"},
     "grpo of adapters, layers run again": GRPO | {"lora_rank": 2, "activation_checkpointing": True},
+    "ppo": GRPO | {"stage": "ppo", "updates_per_step": 2, "steps": 5},
     "on_policy": ROLLOUTS | {"stage": "on_policy", "teacher": "teacher", "normalise": "token"},
 }
 
@@ -107,7 +106,7 @@ def test_two_processes_train_as_one(name: str, make_job: Callable[..., RawJob], 
     one, two = alone(make_job(JOBS_OF_BOTH[name], f"one/{name}")), in_two[name]
     in_bfloat16 = "bfloat16" in name
     assert_alike(lines(two), lines(one), 0.05 if in_bfloat16 else 2e-3)
-    assert all(line["grad_norm"] > 0.01 and line.get("reward_std", 1) > 0.1 for line in lines(two)), "nothing learned"
+    assert all(line["grad_norm"] > 0.01 and line.get("reward_std", 1) > 0.05 for line in lines(two)), "nothing learned"
     if in_bfloat16:
         return
     of_one, of_two = (load_file(out / "model/model.safetensors") for out in (one, two))
@@ -127,29 +126,20 @@ def test_two_processes_answer_as_one(make_job: Callable[..., RawJob], in_two: di
     assert of_one == of_two
 
 
+@pytest.mark.parametrize("name", ["sft", "ppo"])
 def test_another_number_of_processes_goes_on_from_a_checkpoint(
-    make_job: Callable[..., RawJob], in_two: dict[str, Path]
+    name: str, make_job: Callable[..., RawJob], in_two: dict[str, Path]
 ) -> None:
     """Two began, one ends, as if both had been killed after their first checkpoint."""
-    whole = alone(make_job(SFT, "one/whole"))
-    parted = in_two["sft"]
+    whole, parted = alone(make_job(JOBS_OF_BOTH[name], f"one/{name}")), in_two[name]
     (parted / "manifest.json").unlink()
     first, *later = sorted((parted / "checkpoints").glob("step-*"))
     for checkpoint in later:
         checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.partial"))
     assert later
-    alone(make_job(SFT, "two/sft"))
+    alone(make_job(JOBS_OF_BOTH[name], f"two/{name}"))
     assert losses(parted) == pytest.approx(losses(whole), abs=1e-4)
     assert len(losses(parted)) > int(first.name.removeprefix("step-"))
-
-
-def test_a_stage_for_one_process_says_so_under_torchrun(make_job: Callable[..., RawJob]) -> None:
-    path = written(make_job(ROLLOUTS | {"stage": "ppo"}, "ppo"))
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*start, "-m", "model.training", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode != 0
-    assert "JobError: ppo trains in one process; 2 were started" in done.stderr
 
 
 def shares_of(packs: Callable[[int], list[list[int]]], size: int) -> list[list[list[int]]]:

@@ -18,7 +18,7 @@ from model.training.forward import completion_log_probs
 from model.training.job import JobError, PPOJob, Precision
 from model.training.loop import DivergedError, run_step
 from model.training.optimizer import MasterAdamW
-from model.training.ppo import PPOStage, value_metrics
+from model.training.ppo import PPOStage
 from model.training.rollouts import LocalRollouts, Rollout
 from model.training.value_model import ValueBatch, ValueModel
 from tests.model.training.test_grpo_stage import likes_vowels, move
@@ -45,7 +45,7 @@ def make_stage(job: PPOJob) -> PPOStage:
     model = make_model()
     settings = {"temperature": job.temperature, "max_tokens": job.max_tokens, "stop": []}
     rollouts = LocalRollouts(model, make_tokenizer(), ALONE, **settings)
-    return PPOStage(job, model, make_model(), rollouts, likes_vowels, ValueModel(job, make_model()), ALONE)
+    return PPOStage(job, model, make_model(), rollouts, likes_vowels, ValueModel(job, make_model(), ALONE), ALONE)
 
 
 def test_a_new_value_model_expects_nothing_and_every_token_earns_the_whole_reward(
@@ -117,7 +117,8 @@ def test_a_value_model_learns_which_rollout_is_worth_what(tiny_folder: Path, pro
         assessed = stage.assess(ROLLOUTS, torch.tensor([1.0, 0.0]))
         stage.value_model.begin([ValueBatch(each.tokens, each.values_N, each.returns_N) for each in assessed])
         stage.value_model.update(step)
-    assert value_metrics(stage.assess(ROLLOUTS, torch.tensor([1.0, 0.0])))["explained_variance"] > 0.9
+    assessed = stage.assess(ROLLOUTS, torch.tensor([1.0, 0.0]))
+    assert stage.value_metrics(assessed)["explained_variance"] > 0.9
 
 
 def test_policy_and_value_model_share_no_weight(tiny_folder: Path, problems_file: Path) -> None:

@@ -507,7 +507,7 @@ class SFTSection(OptimiserSection):
     tokens_per_batch: int = Field(default=65_536, ge=1, le=100_000_000)
     """Tokens per optimizer step, prompts included."""
     normalise: Normalise = "token"
-    """What the loss is divided by: the batch's tokens, each sequence's own |o| (R1), or a constant."""
+    """What the loss is divided by: the batch's tokens, each sequence's own |o| (GRPO's paper), or a constant."""
     max_steps: int = Field(default=0, ge=0)
     """Ends the stage after so many optimizer steps; 0: after its epochs."""
 

@@ -25,7 +25,7 @@ def token_rewards(rewards_B: Tensor, penalties_N: Tensor, lengths_B: Tensor) -> 
         penalties_N: β·k at every token (zeros: the penalty stands elsewhere).
         lengths_B: |o_i| in tokens, at least 1; they sum to N.
 
-    Source: InstructGPT, arXiv:2203.02155, equation 2, its KL term paid token by token.
+    Source: DeepSeekMath, arXiv:2402.03300, equation 2 (InstructGPT, arXiv:2203.02155, equation 2, of whole texts).
     """
     last_B = lengths_B.cumsum(0) - 1
     return (-penalties_N).index_add(0, last_B, rewards_B.to(penalties_N))

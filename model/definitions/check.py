@@ -171,7 +171,7 @@ MEANS: dict[Normalise, Callable[[Sequence[Tensor]], Tensor]] = {
 def _cross_entropy(inputs: Inputs) -> Iterator[Check]:
     sources = {
         Normalise.TOKEN: "mean over all tokens; weights of DAPO, arXiv:2503.14476, eq. 8",
-        Normalise.SEQUENCE: "R1, arXiv:2501.12948: E[(1/|o|) sum_t log pi(o_t)]",
+        Normalise.SEQUENCE: "DeepSeekMath, arXiv:2402.03300, eq. 6: E[(1/|o|) sum_t log pi(o_t)]",
         Normalise.CONSTANT: "weights of Dr. GRPO, arXiv:2503.20783, its listing",
     }
 
@@ -188,10 +188,10 @@ def _cross_entropy(inputs: Inputs) -> Iterator[Check]:
 def _distances(inputs: Inputs) -> Iterator[Check]:
     sources = {
         Divergence.FORWARD: "KL(p||q), Kullback and Leibler 1951",
-        Divergence.REVERSE: "KL(q||p); MiniLLM, arXiv:2306.08543",
+        Divergence.REVERSE: "KL(q||p); MiniLLM, arXiv:2306.08543, eq. 1, per token",
         Divergence.JSD: "GKD, arXiv:2306.13649, eq. 1",
     }
-    hinton = "; tau^2: Hinton et al., arXiv:1503.02531, section 2"
+    hinton = "; tau^2: Hinton et al., arXiv:1503.02531, eq. 1 and the end of section 2"
 
     def distance(logits_NV: Tensor, kind: Divergence, temperature: float) -> Tensor:
         p_NV = published.probabilities(inputs.teacher_NV.double(), temperature)
@@ -235,7 +235,7 @@ def _two_vocabularies(inputs: Inputs) -> Iterator[Check]:
     ):
         yield against_autograd(
             f"ULD, {name} vocabulary's teacher",
-            "arXiv:2402.12030, its ULD loss with lambda 1.5; beside every other token",
+            "arXiv:2402.12030, eq. 4-5, lambda 1.5; beside every other token",
             inputs,
             partial(ours.uld, teacher_NU=teacher_NU, uld_weight=weight),
             partial(loss, teacher_NU=teacher_NU),
@@ -296,7 +296,7 @@ def _clipped_objectives(inputs: Inputs) -> Iterator[Check]:
 
     yield against_autograd(
         "GRPO objective",
-        "R1, arXiv:2501.12948, eq. 1-3; DeepSeekMath, arXiv:2402.03300, eq. 3-4",
+        "DeepSeekMath, arXiv:2402.03300, eq. 3-4; A: R1, arXiv:2501.12948, eq. 3",
         inputs,
         partial(ours.policy, advantages_N=advantages(Advantage.GRPO), normalise=Normalise.SEQUENCE, kl_weight=BETA),
         partial(clipped, normalise=Normalise.SEQUENCE, advantages_B=grpo_B, high=0.2, beta=BETA),
@@ -310,7 +310,7 @@ def _clipped_objectives(inputs: Inputs) -> Iterator[Check]:
     )
     yield against_autograd(
         "Dr. GRPO objective",
-        "arXiv:2503.20783, section 3, over a constant length as in its listing",
+        "arXiv:2503.20783, section 3.2, over a constant length as in its listing",
         inputs,
         partial(ours.policy, advantages_N=advantages(Advantage.DR_GRPO), normalise=Normalise.CONSTANT),
         partial(clipped, normalise=Normalise.CONSTANT, advantages_B=centred_B, high=0.2, beta=0.0),
@@ -351,7 +351,7 @@ def _weighted_objectives(inputs: Inputs) -> Iterator[Check]:
     # On policy cispo's weight is 1: REINFORCE. A constant length of 1 leaves a sum over tokens, as in the paper.
     yield against_autograd(
         "RLOO objective",
-        "arXiv:2402.14740, the RLOO estimator",
+        "arXiv:2402.14740, section 2.3, the RLOO estimator",
         inputs,
         partial(
             ours.policy,
@@ -369,7 +369,7 @@ def _penalties(inputs: Inputs) -> Iterator[Check]:
     advantages_B = group_advantages(inputs.rewards_B[None], Advantage.GRPO)[0]
     advantages_N = inputs.per_token(published.grpo_advantages(inputs.rewards_B.double()))
     formulas = {KLEstimator.K1: published.k1, KLEstimator.K2: published.k2, KLEstimator.K3: published.k3}
-    placed = {KLPlace.LOSS: "", KLPlace.REWARD: "; in the reward: InstructGPT, arXiv:2203.02155, eq. 2, per token"}
+    placed = {KLPlace.LOSS: "", KLPlace.REWARD: "; in the reward: DeepSeekMath, arXiv:2402.03300, eq. 2"}
 
     def loss(logits_NV: Tensor, estimator: KLEstimator, place: KLPlace) -> Tensor:
         k, new_N = formulas[estimator], published.log_probs(logits_NV, inputs.targets_N)
@@ -400,8 +400,8 @@ def _advantages(inputs: Inputs) -> Iterator[Check]:
     rewards_PG = torch.stack([inputs.rewards_B, inputs.rewards_B.flip(0).square()])
     formulas = {
         Advantage.GRPO: (published.grpo_advantages, "R1, arXiv:2501.12948, eq. 3"),
-        Advantage.DR_GRPO: (published.dr_grpo_advantages, "arXiv:2503.20783, section 3"),
-        Advantage.RLOO: (published.rloo_advantages, "arXiv:2402.14740, the RLOO estimator"),
+        Advantage.DR_GRPO: (published.dr_grpo_advantages, "arXiv:2503.20783, section 3.2"),
+        Advantage.RLOO: (published.rloo_advantages, "arXiv:2402.14740, section 2.3, the RLOO estimator"),
     }
     for kind, (formula, source) in formulas.items():
         theirs = torch.stack([formula(group_G) for group_G in rewards_PG.double()])

@@ -1,7 +1,7 @@
 """How much each completion token counts: the one `normalise` switch of SFT, KL distillation and GRPO.
 
     token      1 / (Σ_j |o_j|)         every token alike               (DAPO; the usual SFT mean)
-    sequence   1 / (B · |o_i|)         every completion alike          (R1's SFT and GRPO formulas)
+    sequence   1 / (B · |o_i|)         every completion alike          (DeepSeekMath's SFT and GRPO formulas)
     constant   1 / (B · max_length)    neither; no bias to length      (Dr. GRPO)
 
 The weights are made from the lengths of the whole global batch, before it is cut into micro-batches. A loss is

@@ -2,7 +2,8 @@
 
     L = −Σ_n w_n log π(o_n)              ∂L/∂z_nv = w_n (π_nv − 1[v = o_n])       (z: the logits)
 
-R1's formula −E[(1/|o|) Σ_t log π(o_t | q, o_<t)] is `normalise="sequence"`; the common token mean is "token".
+−E[(1/|o|) Σ_t log π(o_t | q, o_<t)] (DeepSeekMath, arXiv:2402.03300, equation 6) is `normalise="sequence"`; the common
+token mean is "token".
 Rejection-sampling fine-tuning is the same loss on accepted samples only.
 
 Axes: N completion tokens of all rows, one after another; V vocabulary.

@@ -1,7 +1,6 @@
 """PPO: rollouts and verifiers as in GRPO, but a value model says what was to be expected, token by token.
 
-The comparison that R1's authors made (arXiv:2501.12948, supplementary; docs/math.md says what of it was checked), for
-a second model's memory and computing.
+The comparison that R1's authors made (arXiv:2501.12948, supplementary A.3), for a second model's memory and computing.
 The KL penalty stands in the reward by default, so that a return carries what later tokens pay. On the first update of
 a step the policy is the sampler; every update goes through all rollouts of the step. Groups are not compared:
 `group_size` is only how many rollouts a problem gets. Where several processes train, the value model is cut over them

@@ -626,8 +626,9 @@ class GRPOSection(RolloutSection):
     """Where the penalty stands (GRPO: loss; PPO: k1 in the reward; k1 in the loss is noise without a penalty)."""
     overlong_tokens: int = Field(default=0, ge=0, le=1_000_000)
     """Last tokens of `max_tokens` over which the reward falls by 1 (DAPO: 4,096 of 20,480, rewards ±1); 0: none."""
-    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
-    """(r - mean)/std of the group, r - mean alone (Dr. GRPO), or r - mean of the others (RLOO, arXiv 2402.14740)."""
+    advantage: Literal["grpo", "dr_grpo", "rloo", "rft"] = "grpo"
+    """(r - mean)/std of the group, r - mean alone (Dr. GRPO), r - mean of the others (RLOO, arXiv 2402.14740), or 1 for
+    what is right and 0 for the rest (online RFT, arXiv 2402.03300, eq. 11; it has `kl_weight` = 0)."""
     updates_per_step: int = Field(default=1, ge=1, le=64)
     """Optimizer steps per round of sampling."""
     mismatch: Literal["none", "tis", "icepop"] = "none"
@@ -640,7 +641,7 @@ class GRPOSection(RolloutSection):
     max_refills: int = Field(default=0, ge=0, le=1000)
     """DAPO's dynamic sampling: rounds in which groups with one reward are dropped and others sampled; 0: they stay."""
     degenerate_silent_share: Share = 0.99
-    """Share of groups with one reward from which a round teaches nothing."""
+    """Share of groups without advantage (one reward in all; `rft`: none right) from which a round teaches nothing."""
     degenerate_clip_share: Share = 0.9
     """Share of tokens that are clipped, or at a bound of `mismatch` (a verl run: clamped in 415 of 467 steps)."""
 

@@ -362,6 +362,19 @@ def _weighted_objectives(inputs: Inputs) -> Iterator[Check]:
         ),
         lambda logits_NV: published.rloo_loss(_new(inputs, logits_NV), inputs.rewards_B.double()),
     )
+    yield against_autograd(
+        "online RFT objective",
+        "DeepSeekMath, arXiv:2402.03300, eq. 11 (its gradient)",
+        inputs,
+        partial(
+            ours.policy,
+            advantages_N=advantages(Advantage.RFT),
+            normalise=Normalise.SEQUENCE,
+            objective=Objective.CISPO,
+            on_policy=True,
+        ),
+        lambda logits_NV: published.online_rft_loss(_new(inputs, logits_NV), inputs.rewards_B),
+    )
 
 
 def _penalties(inputs: Inputs) -> Iterator[Check]:

@@ -151,6 +151,11 @@ def rloo_loss(new: Completions, rewards_B: Tensor) -> Tensor:
     return -torch.stack([a * n.sum() for a, n in zip(advantages_B, new, strict=True)]).mean()
 
 
+def online_rft_loss(new: Completions, rewards_B: Tensor) -> Tensor:
+    """−(1/B) Σ_i (1/|o_i|) Σ_t I(o_i) log π_θ(o_it), I(o) = 1 where the answer is right."""
+    return -torch.stack([float(reward >= 1) * n.mean() for reward, n in zip(rewards_B, new, strict=True)]).mean()
+
+
 # --- advantages, of one problem's group ------------------------------------------------------------------------------
 
 

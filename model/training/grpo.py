@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from model.advantages import group_advantages, silent_groups
+from model.advantages import fill_unjudged, group_advantages, silent_groups
 from model.losses.grpo import Objective, grpo_terms, sequence_ratios
 from model.losses.head import Kernel, Part
 from model.losses.log_probs import log_prob_part
@@ -51,12 +51,12 @@ class GRPOStage(RolloutStage):
         rounds, synced = self._refilled() if job.max_refills else self._one_round(step)
         rewards_PG = torch.cat([rewards_PG for _, rewards_PG in rounds])
         rollouts = [rollout for sampled, _ in rounds for rollout in sampled]
-        metrics = {**rollout_metrics(rollouts, fill_unjudged(rewards_PG)), **synced}
-        metrics |= {"unjudged_share": rewards_PG.isnan().float().mean().item()}
-        rewards_PG = fill_unjudged(rewards_PG)
+        silent_P = silent_groups(rewards_PG, job.advantage)
+        metrics = {**rollout_metrics(rollouts, rewards_PG), **synced}
+        metrics["silent_group_share"] = silent_P.float().mean().item()
         if job.max_refills:
             groups = len(rewards_PG)
-            rollouts, rewards_PG = without_silent(rollouts, rewards_PG)
+            rollouts, rewards_PG = without_groups(rollouts, rewards_PG, silent_P)
             dropped = {"groups_sampled": groups, "dropped_share": 1 - len(rewards_PG) / groups}
             metrics |= dropped | {"refills": len(rounds) - 1}
         advantages_B = group_advantages(rewards_PG, job.advantage).flatten() if len(rewards_PG) else rewards_PG
@@ -74,7 +74,7 @@ class GRPOStage(RolloutStage):
         with self.rollouts.current() as synced:
             while missing and len(rounds) <= self.job.max_refills:
                 rounds.append(self.sampled(self.next_problems(missing)))
-                missing = int(silent_groups(fill_unjudged(rounds[-1][1])).sum())
+                missing = int(silent_groups(rounds[-1][1], self.job.advantage).sum())
         return rounds, synced
 
     def sampled(self, problems: Sequence[Problem]) -> Round:
@@ -182,25 +182,19 @@ def sampler_log_probs(rollouts: Sequence[Rollout], device: torch.device) -> Tens
     return torch.tensor([log_prob for row in told for log_prob in row], device=device)
 
 
-def fill_unjudged(rewards_PG: Tensor) -> Tensor:
-    """A rollout that could not be judged gets its group's mean, and so no advantage; a group of such gets 0."""
-    means_P1 = rewards_PG.nanmean(-1, keepdim=True).nan_to_num(0.0)
-    return torch.where(rewards_PG.isnan(), means_P1, rewards_PG)
-
-
-def without_silent(rollouts: Sequence[Rollout], rewards_PG: Tensor) -> tuple[list[Rollout], Tensor]:
-    """The groups that teach something: their rollouts, group after group, and their rewards."""
-    kept_P = ~silent_groups(rewards_PG)
-    kept_B = kept_P.repeat_interleave(rewards_PG.shape[1])
-    return [rollout for rollout, kept in zip(rollouts, kept_B, strict=True) if kept], rewards_PG[kept_P]
+def without_groups(rollouts: Sequence[Rollout], rewards_PG: Tensor, dropped_P: Tensor) -> tuple[list[Rollout], Tensor]:
+    """The other groups: their rollouts, group after group, and their rewards."""
+    kept_B = (~dropped_P).repeat_interleave(rewards_PG.shape[1])
+    return [rollout for rollout, kept in zip(rollouts, kept_B, strict=True) if kept], rewards_PG[~dropped_P]
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], rewards_PG: Tensor) -> dict[str, float]:
-    """What a step's rollouts look like: means over rollouts, shares of rollouts and of groups, lengths in tokens."""
+    """What a step's rollouts look like: means over rollouts, shares of rollouts, lengths in tokens."""
+    filled_PG = fill_unjudged(rewards_PG)
     return {
-        "reward": rewards_PG.mean().item(),
-        "reward_max": rewards_PG.max().item(),
-        "reward_std": rewards_PG.std(-1, correction=0).mean().item(),
-        "silent_group_share": silent_groups(rewards_PG).float().mean().item(),
+        "reward": filled_PG.mean().item(),
+        "reward_max": filled_PG.max().item(),
+        "reward_std": filled_PG.std(-1, correction=0).mean().item(),
+        "unjudged_share": rewards_PG.isnan().float().mean().item(),
         **completion_metrics(rollouts),
     }

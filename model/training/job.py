@@ -220,13 +220,15 @@ class GRPOJob(RolloutJob):
     mismatch_low: float = 0.5  # icepop: lower bound of ρ
     mismatch_high: float = 2.0  # tis, icepop: upper bound of ρ
     max_refills: int = 0  # rounds in which groups without advantage are dropped and others sampled; 0: they stay
-    degenerate_silent_share: float = 0.99  # at least so many groups with one reward
+    degenerate_silent_share: float = 0.99  # at least so many groups without advantage
     degenerate_clip_share: float = 0.9  # at least so many tokens clipped, or at a bound of `mismatch`
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rollouts is not Sampler.VLLM and self.mismatch is not Mismatch.NONE:
             raise JobError("mismatch is for rollouts = 'vllm'")
+        if self.advantage is Advantage.RFT and self.format_weight >= 1:
+            raise JobError(f"advantage = 'rft' takes a reward of 1 for right: format_weight = {self.format_weight} ≥ 1")
         if not self.mismatch_low < 1 < self.mismatch_high:
             raise JobError(f"1 must lie between mismatch_low = {self.mismatch_low} and {self.mismatch_high}")
         if self.rollouts_ahead and self.mismatch is Mismatch.NONE:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.advantages import Advantage
+from model.advantages import Advantage, silent_groups
 from model.gae import explained_variance, generalised_advantages, token_rewards, whitened
 from model.losses.head import Kernel
 from model.losses.kl_estimators import KLPlace, estimate
@@ -25,7 +25,7 @@ from model.losses.mismatch import Mismatch
 from model.losses.normalise import token_weights
 from model.training.data import TokenBatch, collate, lengths_of
 from model.training.forward import Model, completion_log_probs
-from model.training.grpo import GRPOStage, PolicyLoss, fill_unjudged, rollout_metrics
+from model.training.grpo import GRPOStage, PolicyLoss, rollout_metrics
 from model.training.job import JobError, PPOJob
 from model.training.loop import MicroBatch, StepWork
 from model.training.parallel import World
@@ -74,8 +74,8 @@ class PPOStage(GRPOStage):
         job = self.job
         chosen, rollouts, synced = self.step_rollouts(step)
         rewards_PG = self.rewards(rollouts, chosen)
-        metrics = {**rollout_metrics(rollouts, fill_unjudged(rewards_PG)), **synced}
-        metrics["unjudged_share"] = rewards_PG.isnan().float().mean().item()
+        metrics = {**rollout_metrics(rollouts, rewards_PG), **synced}
+        metrics["silent_group_share"] = silent_groups(rewards_PG, job.advantage).float().mean().item()
         assessed = self.assess(rollouts, rewards_PG.flatten())
         self.value_model.begin([ValueBatch(each.tokens, each.values_N, each.returns_N) for each in assessed])
         micros = self.policy_batches(assessed)

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from model.advantages import Advantage, group_advantages, silent_groups
+from model.advantages import Advantage, fill_unjudged, group_advantages, silent_groups
+
+COMPARING = [kind for kind in Advantage if kind is not Advantage.RFT]
 
 
 def test_one_winner_in_four() -> None:
@@ -38,15 +40,33 @@ def test_a_group_of_one_has_no_others_and_no_advantage() -> None:
     assert group_advantages(torch.tensor([[1.0]]), Advantage.RLOO).tolist() == [[0.0]]
 
 
-@pytest.mark.parametrize("kind", list(Advantage))
+@pytest.mark.parametrize("kind", COMPARING)
 @pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 1.2])
 def test_a_silent_group_is_exactly_zero(kind: Advantage, reward: float) -> None:
     """0.1 and 1.2 have rounded means: (r − mean) / (std + 1e-6) would not be 0."""
     rewards_PG = torch.full((2, 7), reward)
     assert group_advantages(rewards_PG, kind).tolist() == [[0.0] * 7] * 2
-    assert silent_groups(rewards_PG).tolist() == [True, True]
+    assert silent_groups(rewards_PG, kind).tolist() == [True, True]
 
 
 def test_groups_do_not_see_one_another() -> None:
     pair_PG = torch.tensor([[1.0, 0.0], [5.0, 1.0]])
     assert group_advantages(pair_PG, Advantage.GRPO).tolist() == [[1.0, -1.0], [1.0, -1.0]]
+
+
+def test_online_rft_takes_what_is_right_and_nothing_else() -> None:
+    """Accuracy 1 or 0, 0.2 for the form, and a penalty for length: only what was paid 1 and more is right."""
+    rewards_PG = torch.tensor([[1.2, 1.0, 0.2, 0.9], [0.2, 0.0, -0.5, math.nan], [1.2, 1.2, 1.2, math.nan]])
+    assert group_advantages(rewards_PG, Advantage.RFT).tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]]
+    assert silent_groups(rewards_PG, Advantage.RFT).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("kind", COMPARING)
+def test_an_unjudged_rollout_has_no_advantage_and_others_its_groups_mean(kind: Advantage) -> None:
+    rewards_PG = torch.tensor([[1.0, math.nan, 0.0], [math.nan, math.nan, math.nan], [0.1, 0.1, math.nan]])
+    assert fill_unjudged(rewards_PG)[:2].tolist() == [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
+    first, *others = group_advantages(rewards_PG, kind).tolist()
+    assert first[1] == 0.0
+    assert first[0] == -first[2] > 0
+    assert others == [[0.0] * 3] * 2
+    assert silent_groups(rewards_PG, kind).tolist() == [False, True, True]

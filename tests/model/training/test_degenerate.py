@@ -32,7 +32,7 @@ def lines(*steps: dict[str, float]) -> list[dict[str, float]]:
     [
         ({"reward_max": 0.0}, "no rollout was paid (best reward 0)"),
         ({"reward_max": -0.5}, "best reward -0.5"),
-        ({"silent_group_share": 1.0}, "100.0% of the groups were paid alike"),
+        ({"silent_group_share": 1.0}, "100.0% of the groups teach nothing (paid alike)"),
         ({"truncated_share": 0.97}, "97.0% of the completions were cut at max_tokens = 48"),
         ({"entropy": 0.0002}, "entropy is 0.0002 nats a token"),
         ({"clip_share": 0.95}, "clip_share is 95.0%"),

@@ -18,7 +18,7 @@ from model.losses.mismatch import Mismatch
 from model.records import FinishReason, Problem
 from model.training.data import Row, collate
 from model.training.forward import Model, backward, completion_hidden, completion_log_probs
-from model.training.grpo import GRPOStage, fill_unjudged, rollout_metrics
+from model.training.grpo import GRPOStage, rollout_metrics
 from model.training.job import GRPOJob, JobError, Precision, Sampler
 from model.training.loop import run_step
 from model.training.optimizer import MasterAdamW
@@ -189,6 +189,26 @@ def test_every_member_of_the_family_raises_the_reward(
     assert sum(rewards[-3:]) > 1.5 * sum(rewards[:3])
 
 
+def test_online_rft_learns_what_was_right(tiny_folder: Path, problems_file: Path) -> None:
+    """Of texts with two vowels and more ever more are written, wrong ones being left out; no group is compared."""
+
+    def right_or_not(rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[float]:
+        return [1.0 if vowels >= 2 / 8 else 0.2 for vowels in likes_vowels(rollouts, problems)]
+
+    settings = {"advantage": Advantage.RFT, "kl_weight": 0.0, "learning_rate": 1e-2, "warmup_share": 0.0}
+    stage = make_stage(make_job(tiny_folder, problems_file, steps=20, group_size=8, **settings))
+    stage.reward = right_or_not
+    optimizer = MasterAdamW(stage.model, 0.0)
+    lines = [run_step(stage.job, stage, stage.model, optimizer, step) for step in range(1, 21)]
+    assert sum(line["reward"] for line in lines[-3:]) > 1.5 * sum(line["reward"] for line in lines[:3])
+    assert lines[-1]["silent_group_share"] == 0.0
+
+
+def test_rft_needs_a_reward_that_says_what_is_right(tiny_folder: Path, problems_file: Path) -> None:
+    with pytest.raises(JobError, match=r"format_weight = 1\.0"):
+        make_job(tiny_folder, problems_file, advantage=Advantage.RFT, format_weight=1.0)
+
+
 def test_gspo_of_a_moved_policy_is_that_of_whole_sequences(
     tiny_folder: Path, problems_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,11 +261,6 @@ def test_the_reference_does_not_move(tiny_folder: Path, problems_file: Path) -> 
     assert not torch.equal(completion_log_probs(stage.model, batch, 1.0), before_N)
 
 
-def test_an_unjudged_rollout_gets_its_groups_mean() -> None:
-    rewards_PG = torch.tensor([[1.0, math.nan, 0.0], [math.nan, math.nan, math.nan]])
-    assert fill_unjudged(rewards_PG).tolist() == [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
-
-
 def test_metrics_by_hand() -> None:
     rollouts = [
         Rollout(Row([1], [2] * length), "", reason)
@@ -256,11 +271,11 @@ def test_metrics_by_hand() -> None:
             (4, FinishReason.STOP),
         )
     ]
-    assert rollout_metrics(rollouts, torch.tensor([[1.0, 0.0], [1.0, 1.0]])) == {
+    assert rollout_metrics(rollouts, torch.tensor([[1.0, 0.0], [1.0, math.nan]])) == {
         "reward": 0.75,
         "reward_max": 1.0,
         "reward_std": 0.25,
-        "silent_group_share": 0.5,
+        "unjudged_share": 0.25,
         "completion_length": 3.0,
         "truncated_share": 0.25,
     }

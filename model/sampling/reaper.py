@@ -107,6 +107,11 @@ def send(pid: int, number: signal.Signals) -> None:
         return
 
 
+def children_of(parent: int) -> list[int]:
+    """Pids of the processes that `parent` has started itself, zombies included."""
+    return [pid for pid, its_parent in _processes() if its_parent == parent]
+
+
 def descendants(root: int) -> list[int]:
     """Pids of all processes below `root`, nearest first, zombies included. Reads /proc once."""
     children: dict[int, list[int]] = {}

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from model.training.forward import Model
 from model.training.job import Job, JobError
+from model.training.parallel import cut_again
 
 _NAME = "default"  # peft's own, for a model's only adapter
 _BASE, _A, _B = ".base_layer.", f".lora_A.{_NAME}.", f".lora_B.{_NAME}."
@@ -66,17 +67,20 @@ def has_adapters(model: Model) -> bool:
 
 @contextmanager
 def adapters_off(model: Model) -> Iterator[None]:
-    """A block in which the model is the one that it was before; for passes without gradient."""
+    """A block in which the model is the one that it was before; for passes without gradient.
+
+    peft's own `enable_adapters` would also say that the adapters are not trained, which FSDP keeps from its first pass.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
     for layer in layers:
-        layer.enable_adapters(False)
+        layer._disable_adapters = True
     try:
         yield
     finally:
         for layer in layers:
-            layer.enable_adapters(True)
+            layer._disable_adapters = False
 
 
 class WithoutAdapters:
@@ -88,7 +92,9 @@ class WithoutAdapters:
     def base_model(self, **arguments: Any) -> Any:
         """The trunk's pass, adapters off."""
         with adapters_off(self.model):
-            return self.model.base_model(**arguments)
+            found = self.model.base_model(**arguments)
+        cut_again(self.model.base_model)
+        return found
 
     def get_output_embeddings(self) -> Any:
         """The head, which has no adapter."""

@@ -33,7 +33,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -41,9 +41,9 @@ from model.errors import TrainingError
 from model.training.adapters import has_adapters, merged
 from model.training.data import Tokenizer
 from model.training.forward import Model
-from model.training.job import Precision
+from model.training.job import JobError, Precision
 from model.training.optimizer import MasterAdamW
-from model.training.parallel import World
+from model.training.parallel import World, gathered
 
 KEPT = 2
 CHECKSUMS = "checksums.json"
@@ -112,7 +112,9 @@ class Checkpoints:
         found: Path | None = self.world.led(lambda: newest_sound(self.folder))
         if found is None:
             return 0
-        load(trained_state(optimizer, stage), checkpoint_id=found / "trainer", no_dist=self.world.size == 1)
+        state = trained_state(optimizer, stage)
+        require_names(found, state)
+        load(state, checkpoint_id=found / "trainer", no_dist=self.world.size == 1)
         for filled in (optimizer, *optimizers_beside(stage)):
             filled.loaded()
         remembered = torch.load(found / "stage.pt", map_location="cpu", weights_only=True)
@@ -122,7 +124,7 @@ class Checkpoints:
 
     def newest_step(self) -> int:
         """The step of the newest checkpoint, 0 where there is none."""
-        found = complete_checkpoints(self.folder)
+        found: list[Path] = self.world.led(lambda: complete_checkpoints(self.folder))
         return int(found[-1].name.removeprefix("step-")) if found else 0
 
 
@@ -146,6 +148,15 @@ def trained_state(optimizer: MasterAdamW, stage: Any) -> dict[str, Tensor]:
     for other in optimizers_beside(stage):
         state |= {f"beside.{name}": tensor for name, tensor in other.state_dict().items()}
     return state
+
+
+def require_names(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
+    """Raises JobError for a checkpoint that does not hold all of it."""
+    there = FileSystemReader(checkpoint / "trainer").read_metadata().state_dict_metadata
+    if missing := sorted(state.keys() - there.keys()):
+        raise JobError(
+            f"{checkpoint} holds no {missing[0]}: another version of Stillhouse wrote it; train in another folder"
+        )
 
 
 def optimizers_beside(stage: Any) -> list[MasterAdamW]:
@@ -191,17 +202,13 @@ def whole_weights(model: Model, precision: Precision, world: World) -> dict[str,
 
     What the model ties stays one tensor.
     """
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    first = {id(weight): name for name, weight in reversed(parameters.items())}
-    if world.size > 1:
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        whole: dict[str, Any] = dict(get_model_state_dict(model, options=options))
-    else:
-        whole = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    if not world.leads:
-        return None
-    whole = {name: tensor.to(getattr(torch, precision)) for name, tensor in whole.items()}
-    return {name: whole[first[id(parameters[name])]] if name in parameters else whole[name] for name in whole}
+    dtype, found, whole = getattr(torch, precision), dict[int, Tensor](), dict[str, Tensor]()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in found:
+            one = gathered(tensor, dtype)  # in all processes, one weight at a time
+            found[id(tensor)] = one.to("cpu", dtype, copy=True) if world.leads else torch.empty(0)
+        whole[name] = found[id(tensor)]
+    return whole if world.leads else None
 
 
 def save_model(folder: Path, model: Model, tokenizer: Tokenizer, weights: Mapping[str, Tensor] | None) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from model.sampling.reaper import descendants, send
+from model.sampling.reaper import children_of, send
 from model.training.job import JobError
 from model.training.process import (
     EXIT_DONE,
@@ -82,8 +82,11 @@ def launch(command: Sequence[str], processes: int, stop: StopRequest) -> int:
 
 
 def pass_on_stop() -> None:
-    """SIGTERM to every process that this one has started; where there is none yet, this one ends as stopped."""
-    started = descendants(os.getpid())
+    """SIGTERM to every process that this one has started; where there is none yet, this one ends as stopped.
+
+    Not to what those have started: they need their engines and verifiers until they have stopped.
+    """
+    started = children_of(os.getpid())
     for pid in started:
         send(pid, signal.SIGTERM)
     if not started:

@@ -6,10 +6,11 @@ are summed and not averaged, because the weights of tokens are those of the whol
 All processes draw the same data in the same order from the seed, so nothing but shares is agreed on.
 
 The vocabulary head is not run as a module (`model/losses/head.py`): its weight is gathered once a step, and its
-gradient, summed over the step, is scattered once.
+gradient, summed over the step, is scattered once; a pass that only scores tokens gathers it once more.
 
 What is not a step's arithmetic (rollouts, rewards, answers) is dealt out one by one and collected again, so that every
-process holds all of it and decides alike. Whatever runs the cut model, all processes run equally often.
+process holds all of it and decides alike. All processes run the cut model equally often; one that is to write texts is
+whole meanwhile (`World.whole`), since they end at different lengths.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class World:
         """
         if self.mesh is None:
             return
-        policy = MixedPrecisionPolicy(param_dtype=getattr(torch, precision), reduce_dtype=torch.float32)
+        # What layers are called with is in their precision already; casting would copy it, and `Documents` anew.
+        policy = MixedPrecisionPolicy(getattr(torch, precision), torch.float32, cast_forward_inputs=False)
         trunk, head = model.base_model, model.get_output_embeddings()
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         adapted = len(trained) < len(list(model.parameters()))
@@ -85,12 +87,12 @@ class World:
 
         Without gradient; nothing that changes or saves its weights belongs here. All processes enter and leave.
         """
-        cut = [part for part in model.modules() if isinstance(part, FSDPModule)]  # what is called before its parts
-        if not cut:
+        if self.mesh is None:
             yield
             return
         trunk, head = model.base_model, model.get_output_embeddings()
         weight, tied = head.weight, not isinstance(head, FSDPModule)
+        cut = (trunk, *trunk.layers, *([] if tied else [head]))
         for part in cut:
             part.unshard()
         for layer in trunk.layers:
@@ -106,6 +108,8 @@ class World:
                 layer.set_reshard_after_forward(True)
             for part in cut:
                 part.reshard()
+            for root in (trunk, head):
+                cut_again(root)
 
     def scattered_sum(self, whole: Tensor, like: Tensor) -> Tensor:
         """The sum of every process's tensor, this process's part of it, cut as `like` is."""
@@ -171,10 +175,13 @@ def gathered(weight: Tensor, precision: torch.dtype) -> Tensor:
     return part.full_tensor()
 
 
-def cut_again(trunk: Any) -> None:
-    """To be called after a pass without gradient: torch keeps a root's own weights whole for the backward pass."""
-    if isinstance(trunk, FSDPModule):
-        trunk.reshard()
+def cut_again(root: Any) -> None:
+    """To be called after passes without gradient, of whose modules this is the outermost, if it was cut.
+
+    For a backward pass that does not come, torch keeps its own weights whole and notes every pass.
+    """
+    if isinstance(root, FSDPModule) and root._get_fsdp_state()._is_root:  # once it has run
+        root.reset_iter_state()
 
 
 @contextmanager

@@ -50,7 +50,7 @@ class Rollouts(Protocol):
 class LocalRollouts:
     """All contexts as one left-padded batch through `generate` of the model that is being trained.
 
-    A row's random numbers are its own, so that it is the same whichever process samples it, but for rounding.
+    A row's random numbers are its own: it is the same whichever process samples it, and beside what, but for rounding.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class LocalRollouts:
 
     def sample(self, contexts: Sequence[str]) -> list[Rollout]:
         """See `Rollouts`."""
-        seed = int(torch.randint(2**63 - 1, ()))  # the only number that is drawn here in every process
-        numbers = RowNumbers(seed, len(contexts), self.world, self.model.device)
-        own = self.world.dealt(contexts)
+        seeds: list[int] = torch.randint(2**63 - 1, (len(contexts),)).tolist()
+        own = self.world.dealt(list(zip(contexts, seeds, strict=True)))
         with self.world.whole(self.model):
-            found = self._sample(own, numbers) if own else []
+            found = self._sample(own) if own else []
         return self.world.collected(found)
 
     @torch.no_grad()
-    def _sample(self, contexts: Sequence[str], numbers: RowNumbers) -> list[Rollout]:
-        contexts_ids = [tokenize(self.tokenizer, context) for context in contexts]
+    def _sample(self, asked: Sequence[tuple[str, int]]) -> list[Rollout]:
+        contexts_ids = [tokenize(self.tokenizer, context) for context, _ in asked]
+        numbers = RowNumbers([seed for _, seed in asked], self.max_tokens, self.model.device)
         tokens_BT, mask_BT = pad_left(contexts_ids, self.tokenizer.eos_token_id, self.model.device)
         ended = StopTexts(self.tokenizer, self.stop, tokens_BT.shape)
         with generating(self.model):
@@ -115,16 +115,16 @@ class LocalRollouts:
 
 
 class RowNumbers:
-    """Uniform numbers in [0, 1), one for each row at each token, of which this process sees those of its rows."""
+    """Uniform numbers in [0, 1), one for each token of each row, four bytes each: a row's come of its seed alone."""
 
-    def __init__(self, seed: int, rows: int, world: World, device: torch.device) -> None:
-        self.rows, self.world, self.device = rows, world, device
-        self.generator = torch.Generator(device).manual_seed(seed)
+    def __init__(self, seeds: Sequence[int], tokens: int, device: torch.device) -> None:
+        rows = [torch.rand(tokens, 1, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        self._left = iter(torch.stack(rows, dim=1).to(device))
 
     def next(self) -> Tensor:
         """Of the next token, [B, 1]."""
-        numbers_R1 = torch.rand(self.rows, 1, generator=self.generator, device=self.device)
-        return numbers_R1[self.world.rank :: self.world.size]
+        numbers_B1: Tensor = next(self._left)
+        return numbers_B1
 
 
 class DrawnTokens:

@@ -312,6 +312,10 @@ def open_engines(
             return [engine], [engine]
         shared = [engine]
     if not job.rollout_urls and not job.rollout_lent:
+        if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) < world.size:
+            raise JobError(
+                "several machines without GPUs do not reach one another's engines: name some in rollout_urls"
+            )
         url = world.led(lambda: shared[0].url)
         shared = shared or [VLLMAt(url)]
     return (shared if world.leads else []), shared

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 RawJob = dict[str, Any]  # a job's JSON, with its stage
 
 
@@ -45,7 +47,9 @@ def main() -> None:
     from model.training.job import read_job
     from model.training.runner import run_job
     from tests.model.training.tiny import Never
+    from tests.model.training.tiny_engine import install_shared
 
+    install_shared(pytest.MonkeyPatch())
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # which serves for one group of processes
     for pair in sys.argv[1:]:
         port, path = pair.split("=", 1)

@@ -74,11 +74,15 @@ def test_which_end_tells_why_all_ended() -> None:
 
 def test_a_stop_reaches_every_process_and_all_are_waited_for(stop: StopRequest, tmp_path: Path) -> None:
     listening = f"""
+import subprocess
 stop = StopRequest()
+# It has to serve until its trainer has stopped; in a session of its own, as `VLLMServer` starts one.
+engine = subprocess.Popen(["sleep", "60"], start_new_session=True)
 Path({str(tmp_path)!r}, f"up-{{WHO}}").touch()
 while not stop.received: time.sleep(0.01)
 time.sleep(0.5 * WHO)
-Path({str(tmp_path)!r}, f"saved-{{WHO}}").touch()
+if engine.poll() is None: Path({str(tmp_path)!r}, f"saved-{{WHO}}").touch()
+engine.kill()
 sys.exit(75)
 """
 

@@ -27,7 +27,6 @@ from model.training.rollouts import DrawnTokens, RowNumbers, nucleus
 from model.training.runner import run_job
 from model.training.validation import (
     Answer,
-    LocalAnswers,
     Validation,
     asked_problems,
     contexts_of,
@@ -346,11 +345,15 @@ def test_an_activation_checkpointing_model_answers_out_of_training_mode(make_job
     for job in (plain, checkpointed):
         run_job(job, Never())
     assert read(plain.out / "validation.jsonl")[0] == read(checkpointed.out / "validation.jsonl")[0]
-    model = make_model().train()
-    sampler = LocalAnswers(plain, model, make_tokenizer(), ALONE)
-    with sampler.current():
-        assert not model.training
-    assert model.training
+
+
+def test_how_many_answers_are_written_at_once_changes_none(make_job: Any) -> None:
+    """Each has a seed of its own; what is beside it in a batch is padding."""
+    few, many = (make_job(out=f"{at_once}", every=4, validation_batch=at_once) for at_once in (2, 15))
+    for job in (few, many):
+        run_job(job, Never())
+    assert read(few.out / "validation.jsonl") == read(many.out / "validation.jsonl")
+    assert len({line["completion_length"] for line in read(few.out / "validation.jsonl")}) > 1
 
 
 def test_nucleus_keeps_the_fewest_tokens_that_have_top_p() -> None:
@@ -359,7 +362,7 @@ def test_nucleus_keeps_the_fewest_tokens_that_have_top_p() -> None:
     assert nucleus(shares_BV, 0.7).tolist() == [pytest.approx([0, 0.5, 0, 0.3])]
     assert nucleus(shares_BV, 0.5).tolist() == [pytest.approx([0, 0.5, 0, 0])]
     logits_BV = shares_BV.log().repeat(4000, 1)
-    numbers = RowNumbers(0, 4000, ALONE, logits_BV.device)
+    numbers = RowNumbers(range(4000), 1, logits_BV.device)
     drawn = DrawnTokens(1.0, numbers, 0.7)(torch.empty(0), logits_BV).argmax(-1)
     assert set(drawn.tolist()) == {1, 3}
     assert (drawn == 1).float().mean().item() == pytest.approx(5 / 8, abs=0.03)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from multiprocessing.managers import BaseManager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +29,7 @@ class TinyEngine:
         self.temperature, self.deaf, self.raw = temperature, deaf, raw
         self.model = read(folder)
         self.calls: list[str] = []
+        self.busy = threading.Lock()
         self.answered: list[Request] = []
 
     def __enter__(self) -> TinyEngine:
@@ -51,7 +55,8 @@ class TinyEngine:
 
     def complete(self, requests: Sequence[AnyRequest]) -> list[Completion]:
         does: dict[type, Callable[[Any], Completion]] = {ScoreRequest: self._scored, Request: self._answered}
-        return [does.get(type(request), self._drawn)(request) for request in requests]
+        with self.busy:
+            return [does.get(type(request), self._drawn)(request) for request in requests]
 
     def _answered(self, request: Request) -> Completion:
         self.answered.append(request)
@@ -87,6 +92,42 @@ def read(folder: Path) -> Model:
 
     # The trainer's attention, so that both compute the same to the last bit.
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+
+
+class Shared(BaseManager):
+    """The leading process's engine, which the others ask over loopback as they would ask a vLLM."""
+
+
+def served(engine: TinyEngine) -> TinyEngine:
+    """Has a thread answer who connects to `engine.url`."""
+    Shared.register("complete", engine.complete)
+    server = Shared(("127.0.0.1", 0), authkey=b"tests").get_server()
+    engine.url = f"{server.address[0]}:{server.address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return engine
+
+
+def asked(url: str) -> Any:
+    """The engine of another process."""
+    host, port = url.split(":")
+    Shared.register("complete")
+    shared = Shared((host, int(port)), authkey=b"tests")
+    shared.connect()
+    return SimpleNamespace(urls=[url], complete=lambda requests: shared.complete(requests)._getvalue())
+
+
+def install_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `install`, for a job of several processes: the leading one starts the engine, all ask it."""
+    engines = install(monkeypatch)
+    start = vllm_rollouts.VLLMServer
+    alone = vllm_rollouts.CompletionsClient
+
+    def client(urls: Sequence[str], *rest: Any, **settings: Any) -> AbstractContextManager[Any]:
+        return alone(urls, *rest, **settings) if engines else nullcontext(asked(urls[0]))
+
+    monkeypatch.setattr(vllm_rollouts, "VLLMServer", lambda *given, **settings: served(start(*given, **settings)))
+    monkeypatch.setattr(vllm_rollouts, "CompletionsClient", client)
+    monkeypatch.setattr(vllm_rollouts.VLLMAt, "served_name", "policy")
 
 
 def install(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[TinyEngine]:

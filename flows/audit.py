@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from prefect import flow
 
 from flows.artifacts import progress_in_ui, publish_audit
+from flows.forms import RecipeParameter
 from flows.recipe import Recipe
 from flows.wiring import check_settings, opened
 from model.errors import ProblemsError
@@ -32,7 +33,7 @@ from tasks.store import PROBLEMS
 
 
 @flow(name="audit", flow_run_name="audit {recipe.name}")
-def audit(recipe: Recipe, load_problems: bool = True) -> bool:
+def audit(recipe: RecipeParameter, load_problems: bool = True) -> bool:
     """Audits what is not audited yet, and says whether there was anything; loads the recipe's problems first.
 
     Raises RecipeError where no check is to be audited, ProblemsError where no problems were ever loaded.

@@ -28,12 +28,14 @@ from prefect.deployments.runner import RunnerDeployment
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.flows import load_flow_from_entrypoint
 from prefect.runner.storage import LocalStorage
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL, get_current_settings
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
+from flows.forms import form
 from flows.recipe import Recipe, load_recipe
 from model.errors import StillhouseError
 
@@ -163,8 +165,8 @@ def register(client: SyncPrefectClient, spec: Deployment, recipe: Recipe) -> uui
         deployment.model_fields_set.discard("schedules")  # else the empty list deletes those made in the UI
     deployment.apply()
     made = client.read_deployment_by_name(deployment.full_name)
-    form = for_form(made.parameter_openapi_schema)
-    client.update_deployment(made.id, DeploymentUpdate(parameter_openapi_schema=form))
+    schema = for_form(form(load_flow_from_entrypoint(spec.entrypoint)))
+    client.update_deployment(made.id, DeploymentUpdate(parameter_openapi_schema=schema))
     return made.flow_id
 
 

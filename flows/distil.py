@@ -13,6 +13,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.artifacts import publish_curve
+from flows.forms import RecipeParameter
 from flows.recipe import Recipe
 from flows.shards import patient
 from flows.stages import Stage
@@ -36,7 +37,7 @@ DISTILLING = (Stage.SFT, Stage.DISTILL, Stage.ON_POLICY)
 
 
 @flow(name="distil", flow_run_name="distil {recipe.name}")
-def distil(recipe: Recipe, only: tuple[Stage, ...] = DISTILLING) -> None:
+def distil(recipe: RecipeParameter, only: tuple[Stage, ...] = DISTILLING) -> None:
     """Trains the students that the recipe enables; one that is done already is left as it is."""
     with opened(recipe) as run:
         if Stage.SFT in only and recipe.sft.enabled:

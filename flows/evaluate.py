@@ -14,6 +14,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.artifacts import publish_curve, publish_evaluations
+from flows.forms import RecipeParameter
 from flows.recipe import Recipe
 from flows.recipe_sections import OptimiserSection
 from flows.shards import patient
@@ -43,7 +44,7 @@ from tasks.summary import CURRENT
 
 
 @flow(name="evaluate", flow_run_name="evaluate {recipe.name}")
-def evaluate(recipe: Recipe, model: str = "", name: str = "") -> list[str]:
+def evaluate(recipe: RecipeParameter, model: str = "", name: str = "") -> list[str]:
     """Measures every model of the recipe that was not measured yet, or just `model` under `name`.
 
     Returns the keys of the evaluations. Raises ProblemsError when no problem is held out.

@@ -7,8 +7,8 @@ from prefect import flow
 from flows.artifacts import publish_evaluations, publish_funnel
 from flows.distil import DISTILLING, distil
 from flows.evaluate import evaluate
+from flows.forms import RecipeParameter
 from flows.generate import MAKING, generate
-from flows.recipe import Recipe
 from flows.refine import refine
 from flows.stages import ALL_STAGES, TRAINED, Stage
 from flows.student_fit import require_fitting_student
@@ -17,7 +17,7 @@ from tasks.progress import announce
 
 
 @flow(name="factory", flow_run_name="{recipe.name}")
-def factory(recipe: Recipe, only: tuple[Stage, ...] = ALL_STAGES) -> None:
+def factory(recipe: RecipeParameter, only: tuple[Stage, ...] = ALL_STAGES) -> None:
     """Runs the stages in `only`, each doing what is left to do; a second run of a finished recipe does nothing."""
     making = tuple(stage for stage in MAKING if stage in only)
     distilling = tuple(stage for stage in DISTILLING if stage in only and getattr(recipe, stage).enabled)

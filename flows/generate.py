@@ -12,6 +12,7 @@ from prefect import flow
 
 from flows.artifacts import progress_in_ui, publish_funnel
 from flows.audit import audit
+from flows.forms import RecipeParameter
 from flows.recipe import Recipe
 from flows.recipe_sections import OpenAITeacher
 from flows.shards import Window, patient, raise_for_failures, shard_threads
@@ -42,7 +43,7 @@ MAKING = (Stage.PROBLEMS, Stage.AUDIT, Stage.GENERATE, Stage.VERIFY)
 
 
 @flow(name="generate", flow_run_name="generate {recipe.name}", task_runner=shard_threads())
-def generate(recipe: Recipe, only: tuple[Stage, ...] = MAKING) -> None:
+def generate(recipe: RecipeParameter, only: tuple[Stage, ...] = MAKING) -> None:
     """Makes what the recipe asks for and the dataset lacks.
 
     Raises ShardsFailedError when some shards stay failed after all their attempts; the others are kept.

@@ -8,14 +8,14 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.distil import run_stage
-from flows.recipe import Recipe
+from flows.forms import RecipeParameter
 from flows.stages import Stage
 from flows.wiring import lent_engine, opened, student_tokenizer, template_of
 from tasks.select import Rendering, select_problems
 
 
 @flow(name="refine", flow_run_name="refine {recipe.name}")
-def refine(recipe: Recipe) -> None:
+def refine(recipe: RecipeParameter) -> None:
     """Refines the student on the training problems, if the recipe enables it."""
     if not recipe.grpo.enabled:
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.artifacts import publish_funnel
+from flows.forms import RecipeParameter
 from flows.generate import make_shards
 from flows.recipe import Recipe
 from flows.shards import Window, patient, raise_for_failures, shard_threads
@@ -23,7 +24,7 @@ from tasks.work import failed_shards, plan_rerun
 
 
 @flow(name="rerun", flow_run_name="rerun {recipe.name}", task_runner=shard_threads())
-def rerun(recipe: Recipe, failed: bool = False, where: str = "", errors: bool = False) -> list[int]:
+def rerun(recipe: RecipeParameter, failed: bool = False, where: str = "", errors: bool = False) -> list[int]:
     """Makes new attempts for the failed shards, for the samples for which `where` holds, or for verdicts that are
     errors; returns the shards.
 

@@ -16,19 +16,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from model.errors import SamplerError, StoreError
-from model.pretrained import resolve_model
 from model.records import EXAMPLE_SCHEMA, TeacherPlace, TrainingExample, from_table, to_table
-from model.sampling.request import SamplingParams
-from model.sampling.vllm_server import EngineOptions
 from model.training.examples import examples_at
 from model.training.job import JobError
 from tasks import capture
 from tasks.attempts import read_attempts
 from tasks.capture import Questions, stored_places, write_places
-from tasks.engine import Engine, EngineSpec
+from tasks.engine import Engine
 from tasks.run import Run
 from tasks.store import Dataset
 from tests.fake_endpoint import FakeEndpoint
@@ -191,48 +187,3 @@ def test_another_tokenizer_is_refused(engine: Engine, examples: Path) -> None:
     questions = Questions(engine, "fake", "r1", K, make_tokenizer())
     with pytest.raises(JobError, match="different vocabularies"):
         questions.read(examples, make_tokenizer(LETTERS[::-1]), PREFILL, 512)
-
-
-TEXTS = [
-    ("Calculate 3 + 4.", "<think>\n3 + 4 = 7\n</think>\n<answer>7</answer>"),
-    ("Name a colour.", "<think>\nThe sky is blue, and so is the sea on a clear day.\n</think>\n<answer>blue</answer>"),
-    ("Calculate 12 - 5 * 2.", "<think>\n12 - 10 = 2\n</think>\n<answer>2</answer>"),
-]
-
-
-@pytest.mark.vllm
-def test_vllm_says_what_transformers_says(run: Run, tmp_path: Path) -> None:
-    """Float32 in both: the same likeliest tokens, log-probabilities to 0.004 and 0.06 % of their size (that is half
-    precision's rounding; measured: the same 64 tokens in the same order everywhere). About a minute."""
-    pytest.importorskip("vllm", reason="vLLM is not installed here")
-    from model.training.forward import load_model
-    from model.training.job import Precision
-
-    folder, k = resolve_model("builtin:smollm2-135m-instruct"), 64
-    model, tokenizer = load_model(Path(folder), Precision.FLOAT32, torch.device("cpu"))
-    rows = [
-        TrainingExample(f"s{i}", "p", f"Q: {q}\n", f"Q: 1 + 1?\nA: 2\nQ: {q}\n", a, None)
-        for i, (q, a) in enumerate(TEXTS)
-    ]
-    pq.write_table(to_table(rows, EXAMPLE_SCHEMA), tmp_path / "examples.parquet")
-    options = EngineOptions(max_model_len=256, dtype="float32", max_logprobs=k)
-    spec = EngineSpec(str(folder), options=options)
-    with Engine(
-        spec, SamplingParams(0.0), concurrency=4, timeout_seconds=300, log_path=tmp_path / "vllm.log"
-    ) as engine:
-        questions = Questions(engine, spec.model, "r1", k, tokenizer)
-        questions.read(tmp_path / "examples.parquet", tokenizer, "<think>\n", 256)
-        ask(run, questions)
-    stored = run.dataset.read_table(f"{questions.folder}/000000.parquet").to_pylist()
-    known = questions.rows(list(questions.asked))
-    for row in stored:
-        own = known[row["sample_id"]]
-        with torch.no_grad():
-            logits_TV = model(input_ids=torch.tensor([own.context + own.completion])).logits[0]
-        expected_TV = logits_TV[len(own.context) - 1 : -1].log_softmax(-1)
-        ids_TK = torch.tensor(row["ids"]).view(-1, k)
-        log_probs_TK = torch.tensor(row["log_probs"]).view(-1, k)
-        best = expected_TV.topk(k)
-        assert (ids_TK[:, 0] == best.indices[:, 0]).all()
-        torch.testing.assert_close(expected_TV.gather(-1, ids_TK), log_probs_TK, atol=4e-3, rtol=6e-4)
-        torch.testing.assert_close(best.values, log_probs_TK, atol=4e-3, rtol=6e-4)

@@ -1,10 +1,10 @@
-"""The judge over shards: against an endpoint on loopback that judges, or misbehaves; and once with real vLLM."""
+"""The judge over shards: against an endpoint on loopback that judges, or misbehaves. Real vLLM: test_real_vllm.py."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,20 @@ import pytest
 
 from model.errors import SamplerError
 from model.records import VERDICT_SCHEMA, Status, Verdict, to_table
-from model.rewards.check import Judgement, Scored, failed, passed, unscorable
+from model.rewards.check import Judgement, Scored, passed, unscorable
 from model.rewards.settings import JudgeSettings
 from model.sampling import client as client_module
 from model.sampling.request import SamplingParams
-from model.sampling.vllm_server import EngineOptions
 from tasks.engine import Engine, EngineSpec
-from tasks.inputs import scored_rows
 from tasks.judge import JudgeCheck, judge_check
 from tasks.shard_checks import ShardWork
 from tasks.store import Dataset, sample_path, verdict_path
 from tasks.work import verdict_extra
 from tests.fake_endpoint import FakeEndpoint
-from tests.tasks.small_dataset import generate, make_dataset, plan
+from tests.tasks.small_dataset import generate
+from tests.tasks.small_judged import REJECTED, RULES, engine, judged_dataset, work_on
 
-RULES = {"math": "1", "format": "1"}
-REJECTED, ACCEPTED = failed("different"), passed("equal_string")
+ACCEPTED = passed("equal_string")
 
 
 def fair(prompt: str, _seed: int | None) -> str:
@@ -60,24 +58,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
-    """One shard: six problems `Calculate n + 1.`, each answered rightly once and wrongly once, both in words."""
-    dataset = make_dataset(tmp_path / "data", problems=6)
-    (shard,) = plan(dataset, replicas=2, shard_size=12)
-    generate(dataset, shard, text=lambda row: f"<think>\nhm\n</think>\nreplica {row.replica}")
-    return dataset
-
-
-def work_on(dataset: Dataset, said: Sequence[Judgement] | Judgement = REJECTED, **changes: Any) -> ShardWork:
-    """The shard as the judge meets it: replica 0 answers rightly in words, replica 1 wrongly."""
-    items = [_answered(item, **changes) for item in scored_rows(dataset, 0)]
-    verdicts = [said] * len(items) if isinstance(said, Judgement) else list(said)
-    return ShardWork(dataset, 0, items, {"math": verdicts, "format": [passed("full")] * len(items)})
-
-
-def _answered(item: Scored, **changes: Any) -> Scored:
-    gold = int(item.gold or 0)
-    number = gold if item.text.endswith("0") else gold + 50
-    return replace(item, text=f"<think>\nhm\n</think>\nwell, {number} it is", **changes)
+    return judged_dataset(tmp_path)
 
 
 def is_right(item: Scored) -> bool:
@@ -98,10 +79,6 @@ def make(judge: FakeEndpoint, tmp_path: Path) -> Iterator[Callable[..., JudgeChe
     yield build
     for check in made:
         check.__exit__(None, None, None)
-
-
-def engine(tmp_path: Path) -> dict[str, Any]:
-    return {"concurrency": 8, "timeout_seconds": 20.0, "log_path": tmp_path / "vllm.log"}
 
 
 def write(check: JudgeCheck, work: ShardWork) -> list[Judgement]:
@@ -321,34 +298,3 @@ def test_a_shard_that_was_made_again_is_judged_again(
     generate(dataset, 0, text=lambda row: f"<think>\nnew\n</think>\nreplica {row.replica}")
     check.judge_shard(work_on(dataset))
     assert len(judge.requests) == 12
-
-
-# ---- a real model
-
-
-@pytest.mark.vllm
-def test_a_real_model_judges_in_json(dataset: Dataset, tmp_path: Path) -> None:
-    """The demo's teacher as judge. It is no good one, but held to the schema it answers in JSON. About a minute.
-
-    Not always: the schema allows blanks without end between two words, and a model this small may write them.
-    """
-    pytest.importorskip("vllm", reason="vLLM is not installed here")
-    options = EngineOptions(max_model_len=2048, max_num_seqs=16)
-    spec = EngineSpec("builtin:smollm2-135m-instruct", options=options)
-    settings = JudgeSettings(max_tokens=160, tries=2)
-    few = work_on(dataset)
-    compare = replace(few, items=few.items[:8], verdicts={"math": [REJECTED] * 8})
-    rate = replace(compare, items=[replace(item, gold=None, domain="general") for item in compare.items[:4]])
-    with Engine(spec, SamplingParams(0.7), concurrency=16, timeout_seconds=300, log_path=tmp_path / "log") as teacher:
-        with judge_check(settings, teacher, RULES, **engine(tmp_path)) as check:
-            compared = check.judge_shard(compare)
-            rated = check.judge_shard(rate)
-        loose = replace(settings, guided=False, max_tokens=40)
-        unguided = judge_check(loose, teacher, RULES, **engine(tmp_path)).judge_shard(compare)
-    assert sum(judgement.reason in ("correct", "incorrect") for judgement, _ in compared) >= 7
-    assert sum(judgement.reason.startswith("rated_") for judgement, _ in rated) >= 3
-    for judgement, milliseconds in (*compared, *rated, *unguided):
-        read = judgement.verdict in (Status.PASS, Status.FAIL)
-        assert read or judgement.reason == "not_json"
-        assert (judgement.detail or "").startswith("after 2 tries: ") is not read
-        assert milliseconds > 0

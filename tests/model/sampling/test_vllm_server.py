@@ -9,14 +9,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 
-from model.errors import ModelFolderError, SamplerError, TrainingError
-from model.pretrained import resolve_model
+from model.errors import ModelFolderError, SamplerError
 from model.sampling import reaper, vllm_server
 from model.sampling.client import CompletionsClient
 from model.sampling.request import Request, SamplingParams
@@ -28,13 +25,7 @@ from model.sampling.vllm_server import (
     describe_death,
     server_environment,
 )
-from model.training.data import collate, tokenize
-from model.training.forward import Model, completion_log_probs, load_model
-from model.training.job import GRPOJob, Precision
-from model.training.rollouts import cut_after_stop
-from model.training.vllm_rollouts import TOLERANCE, VLLMRollouts, WeightProbe, mean_distance
 from tests.fake_endpoint import FakeEndpoint
-from tests.model.training.tiny import ALONE
 from tests.stand_in import looks_like_a_model, write_stand_in
 
 REPOSITORY = Path(__file__).parents[3]
@@ -307,75 +298,6 @@ def test_a_known_cause_comes_with_its_remedy(line: str, remedy: str) -> None:
     assert remedy in str(error).splitlines()[0]
     assert line in str(error)
     assert not error.retryable
-
-
-@pytest.mark.vllm
-def test_real_vllm_from_start_to_end(tmp_path: Path, started: Callable[[], list[int]]) -> None:
-    """Start, eight completions, new weights, the same completions, rollouts, stop, nothing left. About a minute."""
-    pytest.importorskip("vllm", reason="vLLM is not installed here")
-    model = resolve_model("builtin:smollm2-135m-instruct")
-    # In float32 engine and trainer agree to 1e-5, so that a single matrix which a reload left out is seen.
-    options = EngineOptions(max_model_len=512, max_num_seqs=16, dtype="float32", logprobs_mode="processed_logprobs")
-    server = VLLMServer(model, "teacher", log_path=tmp_path / "vllm.log", options=options)
-    params = SamplingParams(temperature=0.7, stop=("</answer>",))
-    shots = "Question: 1 + 1\n<answer>2</answer>\nQuestion: 2 + 3\n<answer>5</answer>\n" * 5
-    requests = [Request(str(n), f"{shots}Question: {n} + 4\n<answer>", n, 16) for n in range(8)]
-    with server:
-        members = started()
-        with CompletionsClient(
-            [server.url], "teacher", params, concurrency=8, timeout_seconds=120, alive=server.check
-        ) as client:
-            first = client.complete(requests)
-            assert sum(done.text.endswith("</answer>") for done in first) >= 6
-            assert all(done.prompt_tokens > 50 and 0 < done.completion_tokens <= 16 for done in first)
-            (refused,) = client.complete([Request("long", "word " * 600, 0, 16)])
-            assert refused.finish_reason == "refused"
-            server.load_weights(Path(model))
-            again = client.complete(requests)
-        check_rollouts(Path(model), server, tmp_path)
-    assert sum(one.text == two.text for one, two in zip(first, again, strict=True)) >= 6
-    assert not any(Path(f"/proc/{pid}").exists() for pid in members)
-
-
-def check_rollouts(folder: Path, server: VLLMServer, tmp_path: Path) -> None:
-    """Rollouts of weights that move and arrive, at a temperature other than 1; then of weights that do not arrive."""
-    settings = {"temperature": 0.7, "max_tokens": 24, "stop": ("7",), "dtype": Precision.FLOAT32}
-    job = GRPOJob(init=folder, out=tmp_path, problems=folder, **settings)
-    model, tokenizer = load_model(folder, job.dtype, torch.device("cpu"))
-    prompt = "<|im_start|>user\nCalculate 3 + 4.<|im_end|>\n<|im_start|>assistant\n<think>\n"
-    params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
-    with (
-        ThreadPoolExecutor(1) as worker,
-        CompletionsClient([server.url], "teacher", params, concurrency=16, timeout_seconds=120) as client,
-    ):
-        probe = WeightProbe(client, tokenize(tokenizer, prompt), TOLERANCE[job.dtype])
-        rollouts = VLLMRollouts(job, model, tokenizer, ALONE, [server], client, [probe], probe.tokens, worker)
-        for _ in range(2):
-            move(model)
-            with rollouts.current() as synced:
-                drawn = rollouts.sample([prompt] * 16)
-            assert synced["sync_gap"] < 1e-4  # 0.163 for the embeddings' move while the tied head kept its old copy
-            for rollout in drawn:
-                assert rollout.text == cut_after_stop(
-                    tokenizer.decode(rollout.row.completion, skip_special_tokens=True), job.stop
-                )
-                ended = rollout.text.endswith("7") or rollout.row.completion[-1] == tokenizer.eos_token_id
-                assert ended == (rollout.finish_reason == "stop")
-        batch = collate([rollout.row for rollout in drawn], [1.0] * 16, model.device)
-        told_N = torch.tensor([value for rollout in drawn for value in rollout.log_probs or ()])
-        assert mean_distance(told_N, completion_log_probs(model, batch, 0.7)) < 1e-4
-        assert len({rollout.text for rollout in drawn}) > 4
-        move(model)
-        server.load_weights = lambda _folder: None  # type: ignore[method-assign]
-        with pytest.raises(TrainingError, match="the weights it had before"), rollouts.current():
-            pytest.fail("sampled from stale weights")
-
-
-def move(model: Model) -> None:
-    """Noise in every matrix, 5 % of its spread: embeddings and tied head too."""
-    with torch.no_grad():
-        for weight in (weight for weight in model.parameters() if weight.dim() > 1):
-            weight.add_(torch.randn_like(weight) * weight.std(), alpha=0.05)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:

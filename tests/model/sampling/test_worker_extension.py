@@ -1,4 +1,4 @@
-"""What is packed again, on stand-ins of vLLM's modules; in a real engine: test_vllm_server.py."""
+"""What is packed again, on stand-ins of vLLM's modules; in a real engine: tests/tasks/test_real_vllm.py."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Rollouts by an engine: weights that arrive, or an error; tokens as they were drawn. Real vLLM:
-tests/model/sampling/test_vllm_server.py."""
+tests/tasks/test_real_vllm.py."""
 
 from __future__ import annotations
 

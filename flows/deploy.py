@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import yaml  # type: ignore[import-untyped]
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import IntervalSchedule
@@ -32,6 +32,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.runner.storage import LocalStorage
 from prefect.schedules import Schedule
 from prefect.settings import PREFECT_API_URL, get_current_settings
+from prefect.utilities.callables import ParameterSchema
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Console
 
@@ -163,11 +164,10 @@ def register(client: SyncPrefectClient, spec: Deployment, recipe: Recipe) -> uui
     deployment.storage = LocalStorage(str(CHECKOUT))  # runs start in this folder
     if not spec.schedules:
         deployment.model_fields_set.discard("schedules")  # else the empty list deletes those made in the UI
-    deployment.apply()
-    made = client.read_deployment_by_name(deployment.full_name)
     schema = for_form(form(load_flow_from_entrypoint(spec.entrypoint)))
-    client.update_deployment(made.id, DeploymentUpdate(parameter_openapi_schema=schema))
-    return made.flow_id
+    deployment._parameter_openapi_schema = ParameterSchema(**schema)  # it has no other place for one
+    deployment.apply()
+    return client.read_deployment_by_name(deployment.full_name).flow_id
 
 
 def for_form(schema: Any) -> Any:

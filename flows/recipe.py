@@ -283,9 +283,12 @@ def _stage_conflicts(recipe: Recipe) -> Iterator[str]:
         yield f"distill with a live teacher needs its weights, an endpoint has none to give: {remedy}"
     if recipe.distill.divergence == "uld" and recipe.distill.temperature != 1.0:
         yield 'distill.divergence = "uld" has no temperature: write distill.temperature = 1'
-    if recipe.grpo.enabled and recipe.grpo.advantage == "rft" and recipe.verify.format_weight >= 1:
-        weight = f"verify.format_weight = {recipe.verify.format_weight:g}"
-        yield f'grpo.advantage = "rft" takes a reward of 1 for a right answer, {weight} pays the form as much: lower it'
+    if recipe.grpo.enabled and recipe.grpo.advantage == "rft":
+        takes = 'grpo.advantage = "rft" takes a reward of 1 and more for a right answer'
+        if recipe.verify.format_weight >= 1:
+            yield f"{takes}: set verify.format_weight = {recipe.verify.format_weight:g} below 1"
+        if recipe.grpo.overlong_tokens:
+            yield f"{takes}, and a penalty would take it away: write grpo.overlong_tokens = 0"
     if recipe.on_policy.enabled and not recipe.on_policy.teacher and not isinstance(recipe.teacher, VLLMTeacher):
         yield "on_policy needs its teacher's weights, an endpoint has none to give: set on_policy.teacher"
 

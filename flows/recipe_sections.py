@@ -628,7 +628,7 @@ class GRPOSection(RolloutSection):
     """Last tokens of `max_tokens` over which the reward falls by 1 (DAPO: 4,096 of 20,480, rewards ±1); 0: none."""
     advantage: Literal["grpo", "dr_grpo", "rloo", "rft"] = "grpo"
     """(r - mean)/std of the group, r - mean alone (Dr. GRPO), r - mean of the others (RLOO, arXiv 2402.14740), or 1 for
-    what is right and 0 for the rest (online RFT, arXiv 2402.03300, eq. 11; it has `kl_weight` = 0)."""
+    what is right and 0 for the rest (online RFT, arXiv 2402.03300, eq. 11: without a KL, so set `kl_weight = 0`)."""
     updates_per_step: int = Field(default=1, ge=1, le=64)
     """Optimizer steps per round of sampling."""
     mismatch: Literal["none", "tis", "icepop"] = "none"
@@ -639,7 +639,7 @@ class GRPOSection(RolloutSection):
     mismatch_high: float = Field(default=2.0, gt=1.0, le=1000.0)
     """Upper bound of both (TIS as verl has it: 2; Ring-1T's IcePop: 5)."""
     max_refills: int = Field(default=0, ge=0, le=1000)
-    """DAPO's dynamic sampling: rounds in which groups with one reward are dropped and others sampled; 0: they stay."""
+    """DAPO's dynamic sampling: rounds in which groups without advantage give way to others; 0: they stay."""
     degenerate_silent_share: Share = 0.99
     """Share of groups without advantage (one reward in all; `rft`: none right) from which a round teaches nothing."""
     degenerate_clip_share: Share = 0.9

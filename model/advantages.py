@@ -56,8 +56,10 @@ def silent_groups(rewards_PG: Tensor, kind: Advantage) -> Tensor:
     """Groups that teach nothing, bool, shape [P]: all rewards are equal, or none is that of a right answer (`rft`)."""
     if kind is Advantage.RFT:
         return ~(rewards_PG >= RIGHT).any(-1)
-    rewards_PG = fill_unjudged(rewards_PG)
-    return rewards_PG.amax(-1) == rewards_PG.amin(-1)
+    unjudged_PG = rewards_PG.isnan()
+    return rewards_PG.masked_fill(unjudged_PG, -torch.inf).amax(-1) <= rewards_PG.masked_fill(
+        unjudged_PG, torch.inf
+    ).amin(-1)
 
 
 def fill_unjudged(rewards_PG: Tensor) -> Tensor:

@@ -164,10 +164,18 @@ def _one_at_a_time(request: pytest.FixtureRequest) -> Iterator[None]:
     """Tests marked `vllm` or `machine` do not run beside each other: a vLLM server takes every core, some 3 GiB and
     shared memory, and who watches the machine for an attack's traces must not see another test's. (A group of
     pytest-xdist's would do for vLLM; 3.8 knows no groups with pytest 9.2.)"""
-    if not any(request.node.get_closest_marker(name) for name in ("vllm", "machine")):
+    marked = any(request.node.get_closest_marker(name) for name in ("vllm", "machine"))
+    if not marked or "whole_machine" in request.fixturenames:
         yield
         return
     with FileLock(request.getfixturevalue("shared_folder") / "machine.lock"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole_machine(shared_folder: Path) -> Iterator[None]:
+    """The same for a file whose tests share what takes the machine."""
+    with FileLock(shared_folder / "machine.lock"):
         yield
 
 

@@ -227,8 +227,11 @@ class GRPOJob(RolloutJob):
         super().__post_init__()
         if self.rollouts is not Sampler.VLLM and self.mismatch is not Mismatch.NONE:
             raise JobError("mismatch is for rollouts = 'vllm'")
-        if self.advantage is Advantage.RFT and self.format_weight >= 1:
-            raise JobError(f"advantage = 'rft' takes a reward of 1 for right: format_weight = {self.format_weight} ≥ 1")
+        if self.advantage is Advantage.RFT and (self.format_weight >= 1 or self.overlong_tokens):
+            raise JobError(
+                "advantage = 'rft' takes a reward of 1 and more for right: set format_weight, which is "
+                f"{self.format_weight:g}, below 1 and overlong_tokens, which is {self.overlong_tokens}, to 0"
+            )
         if not self.mismatch_low < 1 < self.mismatch_high:
             raise JobError(f"1 must lie between mismatch_low = {self.mismatch_low} and {self.mismatch_high}")
         if self.rollouts_ahead and self.mismatch is Mismatch.NONE:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.advantages import Advantage, silent_groups
+from model.advantages import Advantage
 from model.gae import explained_variance, generalised_advantages, token_rewards, whitened
 from model.losses.head import Kernel
 from model.losses.kl_estimators import KLPlace, estimate
@@ -75,7 +75,6 @@ class PPOStage(GRPOStage):
         chosen, rollouts, synced = self.step_rollouts(step)
         rewards_PG = self.rewards(rollouts, chosen)
         metrics = {**rollout_metrics(rollouts, rewards_PG), **synced}
-        metrics["silent_group_share"] = silent_groups(rewards_PG, job.advantage).float().mean().item()
         assessed = self.assess(rollouts, rewards_PG.flatten())
         self.value_model.begin([ValueBatch(each.tokens, each.values_N, each.returns_N) for each in assessed])
         micros = self.policy_batches(assessed)

@@ -304,6 +304,8 @@ def open_engines(
     if job.rollout_lent:
         shared = [VLLMAt(job.rollout_lent, repack=True)]
     cuda = torch.cuda.is_available()
+    if not shared and not cuda and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) < world.size:
+        raise JobError("several machines without GPUs do not reach one another's engines: name some in rollout_urls")
     if not shared and (cuda or world.leads):
         options = engine_options(job, longest_prompt, world, cuda=cuda)
         log = "vllm.log" if world.leads else f"vllm-{world.rank}.log"
@@ -312,10 +314,6 @@ def open_engines(
             return [engine], [engine]
         shared = [engine]
     if not job.rollout_urls and not job.rollout_lent:
-        if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) < world.size:
-            raise JobError(
-                "several machines without GPUs do not reach one another's engines: name some in rollout_urls"
-            )
         url = world.led(lambda: shared[0].url)
         shared = shared or [VLLMAt(url)]
     return (shared if world.leads else []), shared

@@ -54,6 +54,16 @@ def test_groups_do_not_see_one_another() -> None:
     assert group_advantages(pair_PG, Advantage.GRPO).tolist() == [[1.0, -1.0], [1.0, -1.0]]
 
 
+@pytest.mark.parametrize("kind", COMPARING)
+@pytest.mark.parametrize("reward", [0.1, 0.2, 1.2])
+@pytest.mark.parametrize("group", range(2, 17))
+def test_a_group_of_equal_rewards_and_an_unjudged_one_says_nothing(kind: Advantage, reward: float, group: int) -> None:
+    """Their mean, which stands for the unjudged one, may be rounded."""
+    rewards_PG = torch.tensor([[reward] * group + [math.nan]])
+    assert silent_groups(rewards_PG, kind).tolist() == [True]
+    assert group_advantages(rewards_PG, kind).tolist() == [[0.0] * (group + 1)]
+
+
 def test_online_rft_takes_what_is_right_and_nothing_else() -> None:
     """Accuracy 1 or 0, 0.2 for the form, and a penalty for length: only what was paid 1 and more is right."""
     rewards_PG = torch.tensor([[1.2, 1.0, 0.2, 0.9], [0.2, 0.0, -0.5, math.nan], [1.2, 1.2, 1.2, math.nan]])

@@ -1,4 +1,4 @@
-"""What tasks ask an engine: against real endpoints; the real vLLM server has its own test in tests/model/sampling."""
+"""What tasks ask an engine: against real endpoints; a real vLLM: test_real_vllm.py."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """A real vLLM, started once for all that is asked of one: completions, new weights, rollouts, a teacher's likeliest
-tokens, a judge. In the end it stops and leaves nothing."""
+tokens, a judge."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from model.rewards.settings import JudgeSettings
 from model.sampling import reaper
 from model.sampling.client import CompletionsClient
 from model.sampling.request import Request, SamplingParams
-from model.sampling.vllm_server import EngineOptions, VLLMServer
+from model.sampling.vllm_server import EngineOptions, VLLMAt
 from model.training.data import collate, tokenize
 from model.training.forward import Model, completion_log_probs, load_model
 from model.training.job import GRPOJob, Precision
@@ -35,8 +35,13 @@ from tests.model.training.tiny import ALONE
 from tests.tasks.small_capture import ask
 from tests.tasks.small_judged import REJECTED, RULES, engine, judged_dataset, work_on
 
-pytestmark = pytest.mark.vllm
-NAME = "teacher"
+pytestmark = [pytest.mark.vllm, pytest.mark.usefixtures("whole_machine")]
+SPEC = EngineSpec(
+    "builtin:smollm2-135m-instruct",
+    options=EngineOptions(
+        max_model_len=2048, max_num_seqs=16, max_logprobs=64, dtype="float32", logprobs_mode="processed_logprobs"
+    ),
+)
 TEXTS = [
     ("Calculate 3 + 4.", "<think>\n3 + 4 = 7\n</think>\n<answer>7</answer>"),
     ("Name a colour.", "<think>\nThe sky is blue, and so is the sea on a clear day.\n</think>\n<answer>blue</answer>"),
@@ -47,48 +52,45 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def folder() -> Path:
     pytest.importorskip("vllm", reason="vLLM is not installed here")
-    return Path(resolve_model("builtin:smollm2-135m-instruct"))
+    return Path(resolve_model(SPEC.model))
 
 
 @pytest.fixture(scope="module")
-def started() -> Callable[[], list[int]]:
-    """The processes below this one that were not there before, nearest first."""
+def managed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """An engine of ours. In float32 it and the trainer agree to 1e-5, so that a single matrix which a reload left out
+    is seen. In the end nothing of it is left."""
+    for first in ("folder", "whole_machine"):
+        request.getfixturevalue(first)
     before = set(reaper.descendants(os.getpid()))
-    return lambda: [pid for pid in reaper.descendants(os.getpid()) if pid not in before]
-
-
-@pytest.fixture(scope="module")
-def shared(
-    folder: Path, started: Callable[[], list[int]], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[VLLMServer]:
-    """In float32 engine and trainer agree to 1e-5, so that a single matrix which a reload left out is seen."""
-    settings = {"max_model_len": 2048, "max_num_seqs": 16, "max_logprobs": 64, "dtype": "float32"}
-    options = EngineOptions(**settings, logprobs_mode="processed_logprobs")
-    assert started() == []
-    with VLLMServer(folder, NAME, log_path=tmp_path_factory.mktemp("vllm") / "vllm.log", options=options) as server:
-        yield server
+    with Engine(
+        SPEC, SamplingParams(0.7), concurrency=16, timeout_seconds=300, log_path=tmp_path_factory.mktemp("vllm") / "log"
+    ) as engine:
+        engine.ready()
+        members = [pid for pid in reaper.descendants(os.getpid()) if pid not in before]
+        assert len(members) > 2, "the reaper, the server, its engine"
+        yield engine
+    assert not any(Path(f"/proc/{pid}").exists() for pid in members)
 
 
 @pytest.fixture
-def server(shared: VLLMServer, folder: Path) -> VLLMServer:
+def teacher(managed: Engine) -> Engine:
     """With the folder's weights, whatever a test before has loaded."""
-    shared.load_weights(folder)
-    return shared
+    managed.serve(SPEC)
+    return managed
 
 
 @pytest.fixture
-def teacher(server: VLLMServer, tmp_path: Path) -> Iterator[Engine]:
-    spec = EngineSpec(NAME, urls=(server.url,))
-    with Engine(spec, SamplingParams(0.7), concurrency=16, timeout_seconds=300, log_path=tmp_path / "none") as made:
-        yield made
+def server(teacher: Engine) -> VLLMAt:
+    """The same, lent, as a trainer gets it."""
+    return VLLMAt(teacher.lend(), repack=True)
 
 
-def test_completions_before_and_after_new_weights(server: VLLMServer, folder: Path) -> None:
+def test_completions_before_and_after_new_weights(server: VLLMAt, folder: Path) -> None:
     params = SamplingParams(temperature=0.7, stop=("</answer>",))
     shots = "Question: 1 + 1\n<answer>2</answer>\nQuestion: 2 + 3\n<answer>5</answer>\n" * 5
     requests = [Request(str(n), f"{shots}Question: {n} + 4\n<answer>", n, 16) for n in range(8)]
     with CompletionsClient(
-        [server.url], NAME, params, concurrency=8, timeout_seconds=120, alive=server.check
+        [server.url], server.served_name, params, concurrency=8, timeout_seconds=120, alive=server.check
     ) as client:
         first = client.complete(requests)
         assert sum(done.text.endswith("</answer>") for done in first) >= 6
@@ -101,7 +103,7 @@ def test_completions_before_and_after_new_weights(server: VLLMServer, folder: Pa
 
 
 def test_rollouts_of_weights_that_arrive_and_of_weights_that_do_not(
-    server: VLLMServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: VLLMAt, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a temperature other than 1."""
     settings = {"temperature": 0.7, "max_tokens": 24, "stop": ("7",), "dtype": Precision.FLOAT32}
@@ -111,7 +113,7 @@ def test_rollouts_of_weights_that_arrive_and_of_weights_that_do_not(
     params = SamplingParams(job.temperature, max_tokens=job.max_tokens, stop=job.stop)
     with (
         ThreadPoolExecutor(1) as worker,
-        CompletionsClient([server.url], NAME, params, concurrency=16, timeout_seconds=120) as client,
+        CompletionsClient([server.url], server.served_name, params, concurrency=16, timeout_seconds=120) as client,
     ):
         probe = WeightProbe(client, tokenize(tokenizer, prompt), TOLERANCE[job.dtype])
         rollouts = VLLMRollouts(job, model, tokenizer, ALONE, [server], client, [probe], probe.tokens, worker)
@@ -153,7 +155,7 @@ def test_its_likeliest_tokens_are_those_of_transformers(teacher: Engine, folder:
         for i, (q, a) in enumerate(TEXTS)
     ]
     pq.write_table(to_table(rows, EXAMPLE_SCHEMA), tmp_path / "examples.parquet")
-    questions = Questions(teacher, NAME, "r1", k, tokenizer)
+    questions = Questions(teacher, SPEC.model, "r1", k, tokenizer)
     questions.read(tmp_path / "examples.parquet", tokenizer, "<think>\n", 256)
     ask(run, questions)
     stored = run.dataset.read_table(f"{questions.folder}/000000.parquet").to_pylist()
@@ -193,10 +195,3 @@ def test_it_judges_in_json(teacher: Engine, tmp_path: Path) -> None:
         assert read or judgement.reason == "not_json"
         assert (judgement.detail or "").startswith("after 2 tries: ") is not read
         assert milliseconds > 0
-
-
-def test_it_stops_and_leaves_nothing(shared: VLLMServer, started: Callable[[], list[int]]) -> None:
-    members = started()
-    assert len(members) > 2  # the reaper, the server, its engine
-    shared.stop()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in members)

@@ -1,4 +1,5 @@
-"""The managed server: its command line, life and death, with a stand-in process; and once with real vLLM."""
+"""The managed server: its command line, life and death, with a stand-in process. Real vLLM:
+tests/tasks/test_real_vllm.py."""
 
 from __future__ import annotations
 

@@ -205,8 +205,9 @@ def test_online_rft_learns_what_was_right(tiny_folder: Path, problems_file: Path
 
 
 def test_rft_needs_a_reward_that_says_what_is_right(tiny_folder: Path, problems_file: Path) -> None:
-    with pytest.raises(JobError, match=r"format_weight = 1\.0"):
-        make_job(tiny_folder, problems_file, advantage=Advantage.RFT, format_weight=1.0)
+    for settings in ({"format_weight": 1.0}, {"overlong_tokens": 4}):
+        with pytest.raises(JobError, match="takes a reward of 1 and more for right"):
+            make_job(tiny_folder, problems_file, advantage=Advantage.RFT, **settings)
 
 
 def test_gspo_of_a_moved_policy_is_that_of_whole_sequences(

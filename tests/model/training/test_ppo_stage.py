@@ -14,6 +14,7 @@ from model.losses.kl_estimators import KLPlace
 from model.records import FinishReason, Problem
 from model.training.checkpoint import Checkpoints
 from model.training.data import Row
+from model.training.degenerate import degenerate
 from model.training.forward import completion_log_probs
 from model.training.job import JobError, PPOJob, Precision
 from model.training.loop import DivergedError, run_step
@@ -98,6 +99,17 @@ def test_advantages_are_whitened_over_all_micro_batches(tiny_folder: Path, probl
     assert len(assessed) == 2
     seen_N = torch.cat([micro.kernel.part.__self__.advantages_N for micro in stage.policy_batches(assessed)])
     assert seen_N.tolist() == pytest.approx([1 / math.sqrt(3)] * 3 + [-math.sqrt(3)])
+
+
+def test_a_run_of_one_rollout_a_problem_is_not_taken_for_one_that_learns_nothing(
+    tiny_folder: Path, problems_file: Path
+) -> None:
+    """No group is compared, so none says nothing."""
+    job = make_job(tiny_folder, problems_file, steps=3, problems_per_step=3, group_size=1, degenerate_window=2)
+    stage = make_stage(job)
+    optimizer = MasterAdamW(stage.model, 0.0)
+    lines = [run_step(job, stage, stage.model, optimizer, step) for step in range(1, 4)]
+    assert not degenerate(job, [line | {"reward_max": 1.0} for line in lines])
 
 
 def test_training_raises_the_reward_and_values_follow_it(tiny_folder: Path, problems_file: Path) -> None:

@@ -45,8 +45,8 @@ def trainer(body: str) -> list[str]:
     [
         ("", 0, ""),
         # The second one is the cause, though the first, which misses it, is noticed first.
-        ("sys.exit(1) if WHO == 0 else StopRequest(); time.sleep(0.3); sys.exit(2)", 2, "ended with status 2"),
-        ("sys.exit([1, 3][WHO])", 3, "ended with status 3"),
+        ("StopRequest(); meet(); time.sleep(0.3 * WHO); sys.exit(1 + WHO)", 2, "ended with status 2"),
+        ("StopRequest(); meet(); sys.exit([1, 3][WHO])", 3, "ended with status 3"),
         ("os.kill(os.getpid(), signal.SIGKILL) if WHO else time.sleep(60)", 3, "killed by signal 9"),
         (
             "StopRequest(); os.kill(os.getpid(), signal.SIGSEGV) if WHO else time.sleep(0.3); sys.exit(1)",
@@ -56,9 +56,16 @@ def trainer(body: str) -> list[str]:
     ],
 )
 def test_the_status_is_the_causes(
-    stop: StopRequest, capfd: pytest.CaptureFixture[str], body: str, status: int, words: str
+    stop: StopRequest, capfd: pytest.CaptureFixture[str], tmp_path: Path, body: str, status: int, words: str
 ) -> None:
-    assert launch(trainer(body), 2, stop) == status
+    meet = f"""
+def meet():
+    "One that is ended before it can listen tells nothing."
+    Path({str(tmp_path)!r}, str(WHO)).touch()
+    while len(list(Path({str(tmp_path)!r}).iterdir())) < 2: time.sleep(0.01)
+
+"""
+    assert launch(trainer(meet + body), 2, stop) == status
     assert words in capfd.readouterr().err
 
 

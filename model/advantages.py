@@ -57,9 +57,8 @@ def silent_groups(rewards_PG: Tensor, kind: Advantage) -> Tensor:
     if kind is Advantage.RFT:
         return ~(rewards_PG >= RIGHT).any(-1)
     unjudged_PG = rewards_PG.isnan()
-    return rewards_PG.masked_fill(unjudged_PG, -torch.inf).amax(-1) <= rewards_PG.masked_fill(
-        unjudged_PG, torch.inf
-    ).amin(-1)
+    highest_P = rewards_PG.masked_fill(unjudged_PG, -torch.inf).amax(-1)
+    return highest_P <= rewards_PG.masked_fill(unjudged_PG, torch.inf).amin(-1)
 
 
 def fill_unjudged(rewards_PG: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ whole distribution; on-policy distillation's is estimated from the tokens drawn,
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from model.advantages import Advantage
@@ -46,7 +45,8 @@ def _of_rewards(job: GRPOJob, window: Lines) -> Iterator[str]:
     if (best := _of(window, "reward_max", max)) is not None and best <= 0:
         yield f"no rollout was paid (best reward {best:g}): easier problems, a better init, or other checks"
     if (share := _mean(window, "silent_group_share")) is not None and share >= job.degenerate_silent_share:
-        yield f"{share:.1%} of the groups teach nothing ({_SILENT[job.advantage]}): problems of another pass_rate"
+        why = "none right" if job.advantage is Advantage.RFT else "paid alike"
+        yield f"{share:.1%} of the groups teach nothing ({why}): problems of another pass_rate"
     for name, remedy in _CLIPS.items():
         if (share := _mean(window, name)) is not None and share >= job.degenerate_clip_share:
             yield f"{name} is {share:.1%}, so that next to no token has a gradient: {remedy}"
@@ -60,7 +60,6 @@ def _of_completions(job: RolloutJob, window: Lines) -> Iterator[str]:
         yield f"the policy's entropy is {entropy:.2g} nats a token: lower learning_rate{further}"
 
 
-_SILENT = defaultdict(lambda: "paid alike", {Advantage.RFT: "none right"})
 _CLIPS = {
     "clip_share": "lower learning_rate or updates_per_step",
     "mismatch_capped_share": "the rollout engine's probabilities are not the trainer's: compare its dtype and settings",

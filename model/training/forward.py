@@ -7,6 +7,8 @@ Axes: T tokens of all rows, N completion tokens of all rows, H hidden size, V vo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +36,40 @@ def load_model(
 
     Dropout stays off: the policy that samples is the one that is scored.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    try:
+    with folder_errors(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision), local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return model.to(device).eval(), ready(folder, model, compiled=compiled and device.type != "cpu")
+
+
+def outline(folder: Path, precision: Precision, device: torch.device, *, compiled: bool) -> tuple[Model, Tokenizer]:
+    """As `load_model`, without the weights: they are on torch's meta device, which gives them no memory."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    with folder_errors(folder), torch.device("meta"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision))
+    if (folder / "generation_config.json").exists():  # it is saved with the model
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return model.eval(), ready(folder, model, compiled=compiled and device.type != "cpu")
+
+
+@contextmanager
+def folder_errors(folder: Path) -> Iterator[None]:
+    """Tells transformers' errors about what it reads by one name."""
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         raise ModelFolderError(f"{folder} does not hold a model with its tokenizer: {error}") from error
+
+
+def ready(folder: Path, model: Model, *, compiled: bool) -> Tokenizer:
+    """Has a folder's model attend by document; its tokenizer. Raises JobError where training would be wrong."""
+    from transformers import AutoTokenizer
+
+    with folder_errors(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     for scaling in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(model.config, scaling, None) not in (None, 1, 1.0):
             raise JobError(f"{folder} scales its logits after the head ({scaling}), which training leaves out")
@@ -48,17 +77,34 @@ def load_model(
         raise JobError(f"{folder} has a head with a bias, which training leaves out")
     require_tokenizer(folder, tokenizer, model.get_input_embeddings().num_embeddings)
     attend_by_document(model)
-    if compiled and device.type != "cpu":
+    if compiled:
         compile_layers(model)
-    return model.to(device).eval(), tokenizer
+    return tokenizer
+
+
+def load_cut(folder: Path, job: Job, world: World, prepare: Callable[[Model], Any]) -> tuple[Model, Tokenizer]:
+    """A model that is cut over the processes, and its tokenizer.
+
+    `prepare` is called with the model while it is whole. The leading process alone reads the weights, into the main
+    memory; a device has no more than its part and one whole weight at a time.
+    """
+    model, tokenizer = outline(folder, job.dtype, world.device, compiled=job.compile)
+    prepare(model)
+    world.shard(model, job.dtype)
+    whole = None
+    if world.leads:
+        whole, _ = load_model(folder, job.dtype, torch.device("cpu"))
+        prepare(whole)
+    world.fill(model, whole)
+    return model, tokenizer
 
 
 def load_frozen(folder: Path, job: Job, world: World) -> tuple[Model, Tokenizer]:
     """A model that only scores tokens beside the one in training, cut over the processes as that one is."""
+    if world.mesh is not None:
+        return load_cut(folder, job, world, lambda model: model.requires_grad_(False))
     model, tokenizer = load_model(folder, job.dtype, world.device, compiled=job.compile)
-    model.requires_grad_(False)
-    world.shard(model, job.dtype)
-    return model, tokenizer
+    return model.requires_grad_(False), tokenizer
 
 
 def require_tokenizer(folder: Path, tokenizer: Tokenizer, embeddings: int) -> None:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,20 +113,12 @@ def _gib(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
 
 
-def measure_whole(model: Model, world: World) -> Activations | None:
-    """Of a model that is going to be cut over processes: a cut one is not to be run without a backward pass."""
-    if world.size == 1:
-        return None
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", PROBE)
-    return measure_activations(model, min(PROBE, most), world.device)
-
-
 def plan_memory(
     job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, world: World, kept: Activations | None = None
 ) -> Plan:
     """Expects a peak, says it on stderr, and has the stage run fewer tokens at once where that many do not fit.
 
-    To be called when everything is loaded and nothing was trained. `kept`: from `measure_whole`; None: measured here,
+    To be called when everything is loaded and nothing was trained. `kept`: from `measure_outline`; None: measured here,
     on rows as long as the job's. Raises NoRoomError, and JobError for a row longer than the job's token budget.
     """
     longest = longest_row(stage, tokenizer)
@@ -246,16 +240,64 @@ def cache_bytes(job: Job, model: Model) -> int:
 
 def measure_activations(model: Model, length: int, device: torch.device) -> Activations:
     """Two forward passes, of a row of `length` tokens and of half of it."""
-    whole, half = (kept_bytes(model, tokens, device) for tokens in (length, max(1, length // 2)))
-    if getattr(model, "is_gradient_checkpointing", False):  # then one layer's come back in the backward pass
-        model.gradient_checkpointing_disable()
-        layers = model.config.get_text_config().num_hidden_layers
-        whole, half = (
-            kept + kept_bytes(model, tokens, device) // layers
-            for kept, tokens in ((whole, length), (half, max(1, length // 2)))
-        )
+
+    def kept(tokens: int) -> float:
+        found = kept_bytes(model, tokens, device)
+        if runs_again(model):
+            with remembering(model):
+                found += kept_bytes(model, tokens, device) // model.config.get_text_config().num_hidden_layers
+        return found
+
+    return curve(kept, length)
+
+
+def measure_outline(model: Model, device: torch.device) -> Activations:
+    """As `measure_activations`, of a model without weights, which gets two layers of any: the others keep as much.
+
+    The model is of no use afterwards.
+    """
+    trunk, count = model.base_model, len(model.base_model.layers)
+    layers = trunk.layers = trunk.layers[:2]
+    model.to_empty(device=device)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.02)
+
+    def kept_by(first: int, tokens: int) -> int:
+        trunk.layers = layers[:first]
+        return kept_bytes(model, tokens, device)
+
+    def kept(tokens: int) -> float:
+        one, two = (kept_by(n, tokens) for n in (1, len(layers)))
+        found = one + (count - 1) * (two - one)
+        if runs_again(model):
+            with remembering(model):
+                one, two = (kept_by(n, tokens) for n in (1, len(layers)))
+            found += two - one
+        return found
+
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", PROBE)
+    return curve(kept, min(PROBE, most))
+
+
+def runs_again(model: Model) -> bool:
+    """Are layers run again in the backward pass, instead of being remembered?"""
+    return bool(getattr(model, "is_gradient_checkpointing", False))
+
+
+@contextmanager
+def remembering(model: Model) -> Iterator[None]:
+    """A block in which they are remembered: so much comes back of one layer in the backward pass."""
+    model.gradient_checkpointing_disable()
+    try:
+        yield
+    finally:
         checkpoint_activations(model)
+
+
+def curve(kept: Callable[[int], float], length: int) -> Activations:
+    """Through what is kept of a row of `length` tokens, and of half of it."""
     other = max(1, length // 2)
+    whole, half = kept(length), kept(other)
     if other == length:
         return Activations(float(whole), 0.0)
     square = max(0.0, (whole / length - half / other) / (length - other))

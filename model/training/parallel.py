@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Shard
+from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from model.training.job import Precision
 
@@ -51,13 +52,11 @@ class World:
         return self.rank == 0
 
     def shard(self, model: Any, precision: Precision) -> None:
-        """Cuts a transformers model: each process keeps its part of every weight, in float32. Alone: no change.
+        """Cuts a transformers model without weights (`forward.outline`), to which `fill` gives every process its part.
 
-        Beside adapters, frozen weights stay in the precision that they have.
+        In float32; beside adapters, frozen weights stay in the precision that they have.
         The trunk is cut layer by layer, the rest of it (embedding, last norm) at once; a head of its own apart.
         """
-        if self.mesh is None:
-            return
         # What layers are called with is in their precision already; casting would copy it, and `Documents` anew.
         policy = MixedPrecisionPolicy(getattr(torch, precision), torch.float32, cast_forward_inputs=False)
         trunk, head = model.base_model, model.get_output_embeddings()
@@ -68,10 +67,24 @@ class World:
         tied = head.weight is model.get_input_embeddings().weight
         for part in (*trunk.layers, trunk, *([] if tied else [head])):
             self.shard_part(part, policy)
-        if tied:
-            model.tie_weights()
         if not adapted:
             model.float()
+        model.to_empty(device=self.device)
+        if tied:
+            model.tie_weights()
+
+    @torch.no_grad()
+    def fill(self, model: Any, whole: Any) -> None:
+        """Gives a cut model the weights of a whole one, which only the leading process has; one after another."""
+        source = dict(chain(whole.named_parameters(), whole.named_buffers())) if self.leads else {}
+        for name, own in chain(model.named_parameters(), model.named_buffers()):
+            sent = torch.empty(own.shape, dtype=own.dtype, device=self.device)
+            if self.leads:
+                sent.copy_(source[name])
+            dist.broadcast(sent, 0)
+            if isinstance(own, DTensor):
+                sent = distribute_tensor(sent, self.mesh, own.placements, src_data_rank=None)
+            own.copy_(sent)
 
     def shard_part(self, part: Any, policy: MixedPrecisionPolicy | None = None) -> None:
         """Cuts one module, by itself in the precision that it has. Alone: no change."""

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from model.training.checkpoint import disk_errors, save_model, whole_weights, wr
 from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
-from model.training.forward import Model, checkpoint_activations, load_frozen, load_model
+from model.training.forward import Model, checkpoint_activations, load_cut, load_frozen, load_model, outline
 from model.training.grpo import GRPOStage
 from model.training.job import (
     DistillJob,
@@ -33,7 +34,7 @@ from model.training.job import (
 )
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
-from model.training.memory import Activations, measure_whole, peak_memory, plan_memory
+from model.training.memory import Activations, measure_outline, peak_memory, plan_memory
 from model.training.on_policy import OnPolicyStage
 from model.training.out_of_memory import OutOfMemoryError, is_out_of_memory
 from model.training.parallel import World, joined
@@ -79,9 +80,10 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     if job.threads:
         torch.set_num_threads(job.threads)
     disable_progress_bar()  # metrics.jsonl tells how far it is
-    model, tokenizer, whole = load_to_train(job, world)
+    activations = activations_of_cut(job, world)
+    model, tokenizer = load_to_train(job, world)
     with out_of_memory(job), open_stage(job, model, tokenizer, world, stop) as stage:
-        plan = plan_memory(job, stage, model, tokenizer, world, whole)
+        plan = plan_memory(job, stage, model, tokenizer, world, activations)
         if world.leads:
             write_file(job.out / PLANNED, json.dumps({"tokens_at_once": plan.tokens}))
         with open_watch(job, model, tokenizer, sampler_of(stage), world) as watch:
@@ -114,15 +116,29 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         validation.best.prune(validation.lines, [])  # nobody resumes any more
 
 
-def load_to_train(job: Job, world: World) -> tuple[Model, Tokenizer, Activations | None]:
-    """The model as it is going to be trained, its tokenizer, and what its activations take where it is cut."""
+def load_to_train(job: Job, world: World) -> tuple[Model, Tokenizer]:
+    """The model as it is going to be trained, and its tokenizer."""
+    if world.mesh is not None:
+        return load_cut(job.init, job, world, partial(prepare, job=job))
     model, tokenizer = load_model(job.init, job.dtype, world.device, compiled=job.compile)
+    prepare(model, job)
+    return model, tokenizer
+
+
+def prepare(model: Model, job: Job) -> None:
+    """What a job changes in a model while it is whole."""
     add_adapters(model, job)
     if job.activation_checkpointing:
         checkpoint_activations(model)
-    whole = measure_whole(model, world)
-    world.shard(model, job.dtype)
-    return model, tokenizer, whole
+
+
+def activations_of_cut(job: Job, world: World) -> Activations | None:
+    """What the job's model keeps for its backward pass, where it is cut: then it is not to run without that pass."""
+    if world.mesh is None:
+        return None
+    model, _ = outline(job.init, job.dtype, world.device, compiled=job.compile)
+    prepare(model, job)
+    return measure_outline(model, world.device)
 
 
 def write_trained(job: Job, model: Model, tokenizer: Tokenizer, weights: Mapping[str, torch.Tensor] | None) -> None:

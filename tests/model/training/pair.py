@@ -27,12 +27,15 @@ def written(job: RawJob) -> Path:
     return path
 
 
-def train_in_two(jobs: list[RawJob]) -> None:
+def train_in_two(jobs: list[RawJob], *, on_gpus: bool = False) -> None:
     """Every job in two processes that `torchrun` starts; fails with their words where one does."""
     pairs = [f"{free_port()}={written(job)}" for job in jobs]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "tests.model.training.pair", *pairs]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    hidden = {} if on_gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ) | hidden
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -43,7 +46,14 @@ def free_port() -> int:
         return port
 
 
+def share_a_gpu() -> None:
+    """NCCL refuses two processes on one GPU, unless it takes them for two machines', which speak over a network."""
+    os.environ |= {"NCCL_HOSTID": f"host-{os.environ['RANK']}", "NCCL_SOCKET_IFNAME": "lo", "LOCAL_RANK": "0"}
+
+
 def main() -> None:
+    import torch
+
     from model.training.job import read_job
     from model.training.runner import run_job
     from tests.model.training.tiny import Never
@@ -51,6 +61,8 @@ def main() -> None:
 
     install_shared(pytest.MonkeyPatch())
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # which serves for one group of processes
+    if torch.cuda.device_count() == 1:
+        share_a_gpu()
     for pair in sys.argv[1:]:
         port, path = pair.split("=", 1)
         os.environ["MASTER_PORT"] = port

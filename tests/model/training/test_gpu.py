@@ -21,6 +21,8 @@ from model.training.documents import Documents, attend_by_document, compile_laye
 from model.training.job import JOBS, job_from
 from model.training.loop import Stopped
 from model.training.runner import run_job
+from tests.model.training.alike import JOBS_OF_ALL, alone, assert_trained_alike, make_job, write_inputs
+from tests.model.training.pair import train_in_two
 from tests.model.training.tiny import PREFILL, Never, save_tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -253,7 +255,7 @@ def test_entropy_is_the_definitions() -> None:
 
 
 @pytest.fixture
-def make_job(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> Callable[..., Any]:
+def make_long(tiny_folder: Path, examples_file: Path, tmp_path: Path) -> Callable[..., Any]:
     common = {"init": tiny_folder, "prefill": PREFILL, "learning_rate": 3e-3, "checkpoint_every": 3}
     examples = {"examples": examples_file, "epochs": 6, "tokens_per_batch": 100, "tokens_per_micro_batch": 60}
     teacher = save_tiny(tmp_path / "teacher", seed=2)
@@ -292,10 +294,10 @@ def losses(out: Path) -> list[float]:
 @pytest.mark.parametrize("stage", ["sft", "distill"])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.usefixtures("exact")
-def test_a_stopped_job_goes_on_to_the_same_losses(make_job: Callable[..., Any], stage: str, compiled: bool) -> None:
-    whole = make_job(stage, "whole", compile=compiled)
+def test_a_stopped_job_goes_on_to_the_same_losses(make_long: Callable[..., Any], stage: str, compiled: bool) -> None:
+    whole = make_long(stage, "whole", compile=compiled)
     run_job(whole, Never())
-    parted = make_job(stage, "parted", compile=compiled)
+    parted = make_long(stage, "parted", compile=compiled)
     with pytest.raises(Stopped, match="after step 4"):
         run_job(parted, After(parted.out, 4))
     run_job(parted, Never())
@@ -305,12 +307,43 @@ def test_a_stopped_job_goes_on_to_the_same_losses(make_job: Callable[..., Any], 
     assert memory["peak_bytes"] > 0
 
 
-def test_a_compiled_job_learns_what_the_other_does(make_job: Callable[..., Any]) -> None:
+def test_a_compiled_job_learns_what_the_other_does(make_long: Callable[..., Any]) -> None:
     from torch._dynamo.utils import counters
 
-    run_job(make_job("sft", "compiled-False"), Never())
+    run_job(make_long("sft", "compiled-False"), Never())
     before = counters["stats"]["unique_graphs"]
-    run_job(make_job("sft", "compiled-True", compile=True), Never())
+    run_job(make_long("sft", "compiled-True", compile=True), Never())
     assert counters["stats"]["unique_graphs"] > before
-    plain, ours = (losses(make_job("sft", f"compiled-{c}").out) for c in (False, True))
+    plain, ours = (losses(make_long("sft", f"compiled-{c}").out) for c in (False, True))
     assert ours == pytest.approx(plain, rel=0.05)
+
+
+# --- every stage ----------------------------------------------------------------------------------------------------
+
+# One GPU has no room for an engine that samples while the trainer trains (tests/model/training/test_gpu_vllm.py).
+ON_GPUS = {name: job | ({"rollouts_ahead": 0} if "rollouts_ahead" in job else {}) for name, job in JOBS_OF_ALL.items()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("on-gpus"))
+
+
+@pytest.fixture(scope="module")
+def in_two(folder: Path) -> dict[str, Path]:
+    """Every job by two processes (FSDP2 over NCCL), on two GPUs or on one that both share; their folders."""
+    jobs = {name: make_job(folder, settings, f"two/{name}") for name, settings in ON_GPUS.items()}
+    train_in_two(list(jobs.values()), on_gpus=True)
+    return {name: job["out"] for name, job in jobs.items()}
+
+
+@pytest.mark.parametrize("name", [name for name in ON_GPUS if "bfloat16" not in name])
+def test_a_gpu_trains_as_a_cpu_does(name: str, folder: Path) -> None:
+    """In float32: the same rollouts, rewards, losses, gradients, answers and weights."""
+    on_gpu, on_cpu = make_job(folder, ON_GPUS[name], f"one/{name}"), make_job(folder, ON_GPUS[name], f"cpu/{name}")
+    assert_trained_alike(name, alone(on_gpu, CUDA), alone(on_cpu))
+
+
+@pytest.mark.parametrize("name", ON_GPUS)
+def test_two_processes_train_on_gpus_as_one_does(name: str, folder: Path, in_two: dict[str, Path]) -> None:
+    assert_trained_alike(name, in_two[name], alone(make_job(folder, ON_GPUS[name], f"one/{name}"), CUDA))

@@ -272,7 +272,7 @@ def measure_outline(model: Model, device: torch.device) -> Activations:
         if runs_again(model):
             with remembering(model):
                 one, two = (kept_by(n, tokens) for n in (1, len(layers)))
-            found += two - one
+            found += two - one if count > 1 else one
         return found
 
     most = getattr(model.config.get_text_config(), "max_position_embeddings", PROBE)

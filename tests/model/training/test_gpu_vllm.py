@@ -73,7 +73,7 @@ def assert_synced(found: list[dict[str, float]]) -> None:
 
 
 def test_an_engine_on_the_trainers_gpu_sleeps_while_that_trains(small: Path, tmp_path: Path) -> None:
-    job = job_of(small, tmp_path / "out", rollout_gpu_memory=0.3)
+    job = job_of(small, tmp_path / "out", rollout_gpu_memory=0.3, rollout_args=["--enforce-eager"])
     with pytest.raises(Stopped, match="after step 2"):
         run_job(job, After(job.out, 2))
     log = (job.out / "vllm.log").read_text()

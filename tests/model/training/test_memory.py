@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from model.training import memory
-from model.training.forward import checkpoint_activations
+from model.training.forward import checkpoint_activations, outline
 from model.training.job import GRPOJob, Precision, SFTJob, job_from
 from model.training.memory import NoRoomError, Plan
 from model.training.parallel import World
@@ -54,6 +54,20 @@ def test_activation_checkpointing_is_seen_and_left_on() -> None:
     assert memory.measure_activations(model, 64, ALONE.device).bytes(64, 64) < 0.7 * whole
     assert model.is_gradient_checkpointing
     assert model.training
+
+
+@pytest.mark.parametrize("layers", [1, 5])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_model_without_weights_tells_what_one_with_weights_keeps(tmp_path: Path, layers: int, again: bool) -> None:
+    whole = make_model(layers=layers)
+    whole.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    empty, _ = outline(tmp_path, Precision.FLOAT32, ALONE.device, compiled=False)
+    for model in (whole, empty) if again else ():
+        checkpoint_activations(model)
+    expected = memory.measure_activations(whole, 256, ALONE.device)
+    found = memory.measure_outline(empty, ALONE.device)
+    assert found.bytes(200, 100) == pytest.approx(expected.bytes(200, 100), rel=0.03)
 
 
 def test_an_optimizer_by_hand() -> None:

@@ -51,15 +51,15 @@ def make_tokenizer(letters: str = LETTERS) -> Any:
     )
 
 
-def make_model(seed: int = 0, vocabulary: int = 48, tied: bool = True) -> Any:
-    """Two layers, grouped-query attention, tied embeddings, like the demo's student in small."""
+def make_model(seed: int = 0, vocabulary: int = 48, tied: bool = True, layers: int = 2) -> Any:
+    """Grouped-query attention, tied embeddings, like the demo's student in small."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 RawJob = dict[str, Any]  # a job's JSON, with its stage
+KILLED_AT = "TESTS_KILLED_AT"  # environment
 
 
 def plain(job: RawJob) -> RawJob:
@@ -29,14 +31,23 @@ def written(job: RawJob) -> Path:
 
 def train_in_two(jobs: list[RawJob], *, on_gpus: bool = False) -> None:
     """Every job in two processes that `torchrun` starts; fails with their words where one does."""
+    done = in_two(jobs, {} if on_gpus else {"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 0, done.stderr
+
+
+def kill_in_two(job: RawJob, step: int) -> None:
+    """The same of one job, whose leading process is killed, as by `kill -9`, once a step is written down."""
+    done = in_two([job], {"CUDA_VISIBLE_DEVICES": "", KILLED_AT: str(step)})
+    assert "exitcode  : -9" in done.stderr, done.stderr
+    assert not (Path(job["out"]) / "manifest.json").exists()
+
+
+def in_two(jobs: list[RawJob], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     pairs = [f"{free_port()}={written(job)}" for job in jobs]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "-m", "tests.model.training.pair", *pairs]
-    hidden = {} if on_gpus else {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=dict(os.environ) | hidden
-    )
-    assert done.returncode == 0, done.stderr
+    environment = dict(os.environ) | environment
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
 def free_port() -> int:
@@ -44,6 +55,19 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+class Killed:
+    """A stop request that never comes: the process is gone before."""
+
+    def __init__(self, out: Path) -> None:
+        self.metrics, self.step = out / "metrics.jsonl", int(os.environ[KILLED_AT])
+
+    @property
+    def received(self) -> bool:
+        if os.environ["RANK"] == "0" and self.metrics.exists() and self.metrics.read_text().count("\n") >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
 
 
 def share_a_gpu() -> None:
@@ -66,7 +90,8 @@ def main() -> None:
     for pair in sys.argv[1:]:
         port, path = pair.split("=", 1)
         os.environ["MASTER_PORT"] = port
-        run_job(read_job(Path(path)), Never())
+        job = read_job(Path(path))
+        run_job(job, Killed(job.out) if KILLED_AT in os.environ else Never())
 
 
 if __name__ == "__main__":

@@ -24,9 +24,11 @@ from tests.model.training.alike import (
     make_job,
     write_inputs,
 )
-from tests.model.training.pair import train_in_two
+from tests.model.training.pair import kill_in_two, train_in_two
 
 BEGUN = "ppo that one began"
+REFILLED = "grpo with refills and a head of its own"
+KILLED = "grpo that was killed"
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +38,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def in_two(folder: Path) -> dict[str, Path]:
-    """Every job, carried out by two processes, and one that one process had begun; their folders."""
+    """Every job, carried out by two processes; one that one process had begun, one that was killed; their folders."""
     jobs = {name: make_job(folder, settings, f"two/{name}") for name, settings in JOBS_OF_ALL.items()}
     jobs[BEGUN] = make_job(folder, PPO, f"two/{BEGUN}")
     forget_the_end(alone(jobs[BEGUN]))
+    jobs[KILLED] = make_job(folder, JOBS_OF_ALL[REFILLED], f"two/{KILLED}")
+    kill_in_two(jobs[KILLED], step=3)
     train_in_two(list(jobs.values()))
     return {name: job["out"] for name, job in jobs.items()}
 
@@ -84,6 +88,11 @@ def test_another_number_of_processes_goes_on_from_a_checkpoint(
         forget_the_end(parted)
         alone(make_job(folder, settings, f"two/{name}"))
     assert_alike(lines(parted), lines(whole), 2e-3)
+
+
+def test_two_processes_that_were_killed_go_on_to_the_same_bit(in_two: dict[str, Path]) -> None:
+    """Killed after the third of four steps, with a checkpoint of the second: rollouts, refills and losses."""
+    assert lines(in_two[KILLED]) == lines(in_two[REFILLED])
 
 
 def shares_of(packs: Callable[[int], list[list[int]]], size: int) -> list[list[list[int]]]:

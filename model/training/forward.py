@@ -7,7 +7,7 @@ Axes: T tokens of all rows, N completion tokens of all rows, H hidden size, V vo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from model.training.data import TokenBatch, Tokenizer
 from model.training.documents import attend_by_document, compile_layers
 from model.training.job import Job, JobError, Precision
 from model.training.optimizer import Head
-from model.training.parallel import World, cut_again, gathered
+from model.training.parallel import World, cut_again, gathered, named_tensors
 
 SCORED_ROWS = 1024  # tokens whose log-probabilities are read at once
 Model = Any  # transformers' classes share no useful static type
@@ -45,13 +45,11 @@ def load_model(
 
 def outline(folder: Path, precision: Precision, device: torch.device, *, compiled: bool) -> tuple[Model, Tokenizer]:
     """As `load_model`, without the weights: they are on torch's meta device, which gives them no memory."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     with folder_errors(folder), torch.device("meta"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision))
-    if (folder / "generation_config.json").exists():  # it is saved with the model
-        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return model.eval(), ready(folder, model, compiled=compiled and device.type != "cpu")
 
 
@@ -88,15 +86,37 @@ def load_cut(folder: Path, job: Job, world: World, prepare: Callable[[Model], An
     `prepare` is called with the model while it is whole. The leading process alone reads the weights, into the main
     memory; a device has no more than its part and one whole weight at a time.
     """
-    model, tokenizer = outline(folder, job.dtype, world.device, compiled=job.compile)
-    prepare(model)
-    world.shard(model, job.dtype)
-    whole = None
-    if world.leads:
+
+    def read() -> Model:
         whole, _ = load_model(folder, job.dtype, torch.device("cpu"))
         prepare(whole)
-    world.fill(model, whole)
+        return whole
+
+    model, tokenizer = outline(folder, job.dtype, world.device, compiled=job.compile)
+    prepare(model)
+    whole: Any = world.read(read)
+    types = world.led(lambda: {name: weight.dtype for name, weight in named_tensors(whole)})
+    conform(folder, model, types)
+    model.generation_config = world.led(lambda: whole.generation_config)  # it is saved with the model
+    world.shard(model, job.dtype)
+    world.fill(model, whole, types)
     return model, tokenizer
+
+
+def conform(folder: Path, model: Model, types: Mapping[str, torch.dtype]) -> None:
+    """Gives a model without weights what its config alone does not tell: the `types` of the folder's own tensors.
+
+    A head that the config ties to the embeddings, and the folder does not, becomes one of its own.
+    """
+    head, named = model.get_output_embeddings(), dict(model.named_modules())
+    name = next(name for name, module in named.items() if module is head) + ".weight"
+    if name in types and head.weight is model.get_input_embeddings().weight:
+        head.weight = torch.nn.Parameter(torch.empty_like(head.weight), head.weight.requires_grad)
+    own = dict(named_tensors(model))
+    if odd := sorted(own.keys() ^ types.keys()):
+        raise ModelFolderError(f"{folder}: config.json and the weights disagree about {odd[0]}: one of them has it")
+    for name, weight in own.items():
+        weight.data = weight.data.to(types[name])
 
 
 def load_frozen(folder: Path, job: Job, world: World) -> tuple[Model, Tokenizer]:

@@ -8,7 +8,8 @@
 
 Weights are counted, tables and caches computed, activations measured: a forward pass of one row, and of half of it,
 with autograd's own list of what it keeps for the backward pass, so any architecture counts, and attention that grows
-with the square of a document too. Not counted: the allocator's fragmentation, what libraries keep, an engine's memory.
+with the square of a document too; of a model that is cut over processes, two layers of it. Not counted: the allocator's
+fragmentation, what libraries keep, an engine's memory.
 How far off it was: docs/training.md.
 
 Axes: T tokens, V vocabulary.
@@ -252,15 +253,17 @@ def measure_activations(model: Model, length: int, device: torch.device) -> Acti
 
 
 def measure_outline(model: Model, device: torch.device) -> Activations:
-    """As `measure_activations`, of a model without weights, which gets two layers of any: the others keep as much.
+    """As `measure_activations`, of a model without weights, from two layers that get any: the first, and one of the
+    middle, as which all others count.
 
     The model is of no use afterwards.
     """
     trunk, count = model.base_model, len(model.base_model.layers)
-    layers = trunk.layers = trunk.layers[:2]
-    model.to_empty(device=device)
-    for weight in model.parameters():
-        torch.nn.init.normal_(weight, std=0.02)
+    layers = torch.nn.ModuleList(trunk.layers[i] for i in sorted({0, count // 2}))
+    trunk.layers = layers
+    trunk.to_empty(device=device)
+    for weight in trunk.parameters():
+        torch.nn.init.constant_(weight, 0.01)  # no random number is drawn that a run without processes does not draw
 
     def kept_by(first: int, tokens: int) -> int:
         trunk.layers = layers[:first]
@@ -275,8 +278,9 @@ def measure_outline(model: Model, device: torch.device) -> Activations:
             found += two - one if count > 1 else one
         return found
 
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", PROBE)
-    return curve(kept, min(PROBE, most))
+    config = model.config.get_text_config()
+    limits = (getattr(config, name, None) or PROBE for name in ("max_position_embeddings", "sliding_window"))
+    return curve(kept, min(PROBE, *limits))
 
 
 def runs_again(model: Model) -> bool:
@@ -313,7 +317,7 @@ def kept_bytes(model: Model, length: int, device: torch.device) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage
-        return tensor
+        return tensor.detach()  # itself, it would keep its own graph alive for ever
 
     batch = collate([Row([0] * max(1, length - 1), [0])], [1.0], device)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

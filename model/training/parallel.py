@@ -30,6 +30,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
+from model.errors import StillhouseError
 from model.training.job import Precision
 
 _Item = TypeVar("_Item")
@@ -74,11 +75,11 @@ class World:
             model.tie_weights()
 
     @torch.no_grad()
-    def fill(self, model: Any, whole: Any) -> None:
+    def fill(self, model: Any, whole: Any, types: Mapping[str, torch.dtype]) -> None:
         """Gives a cut model the weights of a whole one, which only the leading process has; one after another."""
-        source = dict(chain(whole.named_parameters(), whole.named_buffers())) if self.leads else {}
-        for name, own in chain(model.named_parameters(), model.named_buffers()):
-            sent = torch.empty(own.shape, dtype=own.dtype, device=self.device)
+        source = dict(named_tensors(whole)) if self.leads else {}
+        for name, own in named_tensors(model):
+            sent = torch.empty(own.shape, dtype=types[name], device=self.device)
             if self.leads:
                 sent.copy_(source[name])
             dist.broadcast(sent, 0)
@@ -161,6 +162,18 @@ class World:
         """What the leading process decides, told to all."""
         return self.gather(decide() if self.leads else None)[0]
 
+    def read(self, reading: Callable[[], _Item]) -> _Item | None:
+        """What the leading process reads, there; None in the others, all of which raise its error where it fails."""
+        found, failed = None, None
+        if self.leads:
+            try:
+                found = reading()
+            except StillhouseError as error:
+                failed = error
+        if failed := self.led(lambda: failed):
+            raise failed
+        return found
+
     def share(self, packs: Sequence[_Item]) -> Sequence[_Item]:
         """This process's packs of rows, as many as every other has; their number is a multiple of the processes'."""
         assert len(packs) % self.size == 0, "every process has to run as often as the others"
@@ -177,6 +190,11 @@ class World:
         for rank, part in enumerate(parts):
             found[rank :: self.size] = part
         return found
+
+
+def named_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, also those that no checkpoint has; what is tied once."""
+    return chain(model.named_parameters(), model.named_buffers())
 
 
 def gathered(weight: Tensor, precision: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -138,7 +139,10 @@ def activations_of_cut(job: Job, world: World) -> Activations | None:
         return None
     model, _ = outline(job.init, job.dtype, world.device, compiled=job.compile)
     prepare(model, job)
-    return measure_outline(model, world.device)
+    found = measure_outline(model, world.device)
+    del model
+    gc.collect()  # compiled layers refer to themselves, and are on the device
+    return found
 
 
 def write_trained(job: Job, model: Model, tokenizer: Tokenizer, weights: Mapping[str, torch.Tensor] | None) -> None:

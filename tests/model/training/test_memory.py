@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ from model.training.job import GRPOJob, Precision, SFTJob, job_from
 from model.training.memory import NoRoomError, Plan
 from model.training.parallel import World
 from model.training.runner import run_job
-from tests.model.training.tiny import ALONE, PREFILL, Never, make_model, make_tokenizer
+from tests.model.training.tiny import ALONE, PREFILL, Never, make_model, make_tokenizer, save_tiny
 
 GIB = 2**30
 PLAN = Plan(loaded=GIB, trained=2 * GIB, per_token=2**20, tokens=1024, tables=2**28, sampled=0, saved=0)
@@ -68,6 +70,16 @@ def test_a_model_without_weights_tells_what_one_with_weights_keeps(tmp_path: Pat
     expected = memory.measure_activations(whole, 256, ALONE.device)
     found = memory.measure_outline(empty, ALONE.device)
     assert found.bytes(200, 100) == pytest.approx(expected.bytes(200, 100), rel=0.03)
+
+
+def test_what_was_measured_is_gone(tmp_path: Path) -> None:
+    """What autograd saves of an operation's own result would hold the whole graph, if it were kept as it is."""
+    model, _ = outline(save_tiny(tmp_path), Precision.FLOAT32, ALONE.device, compiled=False)
+    memory.measure_outline(model, ALONE.device)
+    embedded = weakref.ref(model.get_input_embeddings().weight)
+    del model
+    gc.collect()
+    assert embedded() is None
 
 
 def test_an_optimizer_by_hand() -> None:

@@ -351,7 +351,7 @@ def _weighted_objectives(inputs: Inputs) -> Iterator[Check]:
     # On policy cispo's weight is 1: REINFORCE. A constant length of 1 leaves a sum over tokens, as in the paper.
     yield against_autograd(
         "RLOO objective",
-        "arXiv:2402.14740, section 2.3, the RLOO estimator",
+        "arXiv:2402.14740, section 2.3, the RLOO estimator (after eq. 8)",
         inputs,
         partial(
             ours.policy,
@@ -414,7 +414,7 @@ def _advantages(inputs: Inputs) -> Iterator[Check]:
     formulas = {
         Advantage.GRPO: (published.grpo_advantages, "R1, arXiv:2501.12948, eq. 3"),
         Advantage.DR_GRPO: (published.dr_grpo_advantages, "arXiv:2503.20783, section 3.2"),
-        Advantage.RLOO: (published.rloo_advantages, "arXiv:2402.14740, section 2.3, the RLOO estimator"),
+        Advantage.RLOO: (published.rloo_advantages, "arXiv:2402.14740, section 2.3, the RLOO estimator (after eq. 8)"),
     }
     for kind, (formula, source) in formulas.items():
         theirs = torch.stack([formula(group_G) for group_G in rewards_PG.double()])

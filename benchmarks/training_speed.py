@@ -44,9 +44,9 @@ from model.pretrained import resolve_model
 from model.records import Problem
 from model.training import shared_prefixes
 from model.training.data import Row, collate
-from model.training.forward import load_model
 from model.training.grpo import GRPOStage
 from model.training.job import GRPOJob, Job, Precision, Schedule, SFTJob
+from model.training.load import load_model
 from model.training.loop import MicroBatch, Stage, accumulate, run_step
 from model.training.optimizer import MasterAdamW
 from model.training.parallel import World

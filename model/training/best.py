@@ -29,8 +29,9 @@ from model.training.checkpoint import (
     write_folder,
 )
 from model.training.data import Tokenizer
-from model.training.forward import Model, load_model
+from model.training.forward import Model
 from model.training.job import Job
+from model.training.load import load_model
 from model.training.parallel import World
 
 METRIC = "pass@1"  # what is best

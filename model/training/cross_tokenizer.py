@@ -27,8 +27,8 @@ from model.training.distill import (
     teacher_contexts,
     vocabulary_of,
 )
-from model.training.forward import load_frozen
 from model.training.job import DistillJob, JobError
+from model.training.load import load_frozen
 from model.training.loop import StopSignal
 from model.training.parallel import World
 

@@ -26,8 +26,9 @@ from model.same_tokens import token_difference
 from model.training.data import Row, TokenBatch, Tokenizer, collate, tokenize_all
 from model.training.documents import Documents, has_compiled_layers
 from model.training.examples import Columns, first_completions
-from model.training.forward import Model, completion_hidden, load_frozen, whole_head
+from model.training.forward import Model, completion_hidden, whole_head
 from model.training.job import DistillJob, JobError
+from model.training.load import load_frozen
 from model.training.loop import MicroBatch, StepWork, StopSignal
 from model.training.parallel import World, cut_again
 from model.training.sft import ExampleStage

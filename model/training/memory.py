@@ -31,8 +31,9 @@ from torch import Tensor
 from model.losses.head import chunk_rows
 from model.training.adapters import has_adapters
 from model.training.data import Row, Tokenizer, collate, tokenize
-from model.training.forward import SCORED_ROWS, Model, checkpoint_activations, completion_hidden
+from model.training.forward import SCORED_ROWS, Model, completion_hidden
 from model.training.job import DistillJob, Job, JobError, OnPolicyJob, PPOJob, RolloutJob, Sampler
+from model.training.load import checkpoint_activations
 from model.training.loop import Stage
 from model.training.parallel import World
 from model.training.rollout_stage import RolloutStage

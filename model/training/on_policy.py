@@ -20,8 +20,9 @@ from model.losses.normalise import token_weights
 from model.records import Problem, TaughtProblem
 from model.training.data import Row, Tokenizer, collate, lengths_of, tokenize
 from model.training.distill import PrefixedModel, divergence_kernel, require_same_tokens, shared_prefix, vocabulary_of
-from model.training.forward import Model, load_frozen
+from model.training.forward import Model
 from model.training.job import OnPolicyJob
+from model.training.load import load_frozen
 from model.training.loop import MicroBatch, StepWork
 from model.training.parallel import World
 from model.training.rollout_stage import Reward, RolloutStage, completion_metrics

@@ -53,7 +53,7 @@ class World:
         return self.rank == 0
 
     def shard(self, model: Any, precision: Precision) -> None:
-        """Cuts a transformers model without weights (`forward.outline`), to which `fill` gives every process its part.
+        """Cuts a transformers model without weights (`load.outline`), to which `fill` gives every process its part.
 
         In float32; beside adapters, frozen weights stay in the precision that they have.
         The trunk is cut layer by layer, the rest of it (embedding, last norm) at once; a head of its own apart.

@@ -20,7 +20,7 @@ from model.training.checkpoint import disk_errors, save_model, whole_weights, wr
 from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
-from model.training.forward import Model, checkpoint_activations, load_cut, load_frozen, load_model, outline
+from model.training.forward import Model
 from model.training.grpo import GRPOStage
 from model.training.job import (
     DistillJob,
@@ -33,6 +33,7 @@ from model.training.job import (
     Sampler,
     SFTJob,
 )
+from model.training.load import checkpoint_activations, load_cut, load_frozen, load_model, outline
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
 from model.training.memory import Activations, measure_outline, peak_memory, plan_memory

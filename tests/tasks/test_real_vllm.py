@@ -22,8 +22,9 @@ from model.sampling.client import CompletionsClient
 from model.sampling.request import Request, SamplingParams
 from model.sampling.vllm_server import EngineOptions, VLLMAt
 from model.training.data import collate, tokenize
-from model.training.forward import Model, completion_log_probs, load_model
+from model.training.forward import Model, completion_log_probs
 from model.training.job import GRPOJob, Precision
+from model.training.load import load_model
 from model.training.rollouts import cut_after_stop
 from model.training.vllm_rollouts import TOLERANCE, VLLMRollouts, WeightProbe, mean_distance
 from tasks.capture import Questions

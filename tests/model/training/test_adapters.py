@@ -17,8 +17,9 @@ from model.training.adapters import WithoutAdapters, adapters_off, add_adapters,
 from model.training.checkpoint import save_model
 from model.training.data import Row, collate
 from model.training.documents import compile_layers
-from model.training.forward import completion_log_probs, load_model
+from model.training.forward import completion_log_probs
 from model.training.job import JobError, Precision, SFTJob
+from model.training.load import load_model
 from model.training.loop import Stopped
 from model.training.manifest import identity
 from model.training.optimizer import MasterAdamW

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from model.errors import ModelFolderError
 from model.losses import head
 from model.losses.normalise import Normalise, token_weights
 from model.losses.sft import sft_loss
 from model.training.data import Row, TokenBatch, collate
-from model.training.forward import backward, completion_log_probs, load_model
-from model.training.job import JobError, Precision
-from model.training.rollouts import LocalRollouts
+from model.training.forward import backward, completion_log_probs
 from model.training.sft import sft_kernel
-from tests.model.training.tiny import ALONE, head_of, make_model, make_tokenizer, plain_logits
+from tests.model.training.tiny import head_of, make_model, plain_logits
 
 CPU = torch.device("cpu")
 ROWS = [Row([3, 4, 5], [6, 7]), Row([8], [9, 10, 11, 0]), Row([12, 13], [14])]
@@ -61,40 +56,3 @@ def test_head_chunks_give_the_plain_gradient(monkeypatch: pytest.MonkeyPatch) ->
     expected.backward()  # type: ignore[no-untyped-call]
     assert loss == pytest.approx(expected.item(), abs=1e-6)
     torch.testing.assert_close(gradient(chunked), gradient(plain), atol=1e-6, rtol=1e-4)
-
-
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelFolderError, match="does not hold a model"):
-        load_model(tmp_path, Precision.FLOAT32, CPU)
-
-
-def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
-    make_model(vocabulary=20).save_pretrained(tmp_path)
-    make_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(JobError, match=r"token ids up to 44, the model only 20: this is another model's tokenizer"):
-        load_model(tmp_path, Precision.FLOAT32, CPU)
-
-
-def test_a_tokenizer_that_ends_no_turn_is_refused(tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = None
-    make_model().save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(JobError, match="names no eos_token: set it"):
-        load_model(tmp_path, Precision.FLOAT32, CPU)
-
-
-def test_no_token_to_pad_with_is_needed(tmp_path: Path) -> None:
-    """Contexts of different lengths are padded behind a mask: a missing pad token changes no sampled token."""
-    drawn = []
-    for pad in ("<unk>", None):
-        tokenizer = make_tokenizer()
-        tokenizer.pad_token = pad
-        make_model().save_pretrained(tmp_path)
-        tokenizer.save_pretrained(tmp_path)
-        model, read = load_model(tmp_path, Precision.FLOAT32, CPU)
-        assert (read.pad_token is None) == (pad is None)
-        torch.manual_seed(0)
-        rollouts = LocalRollouts(model, read, ALONE, temperature=1.0, max_tokens=6, stop=())
-        drawn.append([rollout.row.completion for rollout in rollouts.sample(["ab", "abcdef"])])
-    assert drawn[0] == drawn[1]

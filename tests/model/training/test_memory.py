@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from model.training import memory
-from model.training.forward import checkpoint_activations, outline
 from model.training.job import GRPOJob, Precision, SFTJob, job_from
+from model.training.load import checkpoint_activations, outline
 from model.training.memory import NoRoomError, Plan
 from model.training.parallel import World
 from model.training.runner import run_job

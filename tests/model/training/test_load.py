@@ -1,4 +1,4 @@
-"""What a model has that is cut over processes, beside the folder's own: weights, buffers, types, what is trained."""
+"""Folders that are refused; and what a model has that is cut over processes, beside one that is whole."""
 
 from __future__ import annotations
 
@@ -15,13 +15,55 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from model.errors import ModelFolderError
+from model.training import load
 from model.training.adapters import add_adapters
-from model.training.forward import load_cut, load_frozen, load_model
-from model.training.job import Precision, SFTJob
+from model.training.job import JobError, Precision, SFTJob
+from model.training.load import load_cut, load_frozen, load_model
 from model.training.parallel import World, named_tensors
-from tests.model.training.tiny import make_model, make_tokenizer, save_tiny
+from model.training.rollouts import LocalRollouts
+from tests.model.training.tiny import ALONE, make_model, make_tokenizer, save_tiny
 
 CPU = torch.device("cpu")
+
+
+def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="does not hold a model"):
+        load_model(tmp_path, Precision.FLOAT32, CPU)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    make_model(vocabulary=20).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(JobError, match=r"token ids up to 44, the model only 20: this is another model's tokenizer"):
+        load_model(tmp_path, Precision.FLOAT32, CPU)
+
+
+def test_a_tokenizer_that_ends_no_turn_is_refused(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    make_model().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(JobError, match="names no eos_token: set it"):
+        load_model(tmp_path, Precision.FLOAT32, CPU)
+
+
+def test_no_token_to_pad_with_is_needed(tmp_path: Path) -> None:
+    """Contexts of different lengths are padded behind a mask: a missing pad token changes no sampled token."""
+    drawn = []
+    for pad in ("<unk>", None):
+        tokenizer = make_tokenizer()
+        tokenizer.pad_token = pad
+        make_model().save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        model, read = load_model(tmp_path, Precision.FLOAT32, CPU)
+        assert (read.pad_token is None) == (pad is None)
+        torch.manual_seed(0)
+        rollouts = LocalRollouts(model, read, ALONE, temperature=1.0, max_tokens=6, stop=())
+        drawn.append([rollout.row.completion for rollout in rollouts.sample(["ab", "abcdef"])])
+    assert drawn[0] == drawn[1]
+
+
+# --- cut over processes ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +133,14 @@ def test_a_type_that_the_folder_keeps_is_kept(world: World, tmp_path: Path, monk
 def test_weights_that_the_config_does_not_know_are_refused(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from model.training import forward
-
-    real = forward.load_model
+    real = load.load_model
 
     def more(*given: Any) -> Any:
         model, tokenizer = real(*given)
         model.register_parameter("unheard_of", torch.nn.Parameter(torch.ones(2)))
         return model, tokenizer
 
-    monkeypatch.setattr(forward, "load_model", more)
+    monkeypatch.setattr(load, "load_model", more)
     with pytest.raises(ModelFolderError, match="disagree about unheard_of"):
         load_cut(save_tiny(tmp_path), job_of(tmp_path), world, lambda _model: None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -38,6 +39,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores already: a thread pool in each would only wait for the others. torch reads this once,
     # when it is imported; a vLLM server has its own setting.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's script that starts something in the background has it ignore Ctrl-C, which tests are about to try.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RECIPE = """
 name = "tiny"

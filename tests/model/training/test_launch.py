@@ -46,7 +46,7 @@ def trainer(body: str) -> list[str]:
         ("", 0, ""),
         # The second one is the cause, though the first, which misses it, is noticed first.
         ("StopRequest(); meet(); time.sleep(0.3 * WHO); sys.exit(1 + WHO)", 2, "ended with status 2"),
-        ("StopRequest(); meet(); sys.exit([1, 3][WHO])", 3, "ended with status 3"),
+        ("StopRequest(); meet(); time.sleep(0.05 * (not WHO)); sys.exit([1, 3][WHO])", 3, "ended with status 3"),
         ("os.kill(os.getpid(), signal.SIGKILL) if WHO else time.sleep(60)", 3, "killed by signal 9"),
         (
             "StopRequest(); os.kill(os.getpid(), signal.SIGSEGV) if WHO else time.sleep(0.3); sys.exit(1)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,7 @@ def test_tensorboard_shows_each_step_once_after_a_kill_and_a_resume(tmp_path: Pa
     killed.tell("validation", 0, {"pass@1": 0.25})
     for step in range(1, 6):
         killed.tell("train", step, {"loss": step / 10})
+    time.sleep(1 - time.time() % 1)  # files are read by the second in which they were begun
     resumed = TensorBoard(job)  # the first one's writer is never closed
     resumed.open(3)
     for step in range(4, 7):

@@ -7,6 +7,7 @@ once. Exit codes: 0 done, 1 work failed, 2 usage or recipe error, 130 interrupte
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import sys
 import threading
@@ -199,7 +200,7 @@ def train(
         bool, typer.Option("--check-losses", help="Trains nothing: every loss beside its paper's definition.")
     ] = False,
 ) -> None:
-    """Trains one stage in this process, resuming where it was left; or checks the losses against their papers.
+    """Trains one stage, resuming where it was left; or checks the losses against their papers.
 
     Exit codes of a job: 0 done, 1 failed, 2 failed and would again, 75 stopped on request and resumable.
     """
@@ -212,9 +213,18 @@ def train(
         rows = rows_of()
         typer.echo(table(rows))
         raise typer.Exit(int(not all(row.agrees for row in rows)))
-    from model.training.__main__ import run_file
+    from rich.console import Console
 
-    raise typer.Exit(run_file(job))
+    from model.training.__main__ import run_file
+    from tasks.follow import followed
+    from tasks.progress import LOG, shown
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        LOG.addHandler(logging.StreamHandler())
+    with shown(console):
+        status = followed(job, run_file)
+    raise typer.Exit(status)
 
 
 @app.command(epilog="Example: `prefect server start` in one terminal, then `stillhouse deploy` in another")

@@ -12,7 +12,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,8 +24,9 @@ from model.errors import TrainingError
 from model.training.process import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_WRONG_JOB
 from tasks.attempts import attempt
 from tasks.engine import Engine
+from tasks.follow import Follower
 from tasks.processes import last_lines, run_watched
-from tasks.progress import Ticker, announce, ticking
+from tasks.progress import ticking
 from tasks.run import Run
 from tasks.snapshot import SET_ASIDE
 from tasks.store import STUDENTS
@@ -36,21 +36,6 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", 
 
 MEMORY_FILE = "memory.json"  # of a student: how many tokens at once are tried, once more did not fit
 PLANNED_FILE = "planned.json"  # of a student: how many its trainer ran (model/training/runner.py)
-
-READING_FILE = "tokens/reading.json"  # of a student: how far its trainer is with its examples (examples.py there)
-
-# What stands beside the bar, and how it is called there.
-_SHOWN = {
-    "loss": "loss",
-    "kl": "kl",
-    "reward": "reward",
-    "entropy": "entropy",
-    "completion_length": "length",
-    "tokens_per_second": "tokens/s",
-    "mfu": "mfu",
-}
-_VALIDATED = "pass@1"
-PUBLISH_SECONDS = 60.0  # between two pictures of a run's curves
 
 
 @task(name="train", task_run_name="train {student}", cache_policy=NO_CACHE)
@@ -80,7 +65,7 @@ def train(
         attempt(run.dataset, student, 0, run.run_id) as record,
         ticking(f"train {student}", None, "steps") as ticker,
     ):
-        follower = _Follower(out / "metrics.jsonl", ticker, publish)
+        follower = Follower(out / "metrics.jsonl", ticker, publish)
         command = [sys.executable, "-m", "model.training", str(job_file), "--parent", str(os.getpid())]
         status = run_watched(command, log, ENVIRONMENT, follower.poll)
         if status != EXIT_DONE:
@@ -149,50 +134,6 @@ def _begun(out: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return begun
-
-
-class _Follower:
-    """Reads what the trainer appends to its metrics files and shows the last step."""
-
-    def __init__(self, metrics: Path, ticker: Ticker, publish: Callable[[], None] | None = None) -> None:
-        self._metrics, self._ticker, self._publish = metrics, ticker, publish
-        self.step = self._published = 0
-        self._next = time.monotonic() + PUBLISH_SECONDS
-
-    def poll(self) -> None:
-        """Shows the newest whole line, if there is one."""
-        row, validated = _last(self._metrics), _last(self._metrics.with_name("validation.jsonl"))
-        if row is None:
-            if read := _last(self._metrics.parent / READING_FILE):
-                self._ticker.describe(f"tokenises examples: {read['done']:,} of {read['total']:,}")
-            return
-        self.step = int(row["step"])
-        note = [f"{name} {row[key]:.3g}" for key, name in _SHOWN.items() if isinstance(row.get(key), int | float)]
-        if validated and _VALIDATED in validated:
-            note.append(f"{_VALIDATED} {validated[_VALIDATED]:.3g} (step {validated['step']:.0f})")
-        self._ticker.set(self.step, row.get("total_steps"), "  ".join(note))
-        self._show()
-
-    def _show(self) -> None:
-        if self._publish is None or self.step == self._published or time.monotonic() < self._next:
-            return
-        try:
-            self._publish()
-        # A picture is for looking: whatever keeps it from being shown must not end the training that it shows.
-        except Exception as error:
-            announce(f"warning: the curves are not shown ({type(error).__name__}: {error})")
-        self._published, self._next = self.step, time.monotonic() + PUBLISH_SECONDS
-
-
-def _last(metrics: Path) -> dict[str, Any] | None:
-    """The newest whole line of a file of metrics."""
-    for line in reversed(last_lines(metrics, count=2)):
-        try:
-            found: dict[str, Any] = json.loads(line)
-        except ValueError:  # the last line may be half written; the one before it is whole
-            continue
-        return found
-    return None
 
 
 def _failure(student: str, status: int, log: Path, begun: int) -> TrainingError:

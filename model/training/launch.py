@@ -9,6 +9,7 @@ this. The command itself arranges to die with this process. One machine; for sev
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -37,6 +38,7 @@ from model.training.process import (
 _TELLING = (-signal.SIGKILL, EXIT_OUT_OF_MEMORY, EXIT_WRONG_JOB, EXIT_STOPPED)
 _FORCED_SECONDS = 25  # after the first end; from 30 s on the launcher kills what does not obey, which is no cause
 _WORDS_FILE = "TORCHELASTIC_ERROR_FILE"  # environment: where torch's launcher looks for a process's last words
+_LAUNCHED = "STILLHOUSE_LAUNCHED"  # environment: by `launch`, which says a process's last words for it
 
 
 def launched_by_torch() -> bool:
@@ -56,6 +58,8 @@ def launch(command: Sequence[str], processes: int, stop: StopRequest) -> int:
 
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise JobError(f"processes = {processes}, but this machine has {torch.cuda.device_count()} GPUs: lower it")
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # how processes end is told here
+    os.environ[_LAUNCHED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     stop.also = pass_on_stop
     if stop.received:
@@ -118,7 +122,7 @@ def cause(ends: Sequence[End]) -> End:
 
 
 def told(end: End, stop: StopRequest) -> int:
-    """The exit status of `process.py` for how a process ended; its words on stderr once more, as the last ones."""
+    """The exit status of `process.py` for how a process ended; its words on stderr, as the only ones."""
     if end.code == -signal.SIGTERM and stop.received:
         return EXIT_STOPPED  # it was asked before it could listen
     if end.code == -signal.SIGKILL:
@@ -129,8 +133,9 @@ def told(end: End, stop: StopRequest) -> int:
 
 
 def say_last(words: str) -> None:
-    """Says why this process ends, to the launcher too if there is one."""
-    say(words)
+    """Says why this process ends, or leaves it to `launch`, which says one process's words and not everyone's."""
+    if _LAUNCHED not in os.environ:
+        say(words)
     if file := os.environ.get(_WORDS_FILE):
         with suppress(OSError):
             Path(file).write_text(json.dumps({"message": words, "timestamp": int(time.time())}), encoding="utf-8")

@@ -159,20 +159,23 @@ class World:
         return any(self.gather(holds))
 
     def led(self, decide: Callable[[], Any]) -> Any:
-        """What the leading process decides, told to all."""
-        return self.gather(decide() if self.leads else None)[0]
-
-    def read(self, reading: Callable[[], _Item]) -> _Item | None:
-        """What the leading process reads, there; None in the others, all of which raise its error where it fails."""
-        found, failed = None, None
+        """What the leading process decides, told to all; where it fails, all raise its error."""
+        decided, failed = None, None
         if self.leads:
             try:
-                found = reading()
+                decided = decide()
             except StillhouseError as error:
                 failed = error
-        if failed := self.led(lambda: failed):
+        decided, failed = self.gather((decided, failed))[0]
+        if failed:
             raise failed
-        return found
+        return decided
+
+    def read(self, reading: Callable[[], _Item]) -> _Item | None:
+        """What the leading process reads, there; None in the others. Where it fails, all raise its error."""
+        found: list[_Item] = []
+        self.led(lambda: found.append(reading()))
+        return found[0] if found else None
 
     def share(self, packs: Sequence[_Item]) -> Sequence[_Item]:
         """This process's packs of rows, as many as every other has; their number is a multiple of the processes'."""

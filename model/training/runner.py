@@ -66,11 +66,14 @@ def run_job(job: Job, stop: StopSignal) -> None:
     with ExitStack() as held:
         world = held.enter_context(joined())
         wanted = identity(job)
-        if world.leads:
+
+        def begin() -> bool:
             with disk_errors(job.out):
                 held.enter_context(sole_owner(job.out))
             bind(job.out, wanted)
-        if not world.led(lambda: is_done(job.out)):
+            return is_done(job.out)
+
+        if not world.led(begin):
             train_to_manifest(job, wanted, stop, world)
         if world.leads:
             shutil.rmtree(job.out / TOKENS, ignore_errors=True)

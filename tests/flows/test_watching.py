@@ -10,7 +10,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-import tasks.train as train_module
 from flows import artifacts
 from flows.curves import as_png, as_svg, centred_means, drawn
 from flows.evaluate import checkpoints, suite_of, validated
@@ -22,6 +21,7 @@ from model.records import EVALUATION_SCHEMA, Problem, from_table, to_table
 from model.templates import PromptTemplate
 from model.training.job import JOBS, Keep, job_from
 from model.training.lines import read_lines
+from tasks import follow
 from tasks.catalog import connect
 from tasks.engine import EngineSpec
 from tasks.evaluate import Answer, Contestant, measure
@@ -203,7 +203,7 @@ def test_curves_are_published_while_a_run_goes_on(
     run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Once for new steps after each interval; a server that is gone is said, and training goes on."""
-    monkeypatch.setattr(train_module, "PUBLISH_SECONDS", 0.0)
+    monkeypatch.setattr(follow, "PUBLISH_SECONDS", 0.0)
     folder = run.dataset.file(f"students/{Stage.SFT}")
     folder.mkdir(parents=True)
     published: list[str] = []
@@ -215,7 +215,7 @@ def test_curves_are_published_while_a_run_goes_on(
             raise ConnectionError("the server is gone")
 
     with ticking("train sft", None, "steps") as ticker, caplog.at_level("INFO", logger="stillhouse"):
-        follower = train_module._Follower(folder / "metrics.jsonl", ticker, publish)
+        follower = follow.Follower(folder / "metrics.jsonl", ticker, publish)
         follower.poll()  # nothing is there yet
         for step in STEPS[:3]:
             (folder / "metrics.jsonl").write_text(json.dumps(step | {"completion_length": 7.0}) + "\n")

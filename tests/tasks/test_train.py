@@ -16,7 +16,7 @@ from model.sampling import reaper
 from model.training.examples import READING, _Told
 from model.training.job import SFTJob, job_from
 from model.training.runner import run_job
-from tasks import processes
+from tasks import follow, processes
 from tasks.attempts import read_attempts
 from tasks.progress import Ticker
 from tasks.run import Run
@@ -80,7 +80,7 @@ def test_a_process_that_is_killed_for_memory_goes_on_with_half_the_tokens_at_onc
 ) -> None:
     """The kernel kills with SIGKILL, as is done here; the job that a retry carries out is the same in all else."""
     job |= {"max_steps": 100_000, "epochs": 100_000, "tokens_per_micro_batch": 60, "checkpoint_every": 5}
-    poll = train_module._Follower.poll
+    poll = follow.Follower.poll
 
     def kill_once(follower: Any) -> None:
         poll(follower)
@@ -89,7 +89,7 @@ def test_a_process_that_is_killed_for_memory_goes_on_with_half_the_tokens_at_onc
             os.kill(killed[0], signal.SIGKILL)
 
     killed: list[int] = []
-    monkeypatch.setattr(train_module._Follower, "poll", kill_once)
+    monkeypatch.setattr(follow.Follower, "poll", kill_once)
     with pytest.raises(TrainingError, match=r"killed by signal 9 .*the next attempt runs at most 30 tokens at once"):
         train.fn(run, "sft", job)
     train_module._prepare(run, "sft", job)
@@ -102,7 +102,7 @@ def test_two_processes_stop_when_asked_and_one_goes_on_with_the_losses_of_one(
 ) -> None:
     """FSDP2 over gloo, with adapters. How many processes train is no part of what a student is."""
     job |= {"max_steps": 40, "epochs": 40, "dtype": "float32", "lora_rank": 2, "tokens_per_micro_batch": 60}
-    poll = train_module._Follower.poll
+    poll = follow.Follower.poll
 
     def ask(follower: Any) -> None:
         poll(follower)
@@ -111,7 +111,7 @@ def test_two_processes_stop_when_asked_and_one_goes_on_with_the_losses_of_one(
             os.kill(asked[0], signal.SIGTERM)  # nearest first: the one that the task has started
 
     asked: list[int] = []
-    monkeypatch.setattr(train_module._Follower, "poll", ask)
+    monkeypatch.setattr(follow.Follower, "poll", ask)
     monkeypatch.setattr(processes, "POLL_SECONDS", 0.05)
     with pytest.raises(TrainingError, match="status 75: it was asked to stop, and saved a checkpoint") as caught:
         train.fn(run, "sft", job | {"processes": 2})
@@ -139,7 +139,7 @@ def command_line(pid: int) -> str:
 
 def test_before_the_first_step_the_bar_tells_how_many_examples_are_tokenised(tmp_path: Path) -> None:
     ticker = Ticker("train sft", None, "steps")
-    follower = train_module._Follower(tmp_path / "metrics.jsonl", ticker)
+    follower = follow.Follower(tmp_path / "metrics.jsonl", ticker)
     (tmp_path / "tokens").mkdir()
     told = _Told(tmp_path / "tokens" / READING, 9000, leads=True)
     told.last -= 2

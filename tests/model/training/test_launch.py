@@ -69,6 +69,12 @@ def meet():
     assert words in capfd.readouterr().err
 
 
+def test_what_all_processes_say_is_said_once(stop: StopRequest, capfd: pytest.CaptureFixture[str]) -> None:
+    said = 'from model.training.launch import say_last; say_last("JobError: no such model"); sys.exit(2)'
+    assert launch(trainer(said), 2, stop) == 2
+    assert capfd.readouterr().err == "JobError: no such model\n"
+
+
 def test_which_end_tells_why_all_ended() -> None:
     missed, lost = End(100, 1), End(101, 1, "DiskError: full")
     assert cause([missed, lost]) is lost

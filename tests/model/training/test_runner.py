@@ -345,7 +345,9 @@ def test_a_wrong_job_is_one_line_and_exit_2(make_job: MakeJob) -> None:
 def test_the_verb_train_carries_out_the_same_file(make_job: MakeJob) -> None:
     job = make_job("ppo", steps=1)
     file = command(job)[-1]
-    subprocess.run([sys.executable, "-m", "flows.cli", "train", file], check=True)
+    for ends in ("done: 1 steps, model in", "done before: 1 steps, model in"):
+        found = subprocess.run([sys.executable, "-m", "flows.cli", "train", file], text=True, stderr=-1, check=True)
+        assert found.stderr.splitlines()[-1] == f"{ends} {job['out']}/model"
     assert json.loads((Path(job["out"]) / "manifest.json").read_text())["steps"] == 1
 
 

@@ -59,7 +59,6 @@ def launch(command: Sequence[str], processes: int, stop: StopRequest) -> int:
     if torch.cuda.is_available() and processes > torch.cuda.device_count():
         raise JobError(f"processes = {processes}, but this machine has {torch.cuda.device_count()} GPUs: lower it")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # how processes end is told here
-    os.environ[_LAUNCHED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // processes)))
     stop.also = pass_on_stop
     if stop.received:
@@ -77,11 +76,14 @@ def launch(command: Sequence[str], processes: int, stop: StopRequest) -> int:
             signals_to_handle="SIGQUIT",  # SIGTERM and SIGINT are `stop`'s
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
+        os.environ[_LAUNCHED] = "1"
         try:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             found = error.failures.values()
             return told(cause([End(f.timestamp, f.exitcode, words_of(f.error_file_data)) for f in found]), stop)
+        finally:
+            del os.environ[_LAUNCHED]
     return EXIT_DONE
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from model.sampling.reaper import descendants
-from model.training.launch import End, cause, launch
+from model.training.launch import End, cause, launch, say_last
 from model.training.process import StopRequest
 from tests.model.training.test_runner import is_running, wait_for
 
@@ -73,6 +73,8 @@ def test_what_all_processes_say_is_said_once(stop: StopRequest, capfd: pytest.Ca
     said = 'from model.training.launch import say_last; say_last("JobError: no such model"); sys.exit(2)'
     assert launch(trainer(said), 2, stop) == 2
     assert capfd.readouterr().err == "JobError: no such model\n"
+    say_last("said by itself, as nobody launched it")
+    assert "said by itself" in capfd.readouterr().err
 
 
 def test_which_end_tells_why_all_ended() -> None:

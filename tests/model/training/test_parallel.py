@@ -66,10 +66,8 @@ def test_two_processes_train_as_one(name: str, folder: Path, in_two: dict[str, P
 def test_two_processes_answer_as_one(folder: Path, in_two: dict[str, Path]) -> None:
     """The same validations, the same best step, and its weights kept; the answers of all are judged."""
     name = "gspo, validated"
-    one, two = (
-        alone(make_job(folder, GSPO, f"one/{name}")),
-        in_two[name],
-    )  # done already, unless this test runs by itself
+    one = alone(make_job(folder, GSPO, f"one/{name}"))  # done already, unless this test runs by itself
+    two = in_two[name]
     assert_alike(lines(two, "validation"), lines(one, "validation"), 1e-6)
     assert {line["samples"] for line in lines(two, "validation")} == {15}
     assert len({line["pass@1"] for line in lines(two, "validation")}) > 1

@@ -182,18 +182,18 @@ def fitted(
         tokens //= 2
 
 
-def planned_peak(job: SFTJob, stage: Fixed, model: Any) -> int:
+def planned_peak(job: SFTJob, stage: Fixed, model: Any, world: World) -> int:
     """Bytes that a job's plan expects at the peak, which it tells before the first step."""
     documents = [micro.tokens.documents for micro in stage.prepare(0).micro_batches]
     most, longest = max(each.total for each in documents), max(each.longest for each in documents)
-    kept = measure_activations(model, min(longest, PROBE), model.device)
-    return expected(job, stage, model, kept, most, longest).peak
+    kept = measure_activations(model, min(longest, PROBE), world.device)
+    return expected(job, stage, model, world, kept, most, longest).peak
 
 
 def measured(job: SFTJob, model: Any, stage: Fixed, device: torch.device) -> dict[str, Any]:
     """Median rate of the steps after the first."""
     world = World(device)
-    planned = planned_peak(job, stage, model)
+    planned = planned_peak(job, stage, model, world)
     optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world)
     watch = Metered(Meter(job, model, world))
     lines: list[Line] = []

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -108,6 +108,7 @@ def ours(loss: str) -> Way:
             return divergence_part(logits, teacher, weights[rows], Divergence(loss), targets[rows])
 
         found = head_gradients(hidden, given.head, Kernel(part, precise=loss != "cross_entropy"))
+        assert found.weight_VH is not None, "the head learns too"
         return found.hidden_NH, found.weight_VH
 
     return gradients
@@ -255,14 +256,14 @@ def _finish() -> None:
 
 
 def _as_float64(given: Inputs) -> Inputs:
-    wide = (t.double() for t in (given.hidden, given.head, given.teacher_hidden, given.teacher_head))
-    return Inputs(*wide, given.targets, given.counts, given.ids, given.log_probs.double())
+    names = ("hidden", "head", "teacher_hidden", "teacher_head", "log_probs")
+    return replace(given, **{name: getattr(given, name).double() for name in names})
 
 
 def _error(found: Gradients, exact: Gradients) -> float:
     """The larger one of the two gradients' relative errors."""
     pairs = zip(found, exact, strict=True)
-    return max(((one.double() - right.double()).norm() / right.double().norm()).item() for one, right in pairs)
+    return max(float((one.double() - right.double()).norm() / right.double().norm()) for one, right in pairs)
 
 
 def main() -> None:
@@ -270,7 +271,8 @@ def main() -> None:
     sys.path += [str(folder) for folder in (arguments.trl, arguments.liger) if folder]
     if arguments.one:
         torch.set_num_threads(arguments.threads)
-        print(json.dumps(measure(*arguments.one, (arguments.tokens, arguments.hidden, arguments.vocabulary))))
+        loss, name = arguments.one
+        print(json.dumps(measure(loss, name, (arguments.tokens, arguments.hidden, arguments.vocabulary))))
         return
     rounds = _gpu_rounds if DEVICE.type == "cuda" else _rounds
     figures = {loss: rounds(loss, arguments) for loss in LOSSES}

@@ -8,7 +8,7 @@ exact comparison, verdict file); the peer is the loop that datasketch's document
 shingles, in the same run. It needs `pip install datasketch` (with scipy). Each part runs in a process of its own,
 whose greatest memory is told beside what it takes before it has seen a problem.
 
-    python benchmarks/near_duplicates.py path/to/gsm8k
+    python -m benchmarks.near_duplicates path/to/gsm8k
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from machine import describe
-
+from benchmarks.machine import describe
 from model.records import PROBLEM_SCHEMA, Problem, problem_id, to_table
 from model.rewards.settings import ContaminationSettings, DuplicateSettings
 from model.rewards.texts.shingles import tokens
@@ -63,7 +62,7 @@ def main() -> None:
         "settings": {"threshold": 0.8, "shingle": 3, "permutations": 128, "planted_share": PLANTED, "seed": SEED},
         "results": results,
         "machine": describe(["rensa", "datasketch"]),
-        "remade_by": "python benchmarks/near_duplicates.py path/to/gsm8k",
+        "remade_by": "python -m benchmarks.near_duplicates path/to/gsm8k",
     }
     OUT.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record, indent=1))
@@ -92,7 +91,7 @@ def _measure(arguments: argparse.Namespace, size: int, scratch: Path) -> dict[st
 
 
 def _in_a_process(part: str, folder: Path) -> dict[str, Any]:
-    command = [sys.executable, __file__, str(folder), "--part", part]
+    command = [sys.executable, "-m", "benchmarks.near_duplicates", str(folder), "--part", part]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

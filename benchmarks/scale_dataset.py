@@ -230,7 +230,8 @@ def _steps(gold: Gold) -> list[str]:
 
 
 def _problems(arguments: argparse.Namespace, golds: list[Gold]) -> int:
-    return min(len(golds), max(arguments.samples // arguments.replicas, 1))
+    wanted: int = max(arguments.samples // arguments.replicas, 1)
+    return min(len(golds), wanted)
 
 
 def size_of(dataset: Path) -> dict[str, int]:

@@ -41,6 +41,7 @@ from flows.recipe_sections import (
 from flows.stages import TRAINED
 from model.errors import RecipeError
 from model.rewards.rule import checks_of
+from model.sampling.biased import biased_argument
 
 ACCURACY = ("math", "code")  # the checks that compare with a gold answer
 
@@ -259,6 +260,9 @@ def _lent_conflicts(recipe: Recipe) -> Iterator[str]:
                 f"{name}.rollouts: the kept engine does not sleep, and would hold the trainer's GPU: write "
                 f"teacher.keep_running = false, or name engines in {name}.rollout_urls"
             )
+        if biased := biased_argument(teacher.extra_args):
+            wrong = f"teacher.extra_args: with {biased} the kept engine would tell {name} biased log-probabilities"
+            yield f"{wrong}: leave it out, or write teacher.keep_running = false"
         if stage.max_tokens >= room:
             yield f"{name}.max_tokens = {stage.max_tokens} leaves no room for a prompt in the kept engine's {room}"
         if stage.dtype == "float32" and teacher.dtype != "float32":

@@ -3,7 +3,7 @@
 The process resumes from its last complete checkpoint by itself, so a retry is the same call again. A stage that
 is done (its manifest fits the job) costs nothing; one whose inputs changed is moved aside, never overwritten.
 A process that ran out of memory is tried again with half the tokens at once: the global batch, and so the result, is
-the same.
+the same, but for rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from model.errors import TrainingError
-from model.training.process import EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED, EXIT_WRONG_JOB
+from model.training.process import (
+    EXIT_DONE,
+    EXIT_OUT_OF_MEMORY,
+    EXIT_STOPPED,
+    EXIT_WRONG_JOB,
+    kills_from_now,
+)
 from tasks.attempts import attempt
 from tasks.engine import Engine
 from tasks.follow import Follower
@@ -67,10 +73,12 @@ def train(
     ):
         follower = Follower(out / "metrics.jsonl", ticker, publish)
         command = [sys.executable, "-m", "model.training", str(job_file), "--parent", str(os.getpid())]
+        killed_for_memory = kills_from_now()
         status = run_watched(command, log, ENVIRONMENT, follower.poll)
         if status != EXIT_DONE:
-            error = _failure(student, status, log, begun)
-            if status in (EXIT_OUT_OF_MEMORY, -signal.SIGKILL):
+            for_memory = status == EXIT_OUT_OF_MEMORY or (status == -signal.SIGKILL and killed_for_memory())
+            error = _failure(student, status, log, begun, for_memory=for_memory)
+            if for_memory:
                 half = _halve_tokens(run, student, job)
                 error.args = (f"{error}; the next attempt runs at most {half} tokens at once",)
             raise error
@@ -89,17 +97,16 @@ def _prepare(run: Run, student: str, job: Mapping[str, Any]) -> None:
     begun = _begun(out)
     if begun is not None and begun != _identity(job):
         out.rename(run.dataset.file(f"{STUDENTS}/{SET_ASIDE}{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
-    known = {"tokens_that_fit": fit} if (fit := _number(out / MEMORY_FILE)) else {}
+    known = {"tokens_that_fit": fit} if (fit := _number(out / MEMORY_FILE, "tokens_that_fit")) else {}
     run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps({**job, **known}, indent=1))
 
 
-def _number(path: Path) -> int:
-    """The one number that a file of an earlier attempt holds; 0 where there is none."""
+def _number(path: Path, name: str) -> int:
+    """A number that a file of an earlier attempt holds; 0 where there is none."""
     try:
-        (number,) = json.loads(path.read_text(encoding="utf-8")).values()
-    except (OSError, ValueError, AttributeError):
+        return int(json.loads(path.read_text(encoding="utf-8"))[name])
+    except (OSError, ValueError, TypeError, KeyError):
         return 0
-    return int(number)
 
 
 def _halve_tokens(run: Run, student: str, job: Mapping[str, Any]) -> int:
@@ -110,7 +117,8 @@ def _halve_tokens(run: Run, student: str, job: Mapping[str, Any]) -> int:
     out = run.dataset.file(f"{STUDENTS}/{student}")
     asked = job.get("tokens_per_micro_batch", Job.tokens_per_micro_batch)
     # The trainer may have run fewer by itself, having found that no more would fit.
-    tried = [asked, *filter(None, (_number(out / MEMORY_FILE), _number(out / PLANNED_FILE)))]
+    earlier = _number(out / MEMORY_FILE, "tokens_that_fit"), _number(out / PLANNED_FILE, "tokens_at_once")
+    tried = [asked, *filter(None, earlier)]
     half: int = max(1, min(tried) // 2)
     run.dataset.write_text(f"{STUDENTS}/{student}/{MEMORY_FILE}", json.dumps({"tokens_that_fit": half}))
     return half
@@ -136,12 +144,12 @@ def _begun(out: Path) -> dict[str, Any] | None:
     return begun
 
 
-def _failure(student: str, status: int, log: Path, begun: int) -> TrainingError:
+def _failure(student: str, status: int, log: Path, begun: int, *, for_memory: bool) -> TrainingError:
     """What this attempt wrote last; the log holds earlier attempts too, up to byte `begun`."""
     lines = last_lines(log, start=begun)
     why = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no output")
     if status < 0:
-        why = f"killed by signal {-status}" + (" (out of memory?)" if status == -signal.SIGKILL else "")
+        why = f"killed by signal {-status}" + (" (out of memory?)" if for_memory else "")
     if status == EXIT_STOPPED:
         why = "it was asked to stop, and saved a checkpoint"
     error = TrainingError(f"training {student} ended with status {status}: {why} (log: {log})")

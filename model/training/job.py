@@ -23,6 +23,7 @@ from model.losses.kl import Divergence
 from model.losses.kl_estimators import KLEstimator, KLPlace
 from model.losses.mismatch import Mismatch
 from model.losses.normalise import Normalise
+from model.sampling.biased import biased_argument
 
 
 class JobError(TrainingError):
@@ -44,10 +45,6 @@ class Sampler(StrEnum):
 
     TRANSFORMERS = "transformers"
     VLLM = "vllm"
-
-
-# Arguments of vLLM after which a token's log-probability is not log softmax(logits / T) at the job's T.
-BIASED_ARGS = ("--logprobs-mode", "--logits-processors", "--speculative-config")
 
 
 class Keep(StrEnum):
@@ -194,10 +191,9 @@ class RolloutJob(Job):
             raise JobError("rollout_urls and rollouts_ahead are for rollouts = 'vllm'")
         if self.rollouts_ahead not in (0, 1):
             raise JobError(f"rollouts_ahead must be 0 or 1, got {self.rollouts_ahead}")
-        biased = [word for word in self.rollout_args if word.split("=")[0] in BIASED_ARGS]
-        if biased:
+        if biased := biased_argument(self.rollout_args):
             raise JobError(
-                f"rollout_args: {biased[0]} would tell log-probabilities of another distribution than the trainer's"
+                f"rollout_args: {biased} would tell log-probabilities of another distribution than the trainer's"
             )
 
 

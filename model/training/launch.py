@@ -30,6 +30,7 @@ from model.training.process import (
     EXIT_STOPPED,
     EXIT_WRONG_JOB,
     StopRequest,
+    kills_from_now,
     say,
 )
 
@@ -77,11 +78,13 @@ def launch(command: Sequence[str], processes: int, stop: StopRequest) -> int:
             logs_specs=DefaultLogsSpecs(log_dir=logs),
         )
         os.environ[_LAUNCHED] = "1"
+        killed_for_memory = kills_from_now()
         try:
             elastic_launch(config, command[0])(*command[1:])
         except ChildFailedError as error:
             found = error.failures.values()
-            return told(cause([End(f.timestamp, f.exitcode, words_of(f.error_file_data)) for f in found]), stop)
+            ends = [End(f.timestamp, f.exitcode, words_of(f.error_file_data)) for f in found]
+            return told(cause(ends), stop, for_memory=killed_for_memory())
         finally:
             del os.environ[_LAUNCHED]
     return EXIT_DONE
@@ -123,15 +126,19 @@ def cause(ends: Sequence[End]) -> End:
     return min((end for end in ends if end.seconds < first + _FORCED_SECONDS), key=lambda end: end.rank)
 
 
-def told(end: End, stop: StopRequest) -> int:
-    """The exit status of `process.py` for how a process ended; its words on stderr, as the only ones."""
+def told(end: End, stop: StopRequest, *, for_memory: bool) -> int:
+    """The exit status of `process.py` for how a process ended; its words on stderr, as the only ones.
+
+    `for_memory`: a process that was killed may have been killed for that.
+    """
     if end.code == -signal.SIGTERM and stop.received:
         return EXIT_STOPPED  # it was asked before it could listen
-    if end.code == -signal.SIGKILL:
+    if end.code == -signal.SIGKILL and for_memory:
         say("OutOfMemoryError: a training process was killed by signal 9 (out of memory?)")
         return EXIT_OUT_OF_MEMORY
-    say(end.words or f"TrainingError: a training process ended with status {end.code}")
-    return end.code if end.code in _TELLING else EXIT_FAILED
+    how = f"ended with status {end.code}" if end.code > 0 else f"was killed by signal {-end.code}"
+    say(end.words or f"TrainingError: a training process {how}")
+    return end.code if end.code in _TELLING and end.code > 0 else EXIT_FAILED
 
 
 def say_last(words: str) -> None:

@@ -134,13 +134,17 @@ def require_tokenizer(folder: Path, tokenizer: Tokenizer, embeddings: int) -> No
         raise JobError(f"{folder}: {wrong}: this is another model's tokenizer; put the model's own beside it")
 
 
+def dropout_of(model: Model) -> dict[str, Any]:
+    """The settings of a model's config by which it drops something in training mode."""
+    return {name: value for name, value in model.config.to_dict().items() if "drop" in name and value}
+
+
 def checkpoint_activations(model: Model) -> None:
     """Has a model's layers run again in the backward pass: memory of one layer instead of all, for a third more work.
 
     transformers does so only in training mode, which must not mean dropout here. Raises JobError where it would.
     """
-    dropout = {name: value for name, value in model.config.to_dict().items() if "drop" in name and value}
-    if dropout:
+    if dropout := dropout_of(model):
         raise JobError(
             f"activation_checkpointing would turn on the model's dropout {dropout}: set it to 0 in its config"
         )

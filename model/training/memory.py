@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from model.training.adapters import has_adapters
 from model.training.data import Row, Tokenizer, collate, tokenize
 from model.training.forward import SCORED_ROWS, Model, completion_hidden
 from model.training.job import DistillJob, Job, JobError, OnPolicyJob, PPOJob, RolloutJob, Sampler
-from model.training.load import checkpoint_activations
+from model.training.load import checkpoint_activations, dropout_of
 from model.training.loop import Stage
 from model.training.parallel import World
 from model.training.rollout_stage import RolloutStage
@@ -101,6 +101,10 @@ class Plan:
         affordable = int((room - self.tables) / self.per_token) if self.per_token else self.tokens
         return replace(self, tokens=max(min(self.tokens, affordable), min(self.tokens, longest)))
 
+    def missing(self, free: int) -> int:
+        """Bytes by which a step's passes are too large; 0 where they fit."""
+        return max(0, self.fixed + round(self.per_token * self.tokens) + self.tables - round(free * (1 - _KEPT_FREE)))
+
     def told(self, free: int) -> str:
         """One line for a log."""
         running = f"{self.per_token / 2**20:.2f} MiB a token x {self.tokens} at once + {_gib(self.tables)} of logits"
@@ -116,32 +120,57 @@ def _gib(count: int) -> str:
 
 
 def plan_memory(
-    job: Job, stage: Stage, model: Model, tokenizer: Tokenizer, world: World, kept: Activations | None = None
+    job: Job,
+    stage: Stage,
+    model: Model,
+    tokenizer: Tokenizer,
+    world: World,
+    outlined: Mapping[bool, Activations] | None = None,
 ) -> Plan:
-    """Expects a peak, says it on stderr, and has the stage run fewer tokens at once where that many do not fit.
+    """Expects a peak, says it on stderr, and makes room where it is too high: by fewer tokens at once, and where even
+    the longest row does not fit, or did not in an earlier attempt, by running layers again in the backward pass.
 
-    To be called when everything is loaded and nothing was trained. `kept`: from `measure_outline`; None: measured here,
-    on rows as long as the job's. Raises NoRoomError, and JobError for a row longer than the job's token budget.
+    To be called when everything is loaded and nothing was trained. `outlined`: what the model's outline keeps, by
+    whether layers are run again; None: measured here, on rows as long as the job's. Raises NoRoomError, and JobError
+    for a row longer than the job's token budget.
     """
     longest = longest_row(stage, tokenizer)
     require_budget(job, longest)
     most = min(stage.tokens_at_once, most_tokens(stage, longest))
-    kept = kept or measure_activations(model, min(longest, PROBE), world.device)
-    plan = expected(job, stage, model, world, kept, most, longest)
     free = free_memory(world.device)
     if world.device.type == "cpu":  # every process on this machine takes its share
         free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # An engine on the same device gives its memory back before the update: what is free now says nothing.
     shared = world.device.type == "cuda" and isinstance(job, RolloutJob) and shares_device(job)
-    fitted = plan if shared else plan.fitted(free, longest)
-    tokens = min(world.gather(fitted.tokens))
-    if tokens < most:
-        stage.tokens_at_once = tokens
-    if world.leads:
-        print(replace(fitted, tokens=tokens).told(free), file=sys.stderr, flush=True)
-        if tokens < most:
-            print(f"memory: {tokens} tokens at once instead of {most}; the result is the same", file=sys.stderr)
-    return replace(fitted, tokens=tokens)
+
+    def fitted() -> Plan:
+        again = runs_again(model)
+        kept = outlined[again] if outlined else measure_activations(model, min(longest, PROBE), world.device)
+        plan = expected(job, stage, model, world, kept, most, longest)
+        return plan if shared else plan.fitted(free, longest)
+
+    def missing(plan: Plan) -> int:
+        lacks: list[int] = world.gather(0 if shared else plan.missing(free))
+        return max(lacks)
+
+    plan, told = fitted(), []
+    if (missing(plan) or 0 < job.tokens_that_fit < longest) and may_run_again(model):
+        checkpoint_activations(model)
+        plan = fitted()
+        told.append("layers are run again in the backward pass, without which the longest row does not fit")
+    plan = replace(plan, tokens=min(world.gather(plan.tokens)))
+    if plan.tokens < most:
+        stage.tokens_at_once = plan.tokens
+        told.append(f"{plan.tokens} tokens at once instead of {most}")
+    told = [f"{line}; the result is the same" for line in told]
+    if lacks := missing(plan):
+        told.append(
+            f"the longest row, {longest} tokens, may need {_gib(lacks)} more than there are: train fewer weights "
+            "(lora_rank), cut them over more processes, or leave such rows out (max_length)"
+        )
+    for line in (plan.told(free), *(f"memory: {line}" for line in told)) if world.leads else ():
+        print(line, file=sys.stderr, flush=True)
+    return plan
 
 
 def shares_device(job: RolloutJob) -> bool:
@@ -287,6 +316,11 @@ def measure_outline(model: Model, device: torch.device) -> Activations:
 def runs_again(model: Model) -> bool:
     """Are layers run again in the backward pass, instead of being remembered?"""
     return bool(getattr(model, "is_gradient_checkpointing", False))
+
+
+def may_run_again(model: Model) -> bool:
+    """Are layers remembered that could be run again instead?"""
+    return not runs_again(model) and not dropout_of(model)
 
 
 @contextmanager

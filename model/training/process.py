@@ -32,10 +32,37 @@ def die_with(parent: int) -> None:
         sys.exit(EXIT_STOPPED)
 
 
+def memory_kills() -> int | None:
+    """How many processes this machine's kernel has killed for want of memory since it started; None: it does not say.
+
+    A service that kills in the kernel's place (systemd-oomd) is not counted.
+    """
+    try:
+        lines = Path("/proc/vmstat").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), None)
+
+
+def kills_from_now() -> Callable[[], bool]:
+    """Tells, when it is called, whether the kernel may have killed a process for want of memory meanwhile."""
+    before = memory_kills()
+
+    def happened() -> bool:
+        now = memory_kills()
+        return before is None or now is None or now > before
+
+    return happened
+
+
 def say(line: str) -> None:
     """One line on stderr, if it can be: on a full disk the log is full too, and the exit status must still be told."""
     with suppress(OSError):
         os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+
+
+class StopNow(KeyboardInterrupt):
+    """A stop request that ends a block at once. As Ctrl-C does, so that event loops let it through."""
 
 
 class StopRequest:
@@ -44,12 +71,27 @@ class StopRequest:
     def __init__(self) -> None:
         self.received = False
         self.also: Callable[[], None] = lambda: None
+        self._ends_block = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._remember)
 
     def _remember(self, *_: object) -> None:
         self.received = True
         self.also()
+        if self._ends_block:
+            self._ends_block = False  # what the block does on its way out is not interrupted again
+            raise StopNow
+
+    @contextmanager
+    def ends(self) -> Iterator[None]:
+        """A block of the main thread that a request ends with StopNow; one that came before, at its beginning."""
+        if self.received:
+            raise StopNow
+        self._ends_block = True
+        try:
+            yield
+        finally:
+            self._ends_block = False
 
 
 @contextmanager

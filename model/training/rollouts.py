@@ -7,6 +7,7 @@ training scores. Where several processes train, each samples its share, and all 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from model.errors import TrainingError
 from model.records import FinishReason
 from model.training.data import Row, Tokenizer, tokenize
 from model.training.documents import generating
 from model.training.forward import Model
+from model.training.out_of_memory import is_out_of_memory
 from model.training.parallel import World
 
 
@@ -48,7 +51,8 @@ class Rollouts(Protocol):
 
 
 class LocalRollouts:
-    """All contexts as one left-padded batch through `generate` of the model that is being trained.
+    """All contexts as one left-padded batch through `generate` of the model that is being trained; as several where
+    that does not fit into memory.
 
     A row's random numbers are its own: it is the same whichever process samples it, and beside what, but for rounding.
     """
@@ -66,6 +70,7 @@ class LocalRollouts:
     ) -> None:
         self.model, self.tokenizer, self.world = model, tokenizer, world
         self.temperature, self.max_tokens, self.stop, self.top_p = temperature, max_tokens, tuple(stop), top_p
+        self._rows_that_fit = sys.maxsize
 
     def current(self) -> AbstractContextManager[Mapping[str, float]]:
         """See `Rollouts`: the policy is the sampler."""
@@ -76,11 +81,27 @@ class LocalRollouts:
         seeds: list[int] = torch.randint(2**63 - 1, (len(contexts),)).tolist()
         own = self.world.dealt(list(zip(contexts, seeds, strict=True)))
         with self.world.whole(self.model):
-            found = self._sample(own) if own else []
+            found = self._sample(own)
         return self.world.collected(found)
 
-    @torch.no_grad()
     def _sample(self, asked: Sequence[tuple[str, int]]) -> list[Rollout]:
+        """As many at once as fit; how many do is found out by trying."""
+        found: list[Rollout] = []
+        while len(found) < len(asked):
+            part = asked[len(found) : len(found) + self._rows_that_fit]
+            try:
+                found += self._sample_at_once(part)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(part) == 1:
+                    what = f"one completion of at most {self.max_tokens} tokens was written"
+                    raise TrainingError(f"out of memory while {what}: lower that limit") from error
+                self._rows_that_fit = len(part) // 2
+        return found
+
+    @torch.no_grad()
+    def _sample_at_once(self, asked: Sequence[tuple[str, int]]) -> list[Rollout]:
         contexts_ids = [tokenize(self.tokenizer, context) for context, _ in asked]
         numbers = RowNumbers([seed for _, seed in asked], self.max_tokens, self.model.device)
         tokens_BT, mask_BT = pad_left(contexts_ids, self.tokenizer.eos_token_id, self.model.device)

@@ -14,9 +14,17 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from model.errors import TrainingError
 from model.losses.kl import Divergence
 from model.training.adapters import WithoutAdapters, add_adapters, has_adapters, save_adapter
-from model.training.checkpoint import disk_errors, save_model, whole_weights, write_file, write_folder
+from model.training.checkpoint import (
+    complete_checkpoints,
+    disk_errors,
+    save_model,
+    whole_weights,
+    write_file,
+    write_folder,
+)
 from model.training.cross_tokenizer import CrossTokenizerStage
 from model.training.data import Tokenizer
 from model.training.distill import DistillStage, StoredDistillStage
@@ -33,7 +41,7 @@ from model.training.job import (
     Sampler,
     SFTJob,
 )
-from model.training.load import checkpoint_activations, load_cut, load_frozen, load_model, outline
+from model.training.load import checkpoint_activations, dropout_of, load_cut, load_frozen, load_model, outline
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
 from model.training.memory import Activations, measure_outline, peak_memory, plan_memory
@@ -85,12 +93,17 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     if job.threads:
         torch.set_num_threads(job.threads)
     disable_progress_bar()  # metrics.jsonl tells how far it is
-    activations = activations_of_cut(job, world)
-    model, tokenizer = load_to_train(job, world)
-    with out_of_memory(job), open_stage(job, model, tokenizer, world, stop) as stage:
-        plan = plan_memory(job, stage, model, tokenizer, world, activations)
+    too_large = f"{job.init} does not fit: take a smaller model, or cut it over more processes"
+    with out_of_memory(too_large, TrainingError):  # fewer tokens at once would not help
+        outlined = activations_of_cut(job, world)
+        model, tokenizer = load_to_train(job, world)
+    too_many = f"tokens_per_micro_batch = {job.tokens_per_micro_batch} does not fit: lower it"
+    with out_of_memory(too_many), open_stage(job, model, tokenizer, world, stop) as stage:
+        keep_tokens(job, stage, world)
+        plan = plan_memory(job, stage, model, tokenizer, world, outlined)
         if world.leads:
-            write_file(job.out / PLANNED, json.dumps({"tokens_at_once": plan.tokens}))
+            planned = {"tokens_at_once": plan.tokens, "budget": stage.tokens_at_once, "asked": job.tokens_at_once}
+            write_file(job.out / PLANNED, json.dumps(planned))
         with open_watch(job, model, tokenizer, sampler_of(stage), world) as watch:
             last = train(job, stage, model, tokenizer, stop, world, watch)
         validation = watch.validation
@@ -121,6 +134,25 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         validation.best.prune(validation.lines, [])  # nobody resumes any more
 
 
+def keep_tokens(job: Job, stage: Stage, world: World) -> None:
+    """Has a run that goes on from a checkpoint run no more tokens at once than before it, whatever is free by now.
+
+    Other packs would round differently, and the losses would not be the same to the bit.
+    """
+
+    def before() -> int:
+        if not complete_checkpoints(job.out / "checkpoints"):
+            return 0
+        try:
+            planned = json.loads((job.out / PLANNED).read_text(encoding="utf-8"))
+            return int(planned["budget"]) if planned["asked"] == job.tokens_at_once else 0
+        except (OSError, ValueError, KeyError):
+            return 0
+
+    if budget := world.led(before):
+        stage.tokens_at_once = min(stage.tokens_at_once, budget)
+
+
 def load_to_train(job: Job, world: World) -> tuple[Model, Tokenizer]:
     """The model as it is going to be trained, and its tokenizer."""
     if world.mesh is not None:
@@ -137,15 +169,22 @@ def prepare(model: Model, job: Job) -> None:
         checkpoint_activations(model)
 
 
-def activations_of_cut(job: Job, world: World) -> Activations | None:
-    """What the job's model keeps for its backward pass, where it is cut: then it is not to run without that pass."""
+def activations_of_cut(job: Job, world: World) -> dict[bool, Activations] | None:
+    """What the job's model keeps for its backward pass, by whether layers are run again in it; where it is cut.
+
+    A model that is cut is not to run without that pass, so that it cannot be measured itself.
+    """
     if world.mesh is None:
         return None
-    model, _ = outline(job.init, job.dtype, world.device, compiled=job.compile)
-    prepare(model, job)
-    found = measure_outline(model, world.device)
-    del model
-    gc.collect()  # compiled layers refer to themselves, and are on the device
+    found = {}
+    for again in (False, True):
+        model, _ = outline(job.init, job.dtype, world.device, compiled=job.compile)
+        add_adapters(model, job)
+        if job.activation_checkpointing or (again and not dropout_of(model)):
+            checkpoint_activations(model)
+        found[again] = measure_outline(model, world.device)
+        del model
+        gc.collect()  # compiled layers refer to themselves, and are on the device
     return found
 
 
@@ -164,16 +203,14 @@ def sampler_of(stage: Stage) -> Answers | None:
 
 
 @contextmanager
-def out_of_memory(job: Job) -> Iterator[None]:
+def out_of_memory(why: str, kind: type[TrainingError] = OutOfMemoryError) -> Iterator[None]:
     """Tells the allocators' errors, which are several, by one name."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise OutOfMemoryError(
-            f"out of memory with tokens_per_micro_batch = {job.tokens_per_micro_batch}: lower it"
-        ) from error
+        raise kind(f"out of memory: {why}") from error
 
 
 @contextmanager

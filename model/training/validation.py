@@ -35,7 +35,6 @@ from model.training.job import Job, JobError, Keep
 from model.training.lines import read_lines
 from model.training.loop import Line, StopSignal
 from model.training.manifest import validation_identity
-from model.training.out_of_memory import is_out_of_memory
 from model.training.parallel import World
 from model.training.problems import read_problems
 from model.training.rollouts import LocalRollouts
@@ -87,14 +86,7 @@ class LocalAnswers:
 
     def answers(self, contexts: Sequence[str]) -> list[Answer]:
         """See `Answers`."""
-        try:
-            found = self.rollouts.sample(contexts)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise JobError(
-                f"out of memory while {len(contexts)} validation answers were sampled: lower validation_batch"
-            ) from error
+        found = self.rollouts.sample(contexts)
         return [Answer(one.text, one.finish_reason, len(one.row.completion)) for one in found]
 
 

@@ -59,6 +59,10 @@ def test_log_probabilities_at_a_temperature_where_rollouts_are_weighed_by_them(
         ("teacher.gpus=1", "grpo.rollouts: the kept engine does not sleep, and would hold the trainer's GPU"),
         ("grpo.max_tokens=2048", "grpo.max_tokens = 2048 leaves no room for a prompt in the kept engine's 2048"),
         ('grpo.rollout_args=["--swap-space", "8"]', "grpo.rollout_args is for an engine of the stage's own"),
+        (
+            'teacher.extra_args=["--logits_processors", "a:B"]',
+            "with --logits_processors the kept engine would tell grpo",
+        ),
     ],
 )
 def test_what_a_kept_engine_cannot_do_for_a_stage(values: dict[str, Any], change: str, says: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import tasks.train as train_module
 from model.errors import TrainingError
 from model.sampling import reaper
+from model.training import process
 from model.training.examples import READING, _Told
 from model.training.job import SFTJob, job_from
 from model.training.runner import run_job
@@ -75,10 +76,11 @@ def test_a_job_that_fails_says_so_in_the_last_words_of_its_log(run: Run, job: di
     assert not run.dataset.file("students/sft/manifest.json").exists()
 
 
+@pytest.mark.parametrize("for_memory", [True, False])
 def test_a_process_that_is_killed_for_memory_goes_on_with_half_the_tokens_at_once(
-    run: Run, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    run: Run, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, for_memory: bool
 ) -> None:
-    """The kernel kills with SIGKILL, as is done here; the job that a retry carries out is the same in all else."""
+    """The kernel kills with SIGKILL and counts it, as is done here; whoever else kills changes nothing of the job."""
     job |= {"max_steps": 100_000, "epochs": 100_000, "tokens_per_micro_batch": 60, "checkpoint_every": 5}
     poll = follow.Follower.poll
 
@@ -90,11 +92,14 @@ def test_a_process_that_is_killed_for_memory_goes_on_with_half_the_tokens_at_onc
 
     killed: list[int] = []
     monkeypatch.setattr(follow.Follower, "poll", kill_once)
-    with pytest.raises(TrainingError, match=r"killed by signal 9 .*the next attempt runs at most 30 tokens at once"):
+    monkeypatch.setattr(process, "memory_kills", lambda: len(killed) if for_memory else 7)
+    half = "the next attempt runs at most 30 tokens at once"
+    with pytest.raises(TrainingError, match="killed by signal 9") as caught:
         train.fn(run, "sft", job)
+    assert (half in str(caught.value)) is for_memory
     train_module._prepare(run, "sft", job)
     written = json.loads(run.dataset.file("students/sft/job.json").read_text())
-    assert written == {**job, "tokens_that_fit": 30}
+    assert written == job | ({"tokens_that_fit": 30} if for_memory else {})
 
 
 def test_two_processes_stop_when_asked_and_one_goes_on_with_the_losses_of_one(

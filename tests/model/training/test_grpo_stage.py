@@ -130,6 +130,7 @@ def test_a_token_outside_icepops_band_has_no_gradient_and_is_counted(tiny_folder
         ({"mismatch": Mismatch.TIS}, "for rollouts = 'vllm'"),
         ({"rollouts": Sampler.VLLM, "mismatch_low": 1.5}, "1 must lie between mismatch_low = 1.5 and"),
         ({"rollouts": Sampler.VLLM, "rollout_args": ("--logprobs-mode=raw_logprobs",)}, "of another distribution"),
+        ({"rollouts": Sampler.VLLM, "rollout_args": ("--speculative_config", "{}")}, "of another distribution"),
     ],
 )
 def test_a_ratio_that_compares_two_distributions_is_refused(

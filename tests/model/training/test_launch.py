@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from model.sampling.reaper import descendants
-from model.training.launch import End, cause, launch, say_last
+from model.training.launch import End, cause, launch, say_last, told
 from model.training.process import StopRequest
 from tests.model.training.test_runner import is_running, wait_for
 
@@ -47,11 +47,11 @@ def trainer(body: str) -> list[str]:
         # The second one is the cause, though the first, which misses it, is noticed first.
         ("StopRequest(); meet(); time.sleep(0.3 * WHO); sys.exit(1 + WHO)", 2, "ended with status 2"),
         ("StopRequest(); meet(); time.sleep(0.05 * (not WHO)); sys.exit([1, 3][WHO])", 3, "ended with status 3"),
-        ("os.kill(os.getpid(), signal.SIGKILL) if WHO else time.sleep(60)", 3, "killed by signal 9"),
+        ("os.kill(os.getpid(), signal.SIGKILL) if WHO else time.sleep(60)", 1, "was killed by signal 9\n"),
         (
             "StopRequest(); os.kill(os.getpid(), signal.SIGSEGV) if WHO else time.sleep(0.3); sys.exit(1)",
             1,
-            "ended with status -11",
+            "was killed by signal 11\n",
         ),
     ],
 )
@@ -85,6 +85,14 @@ def test_which_end_tells_why_all_ended() -> None:
     # What the launcher itself has killed, half a minute after the first had failed, ran out of nothing.
     assert cause([lost, End(131, -signal.SIGKILL)]) is lost
     assert cause([missed, End(102, -signal.SIGKILL)]).code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(("for_memory", "status"), [(True, 3), (False, 1)])
+def test_only_the_kernel_kills_for_memory(
+    stop: StopRequest, capfd: pytest.CaptureFixture[str], for_memory: bool, status: int
+) -> None:
+    assert told(End(100, -signal.SIGKILL), stop, for_memory=for_memory) == status
+    assert ("(out of memory?)" in capfd.readouterr().err) is for_memory
 
 
 def test_a_stop_reaches_every_process_and_all_are_waited_for(stop: StopRequest, tmp_path: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import subprocess
 import sys
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +20,7 @@ import torch
 from model.training import memory
 from model.training.job import GRPOJob, Precision, SFTJob, job_from
 from model.training.load import checkpoint_activations, outline
+from model.training.loop import Stopped
 from model.training.memory import NoRoomError, Plan
 from model.training.parallel import World
 from model.training.runner import run_job
@@ -121,6 +125,13 @@ def test_fewer_tokens_at_once_where_not_all_fit() -> None:
     assert PLAN.fitted(free=3 * GIB, longest=700).tokens == 700  # a row is never cut
 
 
+def test_what_is_missing_for_the_longest_row() -> None:
+    """700 MiB of tokens, where 614.4 MiB are left for them."""
+    plan = PLAN.fitted(free=3 * GIB, longest=700)
+    assert plan.missing(3 * GIB) == pytest.approx((700 - 614.4) * 2**20, abs=2**10)
+    assert PLAN.fitted(free=3 * GIB, longest=64).missing(3 * GIB) == 0
+
+
 def test_where_the_optimizer_does_not_fit_one_error_says_what_helps() -> None:
     with pytest.raises(NoRoomError, match=r"needs 2.00 GiB beside the 1.00 GiB loaded.*lora_rank") as caught:
         PLAN.fitted(free=2 * GIB, longest=64)
@@ -153,22 +164,88 @@ def raw_job(folder: Path, examples: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def test_a_run_with_little_memory_comes_to_the_same(
-    tiny_folder: Path, examples_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    found = {}
-    for name, free in (("much", GIB), ("little", 1_000_000)):
-        monkeypatch.setattr(memory, "free_memory", lambda _device, free=free: free)
-        run_job(job_from(SFTJob, raw_job(tiny_folder, examples_file, tmp_path / name)), Never())
-        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
-        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        found[name] = manifest["memory"], [json.loads(line)["loss"] for line in lines]
-    assert found["little"][0]["tokens_per_micro_batch"] < found["much"][0]["tokens_per_micro_batch"]
-    assert found["little"][1] == pytest.approx(found["much"][1], rel=1e-4)
-    assert "tokens at once instead of" in capsys.readouterr().err
-    monkeypatch.setattr(memory, "free_memory", lambda _device: 1000)
+RunWith = Callable[..., tuple[Path, str]]
+
+
+@pytest.fixture
+def run_with(
+    tiny_folder: Path,
+    examples_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> RunWith:
+    """Trains with so much free memory, in bytes; the run's folder, and what was said."""
+
+    def run(name: str, free: int, stop: Any = None, **settings: Any) -> tuple[Path, str]:
+        monkeypatch.setattr(memory, "free_memory", lambda _device: free)
+        job = job_from(SFTJob, raw_job(tiny_folder, examples_file, tmp_path / name) | settings)
+        with suppress(Stopped):
+            run_job(job, stop or Never())
+        return tmp_path / name, capsys.readouterr().err
+
+    return run
+
+
+def losses_of(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def tokens_of(out: Path) -> int:
+    found: int = json.loads((out / "manifest.json").read_text())["memory"]["tokens_per_micro_batch"]
+    return found
+
+
+LITTLE = 1_000_000  # bytes: enough for some of the tokens
+
+
+def test_a_run_with_little_memory_comes_to_the_same(run_with: RunWith) -> None:
+    much, _ = run_with("much", GIB)
+    little, said = run_with("little", LITTLE)
+    assert tokens_of(little) < tokens_of(much)
+    assert losses_of(little) == pytest.approx(losses_of(much), rel=1e-4)
+    assert "tokens at once instead of" in said
+    assert "run again" not in said
     with pytest.raises(NoRoomError):
-        run_job(job_from(SFTJob, raw_job(tiny_folder, examples_file, tmp_path / "none")), Never())
+        run_with("none", 1000)
+
+
+def test_where_the_longest_row_does_not_fit_layers_are_run_again(run_with: RunWith, tiny_folder: Path) -> None:
+    """Of float32 weights masters, gradients and moments are 12 bytes each; beside them nothing is left."""
+    much, _ = run_with("much", GIB)
+    job = SFTJob(init=tiny_folder, out=Path(), examples=Path())
+    tight = round(memory.trained_bytes(make_model(), job)[0] / 0.95) + 10
+    again, said = run_with("again", tight)
+    assert losses_of(again) == pytest.approx(losses_of(much), rel=1e-4)
+    assert "layers are run again in the backward pass, without which the longest row does not fit" in said
+    assert re.search(r"the longest row, \d+ tokens, may need 0.00 GiB more than there are: train fewer", said)
+
+
+def test_a_row_that_did_not_fit_is_not_tried_again_as_it_was(run_with: RunWith) -> None:
+    _, said = run_with("out", GIB, tokens_that_fit=5)
+    assert "layers are run again" in said
+    assert "may need" not in said
+
+
+def test_what_is_free_by_now_does_not_change_a_run_that_goes_on(run_with: RunWith, tmp_path: Path) -> None:
+    """Other packs would round otherwise: a resumed run has the packs that it had."""
+    whole, _ = run_with("whole", LITTLE)
+    out, _ = run_with("parted", LITTLE, StopAfter(tmp_path / "parted", 3))
+    assert len(losses_of(out)) == 3
+    run_with("parted", GIB)
+    assert losses_of(out) == losses_of(whole)
+    assert tokens_of(out) == tokens_of(whole)
+
+
+class StopAfter:
+    """A stop request that comes once so many steps are written down."""
+
+    def __init__(self, out: Path, steps: int) -> None:
+        self.metrics, self.steps = out / "metrics.jsonl", steps
+
+    @property
+    def received(self) -> bool:
+        return self.metrics.exists() and self.metrics.read_text().count("\n") >= self.steps
 
 
 def test_a_real_process_comes_to_what_was_expected(examples_file: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from model.errors import TrainingError
 from model.records import FinishReason
 from model.training.rollouts import LocalRollouts, StopTexts, cut_after_stop, pad_left
 from tests.model.training.tiny import ALONE, make_model, make_tokenizer
@@ -26,6 +27,35 @@ def test_a_row_in_a_padded_batch_is_what_it_is_alone() -> None:
     cold = make_rollouts(temperature=1e-4)
     together = cold.sample(["q: 1 + 2? a: ", "hello"])
     assert [r.row for r in together] == [cold.sample([text])[0].row for text in ("q: 1 + 2? a: ", "hello")]
+
+
+def test_as_many_completions_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five do not and three do: what comes out is the same, and from then on nothing is tried that did not fit."""
+    rollouts, tried = make_rollouts(), []
+    real = rollouts._sample_at_once
+
+    def small(asked: list[Any]) -> list[Any]:
+        tried.append(len(asked))
+        if len(asked) > 3:
+            torch.empty(1 << 50, dtype=torch.uint8)  # a petabyte: torch's own error
+        return real(asked)
+
+    contexts = ["q: 1 + 2? a: ", "hello", "q: 3? a: ", "b", "q: 4 + 4? a: "]
+    torch.manual_seed(3)
+    whole = rollouts.sample(contexts)
+    monkeypatch.setattr(rollouts, "_sample_at_once", small)
+    torch.manual_seed(3)
+    assert [one.row for one in rollouts.sample(contexts)] == [one.row for one in whole]
+    assert tried == [5, 2, 2, 1]
+    rollouts.sample(contexts)
+    assert tried[4:] == [2, 2, 1]
+
+
+def test_one_completion_that_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    rollouts = make_rollouts()
+    monkeypatch.setattr(rollouts, "_sample_at_once", lambda _: torch.empty(1 << 50, dtype=torch.uint8))
+    with pytest.raises(TrainingError, match="one completion of at most 12 tokens was written: lower that limit"):
+        rollouts.sample(["a", "b"])
 
 
 def test_rollouts_end_at_a_stop_text_an_end_of_turn_or_the_limit() -> None:

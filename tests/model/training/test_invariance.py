@@ -3,7 +3,8 @@
 The reference has each row alone in a micro-batch of one process. Beside it stand drawn orders, token budgets (from a
 row alone to all rows in one pack), chunks of the head, and numbers of processes, whose shares are made as each process
 makes its own and whose gradients are summed as FSDP2 sums them. That real processes do so: test_parallel.py.
-Offline RFT is SFT on whichever rows were accepted, so `sft` on drawn rows is both.
+Offline RFT is SFT on whichever rows were accepted, so `sft` on drawn rows is both. Not here: what PPO's value model
+learns.
 """
 
 from __future__ import annotations

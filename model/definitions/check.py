@@ -24,6 +24,7 @@ from model.definitions.ours import LENGTHS, MAX_LENGTH, Inputs, Outcome
 from model.losses.grpo import Objective
 from model.losses.kl import Divergence
 from model.losses.kl_estimators import KLEstimator, KLPlace
+from model.losses.mismatch import Mismatch, sampler_weights
 from model.losses.normalise import Normalise
 from model.metrics import pass_at_k
 from model.training.rewards import overlong_penalty
@@ -123,6 +124,8 @@ def checks(inputs: Inputs) -> list[Check]:
         _log_probs,
         _clipped_objectives,
         _weighted_objectives,
+        _token_sequence_objective,
+        _sampled_by_an_engine,
         _penalties,
         _advantages,
         _values,
@@ -375,6 +378,65 @@ def _weighted_objectives(inputs: Inputs) -> Iterator[Check]:
         ),
         lambda logits_NV: published.online_rft_loss(_new(inputs, logits_NV), inputs.rewards_B),
     )
+
+
+def _token_sequence_objective(inputs: Inputs) -> Iterator[Check]:
+    """Advantages that differ within a completion, as a penalty in the reward makes them."""
+    old_N, reference_N = inputs.old_N.double(), inputs.reference_N.double()
+    paid_N = inputs.per_token(published.grpo_advantages(inputs.rewards_B.double()))
+    paid = completions(paid_N - BETA * published.k1(old_N, reference_N))
+
+    def loss(logits_NV: Tensor) -> Tensor:
+        return published.gspo_token_loss(_new(inputs, logits_NV), completions(old_N), paid, 0.05, 0.05)
+
+    mine = partial(
+        ours.policy,
+        advantages_N=_spread(inputs, Advantage.GRPO),
+        normalise=Normalise.SEQUENCE,
+        objective=Objective.GSPO,
+        clip_low=0.05,
+        clip_high=0.05,
+        kl_weight=BETA,
+        kl_estimator=KLEstimator.K1,
+        kl_in=KLPlace.REWARD,
+    )
+    yield against_autograd("GSPO-token objective", "arXiv:2507.18071, eq. 13-14", inputs, mine, loss)
+
+
+def _sampled_by_an_engine(inputs: Inputs) -> Iterator[Check]:
+    old_N, sampler_N = inputs.old_N.double(), inputs.sampler_N.double()
+    spread_N = inputs.per_token(published.grpo_advantages(inputs.rewards_B.double()))
+    corrections: dict[Mismatch, tuple[str, str, Tensor]] = {
+        Mismatch.TIS: (
+            "TIS, C 2",
+            "Yao et al. 2025, Your efficient RL framework secretly brings you off-policy RL training",
+            published.truncated_weights(old_N, sampler_N, 2.0),
+        ),
+        Mismatch.ICEPOP: (
+            "IcePop, 0.5 to 2",
+            "Ring-1T, arXiv:2510.18855, eq. 1-2",
+            published.masked_weights(old_N, sampler_N, 0.5, 2.0),
+        ),
+    }
+
+    def loss(logits_NV: Tensor, weights_N: Tensor) -> Tensor:
+        new = _new(inputs, logits_NV)
+        losses = published.clipped_losses(new, completions(old_N), completions(spread_N), 0.2, 0.2)
+        weighed = [weights_T * each for weights_T, each in zip(completions(weights_N), losses, strict=True)]
+        penalties = [published.k3(n, r) for n, r in zip(new, completions(inputs.reference_N.double()), strict=True)]
+        return published.sequence_mean([each + BETA * k for each, k in zip(weighed, penalties, strict=True)])
+
+    for mismatch, (name, source, weights_N) in corrections.items():
+        mine_N = sampler_weights(inputs.old_N, inputs.sampler_N, mismatch, low=0.5, high=2.0).weights_N
+        yield against_values(f"{name}: weights", source, mine_N, weights_N)
+        mine = partial(
+            ours.policy,
+            advantages_N=_spread(inputs, Advantage.GRPO),
+            normalise=Normalise.SEQUENCE,
+            kl_weight=BETA,
+            mismatch=mismatch,
+        )
+        yield against_autograd(f"{name}: GRPO objective", source, inputs, mine, partial(loss, weights_N=weights_N))
 
 
 def _penalties(inputs: Inputs) -> Iterator[Check]:

@@ -17,6 +17,7 @@ from model.losses.head import Kernel, Part, head_gradients, project
 from model.losses.kl import Divergence, divergence_part
 from model.losses.kl_estimators import KLEstimator, KLPlace
 from model.losses.log_probs import log_prob_part, softmax_and_entropy_, token_log_probs
+from model.losses.mismatch import Mismatch, sampler_weights
 from model.losses.normalise import Normalise, token_weights
 from model.losses.sft import sft_part
 from model.losses.top_k import top_k_part
@@ -41,6 +42,7 @@ class Inputs:
     rewards_B: Tensor
     values_N: Tensor  # of a value model
     old_values_N: Tensor
+    sampler_N: Tensor  # log π of an engine; π_old over it lies on both sides of a half and of 2
 
     @property
     def lengths(self) -> Tensor:
@@ -89,6 +91,7 @@ def draw(seed: int, vocabulary: int, hidden: int = 32) -> Inputs:
         rewards_B=torch.tensor([1.2, 0.0, 0.2, 1.0, 0.0, 0.2, 1.2, 0.7]),
         values_N=normal(tokens),
         old_values_N=normal(tokens),
+        sampler_N=log_probs_N + normal(tokens),
     )
 
 
@@ -176,11 +179,13 @@ def policy(
     kl_weight: float = 0.0,
     kl_estimator: KLEstimator = KLEstimator.K3,
     kl_in: KLPlace = KLPlace.LOSS,
+    mismatch: Mismatch | None = None,
 ) -> Outcome:
-    """A policy loss of the GRPO family."""
+    """A policy loss of the GRPO family; `mismatch`: of what an engine sampled."""
     log_probs_N = log_probs(inputs, 1.0).value
     old_N = log_probs_N if on_policy else inputs.old_N
     ratios_N, weights_N = sequence_ratios(log_probs_N - old_N, inputs.lengths), inputs.weights(normalise)
+    corrections_N = sampler_weights(old_N, inputs.sampler_N, mismatch).weights_N if mismatch else None
 
     def loss_at(rows: slice) -> Callable[[Tensor], tuple[Tensor, Mapping[str, Tensor]]]:
         def loss(log_probs_C: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -196,6 +201,7 @@ def policy(
                 sequence_ratios_N=ratios_N[rows],
                 kl_estimator=kl_estimator,
                 kl_in=kl_in,
+                sampler_weights_N=None if corrections_N is None else corrections_N[rows],
             )
             return (weights_N[rows] * terms.loss_N).sum(), {}
 

@@ -134,6 +134,30 @@ def gspo_loss(new: Completions, old: Completions, advantages_B: Tensor, clip_low
     return -torch.stack(gains).mean()
 
 
+def gspo_token_loss(
+    new: Completions, old: Completions, advantages: Completions, clip_low: float, clip_high: float
+) -> Tensor:
+    """−(1/B) Σ_i (1/|o_i|) Σ_t min(s_it A_it, clip(s_it) A_it), s_it = sg(s_i) π_θ(o_it) / sg(π_θ(o_it))."""
+    losses = []
+    for n, o, a in zip(new, old, advantages, strict=True):
+        ratio = (torch.exp(n.sum()) / torch.exp(o.sum())) ** (1 / len(n))
+        ratios_T = ratio.detach() * torch.exp(n) / torch.exp(n).detach()
+        losses.append(-clipped_gain(ratios_T, a, clip_low, clip_high))
+    return sequence_mean(losses)
+
+
+def truncated_weights(old_N: Tensor, sampler_N: Tensor, most: float) -> Tensor:
+    """min(π_old / π_sampler, C)."""
+    ratios = [torch.exp(old) / torch.exp(sampler) for old, sampler in zip(old_N, sampler_N, strict=True)]
+    return torch.stack([ratio if ratio < most else torch.full_like(ratio, most) for ratio in ratios])
+
+
+def masked_weights(old_N: Tensor, sampler_N: Tensor, low: float, high: float) -> Tensor:
+    """M(k) = k where α ≤ k ≤ β, else 0, of k = π_old / π_sampler."""
+    ratios = [torch.exp(old) / torch.exp(sampler) for old, sampler in zip(old_N, sampler_N, strict=True)]
+    return torch.stack([ratio if low <= ratio <= high else torch.zeros_like(ratio) for ratio in ratios])
+
+
 def cispo_losses(
     new: Completions, old: Completions, advantages_B: Tensor, clip_low: float, clip_high: float
 ) -> list[Tensor]:

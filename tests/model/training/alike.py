@@ -32,16 +32,17 @@ VALIDATED: RawJob = {"validate_every": 2, "validation_samples": 3, "validation_m
 VALIDATED |= {"validation_checks": ["finish"], "validation_require": ["finish"], "keep": "best"}
 GSPO = GRPO | VALIDATED | {"objective": "gspo", "updates_per_step": 2}
 PPO = GRPO | {"stage": "ppo", "updates_per_step": 2, "steps": 5}
+GRPO_OF_ADAPTERS = GRPO | {"lora_rank": 2, "activation_checkpointing": True, "normalise": "constant"}
 # A process has no rollout, and so the reference, which is the policy without its adapters, is the first that it runs.
 PPO_OF_ONE = PPO | {"problems_per_step": 1, "group_size": 1, "lora_rank": 2, "dtype": "bfloat16"}
 
 JOBS_OF_ALL: dict[str, RawJob] = {
     "sft": SFT,
-    "sft with a head of its own": SFT | {"init": "untied"},
-    "distill in bfloat16": SFT | {"stage": "distill", "teacher": "teacher", "dtype": "bfloat16", "epochs": 2},
+    "sft in bfloat16 with a head of its own": SFT | {"init": "untied", "dtype": "bfloat16", "epochs": 2},
+    "distill": SFT | {"stage": "distill", "teacher": "teacher", "normalise": "token"},
     "gspo, validated": GSPO,
     "grpo with refills and a head of its own": GRPO | {"init": "untied", "max_refills": 2, "kl_in": "reward"},
-    "grpo of adapters, layers run again": GRPO | {"lora_rank": 2, "activation_checkpointing": True},
+    "grpo of adapters, layers run again": GRPO_OF_ADAPTERS,
     "grpo by an engine, one round ahead": GRPO | {"rollouts": "vllm", "rollouts_ahead": 1, "mismatch": "tis"},
     "ppo": PPO,
     "ppo of adapters in bfloat16, one idle": PPO_OF_ONE,

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from model.training import memory
-from model.training.job import GRPOJob, Precision, SFTJob, job_from
+from model.training.job import GRPOJob, JobError, Precision, SFTJob, job_from
 from model.training.load import checkpoint_activations, outline
 from model.training.loop import Stopped
 from model.training.memory import NoRoomError, Plan
@@ -246,6 +246,39 @@ class StopAfter:
     @property
     def received(self) -> bool:
         return self.metrics.exists() and self.metrics.read_text().count("\n") >= self.steps
+
+
+def test_an_example_longer_than_the_budget_is_refused_and_the_remedy_holds(
+    tiny_folder: Path, examples_file: Path, tmp_path: Path
+) -> None:
+    """A question of 13 tokens with the prefill, `so so so 3.` and the end-of-turn token."""
+    raw = raw_job(tiny_folder, examples_file, tmp_path / "out") | {"max_steps": 1}
+    with pytest.raises(JobError) as caught:
+        run_job(job_from(SFTJob, raw | {"tokens_per_micro_batch": 24}), Never())
+    assert str(caught.value) == (
+        "a row may have 25 tokens, and tokens_per_micro_batch = 24: raise it to 25 at least, or lower max_length = 512"
+    )
+    assert not (tmp_path / "out/metrics.jsonl").exists()
+    for number, remedy in enumerate(({"tokens_per_micro_batch": 25}, {"tokens_per_micro_batch": 24, "max_length": 24})):
+        out = tmp_path / f"remedy-{number}"
+        run_job(job_from(SFTJob, raw | remedy | {"out": str(out)}), Never())
+        assert (out / "manifest.json").exists()
+
+
+def test_a_rollout_that_may_grow_longer_than_the_budget_is_refused(
+    tiny_folder: Path, problems_file: Path, tmp_path: Path
+) -> None:
+    """A question of 13 tokens with the prefill, and 8 to be sampled: before the first one is."""
+    paths = {"init": tiny_folder, "problems": problems_file, "out": tmp_path / "out"}
+    raw = {name: str(path) for name, path in paths.items()}
+    raw |= {"prefill": PREFILL, "dtype": "float32", "threads": 1, "max_tokens": 8, "tokens_per_micro_batch": 20}
+    with pytest.raises(JobError) as caught:
+        run_job(job_from(GRPOJob, raw), Never())
+    assert str(caught.value) == (
+        "a row may have 21 tokens, and tokens_per_micro_batch = 20: raise it to 21 at least, or lower max_tokens = 8"
+    )
+    assert not caught.value.retryable
+    assert not (tmp_path / "out/metrics.jsonl").exists()
 
 
 def test_a_real_process_comes_to_what_was_expected(examples_file: Path, tmp_path: Path) -> None:

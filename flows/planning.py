@@ -42,7 +42,6 @@ _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _FORWARD_BACKWARD, _FORWARD = 6.0, 2.0
 _TOKEN_BYTES = 4  # model/training/examples.py
 _OPTIMIZER_BYTES = 12  # per parameter: float32 master weights and two moments
-KEPT_CHECKPOINTS = 2  # model/training/checkpoint.py, which imports torch; a test holds the two together
 _TURN_CHARS = 12  # what a chat template writes around a turn, in the length of text that takes as many tokens
 
 
@@ -317,8 +316,9 @@ def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
     for section, count in trained:
         weights = 2 if section.dtype == "bfloat16" else 4
         # The last step writes the model and no checkpoint. Without a count of steps the most that stay are counted.
-        written = KEPT_CHECKPOINTS if count is None else max(count - 1, 0) // section.checkpoint_every
-        kept = min(KEPT_CHECKPOINTS, written)
+        most = section.keep_checkpoints
+        written = most if count is None else max(count - 1, 0) // section.checkpoint_every
+        kept = min(most, written)
         checkpoints += kept
         # Best weights: those of now, and those that each checkpoint would have as the best if a run went on from it.
         best = (1 + kept) * weights if section.validate_every else 0

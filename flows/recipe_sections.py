@@ -453,10 +453,15 @@ class OptimiserSection(Section):
     """AdamW's weight decay."""
     grad_clip: float = Field(default=1.0, gt=0.0, le=1000.0)
     """Largest norm of the gradient."""
+    spike_ratio: float = Field(default=0.0, ge=0.0, le=1_000_000.0)
+    """A gradient so many times longer than the median of the last 50 makes no update, and its batch is skipped (more
+    than 1, as 10); 0: any makes one (docs/training.md)."""
     tokens_per_micro_batch: Tokens = 16_384
     """Tokens that run through the model at once, packed: bounds memory, leaves the loss as it is."""
     checkpoint_every: int = Field(default=50, ge=1)
     """Optimizer steps between checkpoints; a retry resumes from the last one."""
+    keep_checkpoints: int = Field(default=2, ge=1, le=1_000_000)
+    """Newest checkpoints that stay, each with its optimizer's state; beside them the best validated weights."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the training process; 0 leaves it to torch."""
     dtype: Dtype = "bfloat16"
@@ -491,6 +496,13 @@ class OptimiserSection(Section):
     """Where metrics are shown as well (`students/STAGE/tensorboard`); none given: TensorBoard, if it is installed."""
     peak_tflops: float = Field(default=0.0, ge=0.0)
     """Peak of one training device for the metric `mfu`, 10^12 operations a second; 0: known from the GPU's name."""
+
+    @field_validator("spike_ratio")
+    @classmethod
+    def _above_what_is_usual(cls, ratio: float) -> float:
+        if 0 < ratio <= 1:
+            raise ValueError(f"{ratio:g} would skip usual steps: more than 1, or 0 for none")
+        return ratio
 
 
 class SFTSection(OptimiserSection):

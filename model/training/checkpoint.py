@@ -6,8 +6,9 @@ torch.distributed.checkpoint, so that another number of processes can go on from
 remembers; `checksums.json`. There are no generator states: every step seeds torch from (job seed, step), and its data
 follow from the same two numbers and from what the stage remembers.
 
-State is copied when a checkpoint is asked for and written by a thread while training goes on. A checkpoint whose files
-are not what they were is passed over for the one before. The last two are kept.
+State is copied when a checkpoint is asked for and written by a thread while training goes on; of weights or moments
+that are no numbers there is none. The last `keep_checkpoints` are kept. One whose files are not what they were is set
+aside for the one before it (`aside-NNNNNN`): it no longer counts as kept, and is not lost.
 What the disk refuses becomes an error here; a full or read-only one is told apart, since a retry would end the same.
 """
 
@@ -42,10 +43,9 @@ from model.training.adapters import has_adapters, merged
 from model.training.data import Tokenizer
 from model.training.forward import Model
 from model.training.job import JobError, Precision
-from model.training.optimizer import MasterAdamW
+from model.training.optimizer import MasterAdamW, all_finite
 from model.training.parallel import World, gathered
 
-KEPT = 2
 CHECKSUMS = "checksums.json"
 # One process alone is meant.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -63,16 +63,22 @@ class DiskError(TrainingError):
 class Checkpoints:
     """The checkpoints of one run. In several processes, every one makes the same calls."""
 
-    def __init__(self, folder: Path, precision: Precision, world: World) -> None:
-        self.folder, self.precision, self.world = folder, precision, world
+    def __init__(self, folder: Path, precision: Precision, world: World, keep: int = 2) -> None:
+        self.folder, self.precision, self.world, self.keep = folder, precision, world, keep
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # the thread's own
 
     def save(self, step: int, model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW, stage: Any) -> None:
-        """Copies the state, and has `folder/step-NNNNNN` written; waits for the checkpoint before, if need be."""
+        """Copies the state, and has `folder/step-NNNNNN` written; waits for the checkpoint before, if need be.
+
+        Where a weight or a moment is no number nothing is written: who went on from there would get nowhere.
+        """
         self.wait()
-        trainer = {name: tensor.detach().cpu().clone() for name, tensor in trained_state(optimizer, stage).items()}
+        state = trained_state(optimizer, stage)
+        if self.world.any(not all_finite(state.values())):
+            return
+        trainer = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         weights = whole_weights(model, self.precision, self.world)
         remembered = {"step": step, "stage": copy.deepcopy(stage_state(stage))}
 
@@ -90,7 +96,7 @@ class Checkpoints:
     def _write(self, step: int, write: Callable[[Path], None]) -> None:
         write_folder(self.folder / f"step-{step:06d}", write, self._group, leads=self.world.leads)
         if self.world.leads:
-            for old in complete_checkpoints(self.folder)[:-KEPT]:
+            for old in complete_checkpoints(self.folder)[: -self.keep]:
                 with disk_errors(old):
                     shutil.rmtree(old)
 
@@ -122,10 +128,15 @@ class Checkpoints:
             stage.load_state_dict(remembered["stage"])
         return int(remembered["step"])
 
-    def newest_step(self) -> int:
-        """The step of the newest checkpoint, 0 where there is none."""
-        found: list[Path] = self.world.led(lambda: complete_checkpoints(self.folder))
-        return int(found[-1].name.removeprefix("step-")) if found else 0
+    def distrust(self, step: int) -> None:
+        """Sets the checkpoints of this step and later ones aside: what they hold gives no numbers."""
+
+        def distrusted() -> None:
+            for found in complete_checkpoints(self.folder):
+                if int(found.name.removeprefix("step-")) >= step:
+                    set_aside(found, "gives no numbers")
+
+        self.world.led(distrusted)
 
 
 @runtime_checkable
@@ -170,12 +181,21 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_sound(folder: Path) -> Path | None:
-    """The newest checkpoint whose files are what was written; one that is not is said on stderr and passed over."""
+    """The newest checkpoint whose files are what was written; later ones are set aside."""
     for found in reversed(complete_checkpoints(folder)):
         if is_sound(found):
             return found
-        print(f"{found} is damaged (a file is not what was written): going back to the one before", file=sys.stderr)
+        set_aside(found, "is damaged (a file is not what was written)")
     return None
+
+
+def set_aside(checkpoint: Path, why: str) -> None:
+    """Takes a checkpoint out of those that a run goes on from, and says so. An earlier one of that step goes."""
+    aside = checkpoint.with_name(checkpoint.name.replace("step-", "aside-"))
+    print(f"{checkpoint} {why}: set aside as {aside.name}, which nothing reads or removes", file=sys.stderr)
+    with disk_errors(checkpoint):
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
 
 
 def is_sound(checkpoint: Path) -> bool:

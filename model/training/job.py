@@ -77,11 +77,12 @@ class Job:
     min_lr_share: float = 0.1
     weight_decay: float = 0.0  # on matrices only
     grad_clip: float = 1.0  # largest global gradient norm
-    spike_ratio: float = 0.0  # a gradient so many times longer than usual makes no update; 0: any does
+    spike_ratio: float = 0.0  # a gradient so many times longer than usual makes no update, > 1; 0: any does
     normalise: Normalise = Normalise.SEQUENCE
     tokens_per_micro_batch: int = 1024  # tokens run at once; bounds memory, does not change the loss
     tokens_that_fit: int = 0  # fewer, where that many did not fit in an earlier attempt; 0: not known
     checkpoint_every: int = 50  # steps
+    keep_checkpoints: int = 2  # the newest ones; beside them the best validated weights
     threads: int = 0  # 0: torch's choice
     dtype: Precision = Precision.BFLOAT16
     activation_checkpointing: bool = False  # layers are run again in the backward pass instead of being remembered
@@ -112,6 +113,10 @@ class Job:
             raise JobError(f"lora_rank = {self.lora_rank} must not be negative, lora_alpha = {self.lora_alpha} not 0")
         if self.processes < 1:
             raise JobError(f"processes = {self.processes}: at least one must train")
+        if self.keep_checkpoints < 1:
+            raise JobError(f"keep_checkpoints = {self.keep_checkpoints}: at least one must stay to go on from")
+        if self.spike_ratio and self.spike_ratio <= 1:
+            raise JobError(f"spike_ratio = {self.spike_ratio:g} would skip usual steps: more than 1, or 0 for none")
 
     @property
     def tokens_at_once(self) -> int:

@@ -13,30 +13,31 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from model.errors import TrainingError
-from model.losses.head import Kernel
-from model.training.checkpoint import Checkpoints, disk_errors, write_file
-from model.training.data import TokenBatch, Tokenizer
+from model.losses.head import Kernel, Part
+from model.losses.sft import sft_part
+from model.training.checkpoint import Checkpoints, disk_errors, trained_state, write_file
+from model.training.data import Row, TokenBatch, Tokenizer, collate
 from model.training.degenerate import degenerate, require_healthy
 from model.training.forward import Model, backward
 from model.training.job import Job
 from model.training.lines import read_lines
-from model.training.optimizer import MasterAdamW, learning_rate
+from model.training.optimizer import MasterAdamW, all_finite, learning_rate
 from model.training.parallel import World
 
 SPIKE_WINDOW = 50  # steps whose gradient norms say what is usual; half of them must be there
 MOST_RETURNS = 3  # to a checkpoint, before training is given up
-
-_GIVEN = {"loss", "grad_norm"}  # where they are numbers
 
 Line = dict[str, float]  # a step's metrics
 
@@ -64,7 +65,8 @@ class Beside(Protocol):
     optimizer: MasterAdamW
 
     def update(self, step: int) -> Mapping[str, float]:
-        """One update, after each of the model's, on what `Stage.prepare` left; its metrics."""
+        """One update, after each of the model's, on what `Stage.prepare` left; its metrics. Where one is no number, it
+        was not made."""
         ...
 
 
@@ -112,6 +114,10 @@ class DivergedError(TrainingError):
     retryable = False
 
 
+class StartOverError(TrainingError):
+    """The loss is no longer a number, and no checkpoint lies before: the next attempt leaves out what broke it."""
+
+
 class StopSignal(Protocol):
     """Has someone asked the process to stop?"""
 
@@ -133,13 +139,14 @@ def train(
         Stopped: `stop` was received; a checkpoint of the step that had just ended is on disk, or of one before where
             there was none, or it gave no numbers.
         DivergedError: the loss is no number any more, and going back did not help.
+        StartOverError: it is so before the first checkpoint; the same job begins again without the step at fault.
         DegenerateError: the run learns nothing; a checkpoint of its last step is on disk.
         DiskError: the disk takes no more.
     """
     optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world)
     watch = watch or Watch()
     log, bad = MetricsLog(job.out / "metrics.jsonl", world), BadBatches(job.out / "skipped.json", world)
-    with closing(Checkpoints(job.out / "checkpoints", job.dtype, world)) as checkpoints:
+    with closing(Checkpoints(job.out / "checkpoints", job.dtype, world, job.keep_checkpoints)) as checkpoints:
         step = checkpoints.restore(optimizer, stage)
         log.keep(step)
         require_healthy(job, log.lines)  # a run that was stopped for it does not go on as it is
@@ -151,21 +158,20 @@ def train(
             step += 1
             if step in bad.steps:
                 log.append({"step": step, "total_steps": stage.total_steps, "skipped": 1})
-                watch.validate(step, stage.total_steps, stop, checkpoints)
-                continue
-            log.append(run_step(job, stage, model, optimizer, step, norm_limit(job, log.lines), watch))
-            if weights_are_broken(log.lines, last=step == stage.total_steps):
-                checkpoints.wait()
-                bad.add(log.lines, kept=checkpoints.newest_step())
-                step = checkpoints.restore(optimizer, stage)
-                log.keep(step)
+            else:
+                log.append(run_step(job, stage, model, optimizer, step, norm_limit(job, log.lines), watch))
+            broken = no_numbers_twice(log.lines)
+            if step == stage.total_steps and not broken:
+                broken = is_broken(log.lines[-1], model, tokenizer, optimizer, stage)
+            if broken:
+                step = go_back(log, bad, checkpoints, optimizer, stage)
                 watch.resumed(step)
                 continue
             watch.stepped(log.lines[-1])
             watch.validate(step, stage.total_steps, stop, checkpoints)
             stops = world.any(stop.received) or bool(degenerate(job, log.lines))
             due = step % job.checkpoint_every == 0 and step < stage.total_steps
-            if (stops or due) and gave_numbers(log.lines[-1]):  # else the weights may be broken
+            if (stops or due) and "nonfinite" not in log.lines[-1]:  # else the weights may be broken
                 checkpoints.save(step, model, tokenizer, optimizer, stage)
             if stops:
                 checkpoints.wait()
@@ -185,34 +191,36 @@ def run_step(
 ) -> Line:
     """One step: its line of metrics. Loss in nats, times in seconds; `tokens` are those of all rows.
 
-    An update whose gradient is no number, or longer than `most_norm`, is not made: `skipped` counts it.
+    An update whose gradient is no number, or longer than `most_norm`, is not made: `skipped` counts these, `nonfinite`
+    those of them that had no numbers, and `updates` the step's others.
     """
     started = time.perf_counter()
     torch.manual_seed(job.step_seed(step))
     rate = learning_rate(job, step, stage.total_steps)
     work = stage.prepare(step)
     prepared = time.perf_counter()
-    line = {"step": step, "total_steps": stage.total_steps, "lr": rate, **work.metrics}
-    for _ in range(work.updates if optimizer.world.any(bool(work.micro_batches)) else 0):
+    line = {"step": step, "total_steps": stage.total_steps, "lr": rate, **finite(work.metrics)}
+    updates = work.updates if optimizer.world.any(bool(work.micro_batches)) else 0
+    made, nonfinite = 0, 0
+    for _ in range(updates):
         found = accumulate(model, optimizer, work.micro_batches)
         found["grad_norm"] = optimizer.step(rate, job.grad_clip, most_norm if math.isfinite(found["loss"]) else -1.0)
-        if not found["grad_norm"] <= most_norm or not math.isfinite(found["loss"]):
-            line["skipped"] = line.get("skipped", 0) + 1
-        line |= {name: value for name, value in found.items() if math.isfinite(value)}
-        line |= update_beside(stage, step)
+        beside = stage.beside.update(step) if stage.beside else {}
+        numbers = all(map(math.isfinite, (found["loss"], found["grad_norm"], *beside.values())))
+        made += numbers and found["grad_norm"] <= most_norm
+        nonfinite += not numbers
+        line |= finite(found) | finite(beside)
+    line |= {"skipped": updates - made, "updates": made} if made < updates else {}
+    line |= {"nonfinite": nonfinite} if nonfinite else {}
     seconds = time.perf_counter() - started
     line |= {"seconds": seconds, "prepare_seconds": prepared - started}
     line["tokens_per_second"] = line.setdefault("tokens", 0) * work.updates / seconds
     return line | (watch.measured(work, seconds) if watch else {})
 
 
-def update_beside(stage: Stage, step: int) -> Mapping[str, float]:
-    """One update of what is trained beside the model. Raises DivergedError where its loss is no number."""
-    found = stage.beside.update(step) if stage.beside else {}
-    for name, value in found.items():
-        if not math.isfinite(value):
-            raise DivergedError(f"step {step}: {name} is no number: lower value_learning_rate")
-    return found
+def finite(metrics: Mapping[str, float]) -> Line:
+    """Those that are numbers; JSON has no others."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def accumulate(model: Model, optimizer: MasterAdamW, micro_batches: Sequence[MicroBatch]) -> Line:
@@ -240,18 +248,57 @@ def norm_limit(job: Job, lines: Sequence[Line]) -> float:
     return job.spike_ratio * median(norms)
 
 
-def gave_numbers(line: Line) -> bool:
-    """Were loss and gradient of a step numbers, or was there nothing to train on?"""
-    return "skipped" not in line or line.keys() >= _GIVEN
+def no_numbers_twice(lines: Sequence[Line]) -> bool:
+    """Were loss or gradient no numbers in the last two steps that had any to give?
 
-
-def weights_are_broken(lines: Sequence[Line], *, last: bool) -> bool:
-    """Was loss or gradient no number twice in a row, or in the last step?
-
-    Once, it may be the batch's fault; twice, it is the weights', and after the last step nobody would find out.
+    Once, it may be the batch's fault; twice, it is the weights'.
     """
-    tried = [line for line in lines[-1 if last else -2 :] if "skipped" in line and "lr" in line]
-    return len(tried) == (1 if last else 2) and not any(map(gave_numbers, tried))
+    last = list(islice((line for line in reversed(lines) if "nonfinite" in line or "grad_norm" in line), 2))
+    return len(last) == 2 and all("nonfinite" in line for line in last)
+
+
+def is_broken(last: Line, model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW, stage: Stage) -> bool:
+    """After the last step, whose weights no other step tries: are they no numbers, or do they give none?"""
+    if optimizer.world.any(not all_finite(trained_state(optimizer, stage).values())):
+        return True
+    return "nonfinite" in last and not gives_numbers(model, tokenizer, optimizer)
+
+
+def gives_numbers(model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW) -> bool:
+    """Are loss and gradient numbers on tokens of no batch? Changes nothing."""
+    tokens = [tokenizer.eos_token_id] * 4
+    batch = collate([Row(tokens, tokens)], [1.0], optimizer.world.device)
+
+    def part(logits_CV: Tensor, rows: slice) -> Part:
+        return sft_part(logits_CV, batch.targets_N[rows], batch.weights_N[rows])
+
+    loss = accumulate(model, optimizer, [MicroBatch(batch, Kernel(part))])["loss"]
+    norm = optimizer.step(0.0, 1.0, -1.0)  # no gradient is that short; they are gone afterwards
+    return math.isfinite(loss) and math.isfinite(norm)
+
+
+def go_back(log: MetricsLog, bad: BadBatches, checkpoints: Checkpoints, optimizer: MasterAdamW, stage: Stage) -> int:
+    """Puts back the last good checkpoint, from which the update that broke the weights is left out; its step.
+
+    Raises DivergedError or StartOverError where there is none.
+    """
+    checkpoints.wait()
+    blamed = last_update(log.lines)
+    if blamed:
+        checkpoints.distrust(blamed)
+    step = checkpoints.restore(optimizer, stage)
+    bad.add(log.lines, blamed, step, "learning_rate or value_learning_rate" if stage.beside else "learning_rate")
+    log.keep(step)
+    return step
+
+
+def last_update(lines: Sequence[Line]) -> int:
+    """The last step that changed the weights, 0 where none has: what came after it had no numbers."""
+    return next(_updates(reversed(lines)), 0)
+
+
+def _updates(lines: Iterable[Line]) -> Iterator[int]:
+    return (int(line["step"]) for line in lines if "grad_norm" in line and line.get("updates", "skipped" not in line))
 
 
 class BadBatches:
@@ -262,20 +309,25 @@ class BadBatches:
         text = world.led(lambda: path.read_text(encoding="utf-8") if path.exists() else "[]")
         self.steps: list[int] = json.loads(text)
 
-    def add(self, lines: Sequence[Line], kept: int) -> None:
-        """Notes the last update before the end of numbers, if it came after the checkpoint of step `kept`.
+    def add(self, lines: Sequence[Line], blamed: int, back_to: int, rate: str) -> None:
+        """Notes the update of the step `blamed` (0: there was none), from which a run goes back to a checkpoint.
 
-        Raises DivergedError where it did not, or where this was tried too often.
+        Raises DivergedError, which names the setting `rate`, where that can hardly help: it was tried too often, or
+        there is only the beginning (`back_to` = 0) to go back to, and it was tried before or the first of all updates
+        broke the weights, as no batch does. StartOverError the first time from the beginning.
         """
-        updates = [int(line["step"]) for line in lines if "skipped" not in line]
-        if not updates or not 0 < kept < updates[-1] or len(self.steps) >= MOST_RETURNS:
+        found = f"step {lines[-1]['step']:.0f}: loss or gradient is no number"
+        at_once = not back_to and (bool(self.steps) or blamed == next(_updates(lines), 0))
+        if not blamed or len(self.steps) >= MOST_RETURNS or at_once:
             tried = f" (going back and leaving out steps {self.steps} did not help)" if self.steps else ""
-            raise DivergedError(
-                f"step {lines[-1]['step']:.0f}: loss or gradient is no number: lower learning_rate{tried}"
-            )
-        self.steps.append(updates[-1])
+            raise DivergedError(f"{found}: lower {rate}{tried}")
+        self.steps.append(blamed)
         if self.world.leads:
             write_file(self.path, json.dumps(self.steps))
+        if not back_to:
+            raise StartOverError(
+                f"{found} after step {blamed}, and no checkpoint lies before it: the same job starts over without it"
+            )
 
 
 class MetricsLog:

@@ -17,7 +17,7 @@ from model.training.checkpoint import write_file
 from model.training.job import Job, JobError, Keep, as_json
 
 # How the work is carried out; not what comes out of it.
-_NOT_IDENTITY = {"out", "threads", "checkpoint_every", "check_timeout_seconds"}
+_NOT_IDENTITY = {"out", "threads", "checkpoint_every", "keep_checkpoints", "check_timeout_seconds"}
 _NOT_IDENTITY |= {"tokens_per_micro_batch", "tokens_that_fit"}
 _NOT_IDENTITY |= {"activation_checkpointing", "compile", "processes"}
 _NOT_IDENTITY |= {

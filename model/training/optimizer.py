@@ -8,6 +8,7 @@ cut over several processes (`model/training/parallel.py`) is in float32 by itsel
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,6 +133,12 @@ class MasterAdamW:
     def loaded(self) -> None:
         """To be called once the tensors of `state_dict` were filled from a checkpoint: the model gets its weights."""
         self._publish()
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Are they numbers, every one? Of a cut tensor this process's part. Makes no copy."""
+    parts = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
+    return all(math.isfinite(bound.item()) for part in parts if part.numel() for bound in torch.aminmax(part.detach()))
 
 
 def learning_rate(job: Job, step: int, total_steps: int) -> float:

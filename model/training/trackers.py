@@ -53,7 +53,8 @@ class TensorBoard:
         from torch.utils.tensorboard import SummaryWriter
 
         self.close()
-        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
+        # Also from the beginning on, where an earlier process may have come some steps without a checkpoint.
+        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def tell(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""

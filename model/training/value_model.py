@@ -11,6 +11,7 @@ Axes: N completion tokens of a micro-batch, H hidden size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -60,7 +61,10 @@ class ValueModel:
         self.batches = batches
 
     def update(self, step: int) -> dict[str, float]:
-        """One update on the step's batch; its metrics, per-token means but for loss and norm."""
+        """One update on the step's batch; its metrics, per-token means but for loss and norm.
+
+        It is not made where one of these is no number.
+        """
         own = {"loss": 0.0, "clipped": 0.0, "tokens": 0.0}
         for batch in self.batches:
             terms = value_terms(
@@ -73,8 +77,9 @@ class ValueModel:
             own["clipped"] += terms.clipped_N.sum().item()
             own["tokens"] += batch.tokens.token_count
         own_job = replace(self.job, learning_rate=self.job.value_learning_rate)
-        norm = self.optimizer.step(learning_rate(own_job, step, self.job.steps), self.job.grad_clip)
         total = self.world.sums(own)
+        rate, most_norm = learning_rate(own_job, step, self.job.steps), math.inf
+        norm = self.optimizer.step(rate, self.job.grad_clip, most_norm if math.isfinite(total["loss"]) else -1.0)
         clip_share = total["clipped"] / total["tokens"]
         return {"value_loss": total["loss"], "value_grad_norm": norm, "value_clip_share": clip_share}
 

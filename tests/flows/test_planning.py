@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.planning import KEPT_CHECKPOINTS, Plan, parameters_in_name, plan, render
+from flows.planning import Plan, parameters_in_name, plan, render
 from flows.recipe import load_recipe, parse_recipe
 from model.errors import ProblemsError
 from tasks.load import load
@@ -242,10 +242,12 @@ def test_validation_is_planned_beside_training() -> None:
     assert sizes[0] - sizes[1] == pytest.approx(3 * 2 * 1e9)
 
 
-def test_checkpoints_that_stay_are_as_many_as_the_trainer_keeps() -> None:
-    from model.training.checkpoint import KEPT
-
-    assert KEPT_CHECKPOINTS == KEPT
+def test_checkpoints_that_stay_are_as_many_as_a_recipe_keeps() -> None:
+    """12 rounds with a checkpoint after every second: five are written, the last round writes the model."""
+    rounds = ["grpo.steps=12", "grpo.checkpoint_every=2"]
+    sizes = [planned(*rounds, f"grpo.keep_checkpoints={count}")["student_bytes"] or 0.0 for count in (1, 3, 9)]
+    assert sizes[1] - sizes[0] == pytest.approx(2 * (2 + 12) * 1e9)
+    assert sizes[2] - sizes[0] == pytest.approx(4 * (2 + 12) * 1e9)
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ def recipe(tmp_path: Path) -> Recipe:
                 "validation_samples": 8,
                 "keep": "best",
                 "peak_tflops": 2,
+                "spike_ratio": 10,
+                "keep_checkpoints": 3,
             },
             "evaluate": {"temperature": 0.5, "top_p": 0.9, "max_tokens": 77, "replicas": 3, "k": [1]},
         }
@@ -88,6 +90,7 @@ def test_the_job_is_validated_as_the_recipe_evaluates(run: Run, recipe: Recipe) 
     # What sees a shard of samples at once cannot judge one answer, as in an evaluation.
     assert (job.validation_checks, job.validation_require) == (("format", "math"), ("format", "math"))
     assert (job.trackers, job.peak_tflops) == (None, 2.0)
+    assert (job.spike_ratio, job.keep_checkpoints) == (10.0, 3)
 
 
 def test_without_problems_to_validate_on_the_remedy_is_said(tmp_path: Path) -> None:
@@ -103,6 +106,7 @@ def test_without_problems_to_validate_on_the_remedy_is_said(tmp_path: Path) -> N
         ({"problems": [{"type": "builtin", "name": "sums-2x1"}]}, "set problems.N.validation"),
         ({"sft": {"keep": "best"}}, 'sft.keep = "best" needs sft.validate_every'),
         ({"sft": {"trackers": ["mlflow"]}}, "'tensorboard', 'wandb' or 'trackio'"),
+        ({"grpo": {"spike_ratio": 0.5}}, "0.5 would skip usual steps: more than 1, or 0 for none"),
         (
             {"problems": [{"type": "builtin", "name": "sums-2x1", "held_out": 0.6, "validation": 0.5}]},
             "held_out = 0.6 and validation = 0.5 are more than all",

@@ -15,6 +15,7 @@ import pytest
 
 RawJob = dict[str, Any]  # a job's JSON, with its stage
 KILLED_AT = "TESTS_KILLED_AT"  # environment
+BROKEN, BROKEN_AT = "broken", 4  # name of a job's folder, and of the update that breaks its weights
 
 
 def plain(job: RawJob) -> RawJob:
@@ -75,6 +76,28 @@ def share_a_gpu() -> None:
     os.environ |= {"NCCL_HOSTID": f"host-{os.environ['RANK']}", "NCCL_SOCKET_IFNAME": "lo", "LOCAL_RANK": "0"}
 
 
+def break_update() -> None:
+    """Has an update fill one process's part of a weight with what is no number; of the other's nothing is changed."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    from model.training.optimizer import MasterAdamW
+
+    real, calls = MasterAdamW.step, [0]
+
+    def step(optimizer: MasterAdamW, *given: float) -> float:
+        norm = real(optimizer, *given)
+        calls[0] += 1
+        if calls[0] == BROKEN_AT and os.environ["RANK"] == "1":
+            weight = optimizer.masters[0]
+            assert isinstance(weight, DTensor)
+            with torch.no_grad():
+                weight.to_local().fill_(torch.nan)
+        return norm
+
+    MasterAdamW.step = step  # type: ignore[method-assign]
+
+
 def main() -> None:
     import torch
 
@@ -91,6 +114,8 @@ def main() -> None:
         port, path = pair.split("=", 1)
         os.environ["MASTER_PORT"] = port
         job = read_job(Path(path))
+        if job.out.name == BROKEN:
+            break_update()
         run_job(job, Killed(job.out) if KILLED_AT in os.environ else Never())
 
 

@@ -63,6 +63,8 @@ def test_a_job_survives_being_written(raw: dict[str, Any], tmp_path: Path) -> No
         ({"init": "/nowhere"}, "init: there is no /nowhere"),
         ({"stage": "dpo"}, "stage is 'dpo', expected one of sft, distill, on_policy, grpo, ppo"),
         ({"stage": "distill"}, "a distill job needs either the field 'teacher' or the field 'stored'"),
+        ({"spike_ratio": 0.5}, "spike_ratio = 0.5 would skip usual steps: more than 1, or 0 for none"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints = 0: at least one must stay to go on from"),
     ],
 )
 def test_one_clear_line(raw: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str) -> None:

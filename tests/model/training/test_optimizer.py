@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.training.job import Schedule, SFTJob
-from model.training.optimizer import MasterAdamW, learning_rate
+from model.training.optimizer import MasterAdamW, all_finite, learning_rate
 
 
 def job(**settings: object) -> SFTJob:
@@ -23,6 +23,14 @@ def test_warm_up_then_down_to_a_tenth(schedule: Schedule, middle: float, last: f
     assert rates[:2] == [0.5, 1.0]
     assert rates[5] == pytest.approx(middle)
     assert rates[9] == pytest.approx(last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("value", "finite"), [(3e38, True), (-3e38, True), (torch.nan, False), (-torch.inf, False)])
+def test_one_that_is_no_number_is_found_among_many(dtype: torch.dtype, value: float, finite: bool) -> None:
+    among = torch.ones(1000, dtype=dtype)
+    among[777] = value
+    assert all_finite([torch.zeros(()), torch.empty(0), among]) is finite
 
 
 def test_updates_too_small_for_bfloat16_add_up_in_the_masters() -> None:

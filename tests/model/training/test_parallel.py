@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from model.training.data import Row, micro_batches, row_packs
 from model.training.parallel import World
@@ -24,7 +25,7 @@ from tests.model.training.alike import (
     make_job,
     write_inputs,
 )
-from tests.model.training.pair import kill_in_two, train_in_two
+from tests.model.training.pair import BROKEN, BROKEN_AT, kill_in_two, train_in_two
 
 BEGUN = "ppo that one began"
 REFILLED = "grpo with refills and a head of its own"
@@ -38,11 +39,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def in_two(folder: Path) -> dict[str, Path]:
-    """Every job, carried out by two processes; one that one process had begun, one that was killed; their folders."""
+    """Every job, carried out by two processes; one that one process had begun, one that was killed, one whose weights
+    break; their folders."""
     jobs = {name: make_job(folder, settings, f"two/{name}") for name, settings in JOBS_OF_ALL.items()}
     jobs[BEGUN] = make_job(folder, PPO, f"two/{BEGUN}")
     forget_the_end(alone(jobs[BEGUN]))
     jobs[KILLED] = make_job(folder, JOBS_OF_ALL[REFILLED], f"two/{KILLED}")
+    jobs[BROKEN] = make_job(folder, JOBS_OF_ALL["sft"] | {"epochs": 6}, f"two/{BROKEN}")
     kill_in_two(jobs[KILLED], step=3)
     train_in_two(list(jobs.values()))
     return {name: job["out"] for name, job in jobs.items()}
@@ -91,6 +94,16 @@ def test_another_number_of_processes_goes_on_from_a_checkpoint(
 def test_two_processes_that_were_killed_go_on_to_the_same_bit(in_two: dict[str, Path]) -> None:
     """Killed after the third of four steps, with a checkpoint of the second: rollouts, refills and losses."""
     assert lines(in_two[KILLED]) == lines(in_two[REFILLED])
+
+
+def test_two_processes_go_back_alike(in_two: dict[str, Path]) -> None:
+    """The weights break in one of them, where a checkpoint is due: both leave it out, and that step's batch."""
+    found = lines(in_two[BROKEN])
+    assert json.loads((in_two[BROKEN] / "skipped.json").read_text()) == [BROKEN_AT]
+    assert [line["step"] for line in found] == list(range(1, len(found) + 1))
+    assert [line["step"] for line in found if "skipped" in line] == [BROKEN_AT]
+    weights = load_file(in_two[BROKEN] / "model/model.safetensors").values()
+    assert all(bool(weight.isfinite().all()) for weight in weights)
 
 
 def shares_of(packs: Callable[[int], list[list[int]]], size: int) -> list[list[list[int]]]:

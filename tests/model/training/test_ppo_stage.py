@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ from model.training.data import Row
 from model.training.degenerate import degenerate
 from model.training.forward import completion_log_probs
 from model.training.job import JobError, PPOJob, Precision
-from model.training.loop import DivergedError, run_step
-from model.training.optimizer import MasterAdamW
+from model.training.loop import DivergedError, run_step, train
+from model.training.optimizer import MasterAdamW, all_finite
 from model.training.ppo import PPOStage
 from model.training.rollouts import LocalRollouts, Rollout
 from model.training.value_model import ValueBatch, ValueModel
 from tests.model.training.test_grpo_stage import likes_vowels, move
-from tests.model.training.tiny import ALONE, PREFILL, make_model, make_tokenizer
+from tests.model.training.tiny import ALONE, PREFILL, Never, make_model, make_tokenizer
 
 ROLLOUTS = [Rollout(Row([3, 4], [5, 6, 7]), "", FinishReason.STOP), Rollout(Row([3], [8]), "", FinishReason.STOP)]
 
@@ -169,12 +171,62 @@ def test_settings_without_a_meaning_are_refused(
         make_stage(make_job(tiny_folder, problems_file, **settings))
 
 
-def test_a_value_model_that_diverges_stops_the_run(tiny_folder: Path, problems_file: Path) -> None:
-    def pays_too_much(rollouts: Sequence[Rollout], _problems: Sequence[Problem]) -> list[float]:
-        return [1e30] * len(rollouts)
+class PaysTooMuch:
+    """At some of its steps, so that the value model's loss is no number there."""
 
-    job = make_job(tiny_folder, problems_file, whiten=True)
+    def __init__(self, *steps: int) -> None:
+        self.steps, self.asked = steps, 0
+
+    def __call__(self, rollouts: Sequence[Rollout], problems: Sequence[Problem]) -> list[float]:
+        self.asked += 1
+        return [1e30] * len(rollouts) if self.asked in self.steps else likes_vowels(rollouts, problems)
+
+
+def trained(job: PPOJob, stage: PPOStage) -> list[dict[str, float]]:
+    train(job, stage, stage.model, make_tokenizer(), Never(), ALONE)
+    return [json.loads(line) for line in (job.out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_value_loss_without_numbers_makes_no_update_of_the_value_model(
+    tiny_folder: Path, problems_file: Path, tmp_path: Path
+) -> None:
+    job = replace(make_job(tiny_folder, problems_file, steps=4), out=tmp_path)
     stage = make_stage(job)
-    stage.reward = pays_too_much
-    with pytest.raises(DivergedError, match="lower value_learning_rate"):
-        run_step(job, stage, stage.model, MasterAdamW(stage.model, 0.0), 1)
+    stage.reward = PaysTooMuch(2)
+    lines = trained(job, stage)
+    assert [line["step"] for line in lines if "nonfinite" in line] == [2]
+    assert "value_loss" not in lines[1]
+    assert all_finite(stage.value_model.optimizer.state_dict().values())
+    assert not (tmp_path / "skipped.json").exists()
+
+
+def test_a_value_model_that_breaks_goes_back_to_the_last_checkpoint_with_the_policy(
+    tiny_folder: Path, problems_file: Path, tmp_path: Path
+) -> None:
+    job = replace(make_job(tiny_folder, problems_file, steps=6, checkpoint_every=2), out=tmp_path)
+    stage = make_stage(job)
+    real, calls = stage.value_model.update, [0]
+
+    def update(step: int) -> dict[str, float]:
+        found = real(step)
+        calls[0] += 1
+        if calls[0] == 3:
+            with torch.no_grad():
+                stage.value_model.head.weight.fill_(torch.nan)
+        return found
+
+    stage.value_model.update = update  # type: ignore[method-assign]
+    lines = trained(job, stage)
+    assert [line["step"] for line in lines if "skipped" in line] == json.loads((tmp_path / "skipped.json").read_text())
+    assert [line["step"] for line in lines if "skipped" in line] == [3]
+    assert "value_loss" in lines[-1]
+
+
+def test_a_value_model_that_never_gives_numbers_stops_the_run(
+    tiny_folder: Path, problems_file: Path, tmp_path: Path
+) -> None:
+    job = replace(make_job(tiny_folder, problems_file, steps=4), out=tmp_path)
+    stage = make_stage(job)
+    stage.reward = PaysTooMuch(1, 2, 3, 4)
+    with pytest.raises(DivergedError, match=r"step 2: .* lower learning_rate or value_learning_rate"):
+        trained(job, stage)

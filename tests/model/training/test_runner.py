@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from model.errors import TrainingError
 from model.training import forward, optimizer
@@ -26,7 +27,7 @@ from model.training.checkpoint import DiskError, disk_errors
 from model.training.data import Row
 from model.training.degenerate import DegenerateError
 from model.training.job import JOBS, JobError, job_from
-from model.training.loop import DivergedError, MetricsLog, Stopped
+from model.training.loop import DivergedError, MetricsLog, StartOverError, Stopped
 from model.training.out_of_memory import OutOfMemoryError
 from model.training.process import StopRequest, sole_owner
 from model.training.runner import run_job
@@ -132,7 +133,10 @@ def test_a_stopped_run_with_an_engine_gives_it_the_checkpoints_weights(
 
 
 def test_kill_9_and_resume_with_refills_gives_the_same_metrics_bit_for_bit(make_job: MakeJob) -> None:
-    """The number of problems a step takes is known only once it is over: the cursor is in the checkpoint."""
+    """The number of problems a step takes is known only once it is over: the cursor is in the checkpoint.
+
+    By the command itself; other stages: test_killed.py.
+    """
     # The tiny model is mostly paid nothing (λ·format alone), so most groups are dropped.
     settings = {"max_refills": 3, "steps": 10, "problems_per_step": 2, "kl_weight": 0.0, "dtype": "float32"}
     whole = run(make_job("grpo", "whole", **settings))
@@ -161,26 +165,6 @@ def test_a_run_that_learns_nothing_is_stopped_with_its_reason_and_its_checkpoint
     assert [step["step"] for step in read_metrics(out / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize(("stage", "long"), [("sft", {"epochs": 15, "lora_rank": 4}), ("ppo", {"steps": 15})])
-def test_kill_9_and_resume_gives_the_same_metrics_bit_for_bit(
-    make_job: MakeJob, stage: str, long: dict[str, int]
-) -> None:
-    """Of adapters; of whole weights in the other stage, and in the test above."""
-    whole = run(make_job(stage, out="whole", **long))
-    killed = make_job(stage, out="killed", **long)
-    out = Path(killed["out"])
-    with subprocess.Popen(command(killed)) as process:
-        wait_for(lambda: (out / "checkpoints/step-000006").exists() or process.poll() is not None)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert not (out / "manifest.json").exists()
-    subprocess.run(command(killed), check=True)
-    assert read_metrics(out / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
-    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == sorted(
-        p.name for p in (whole / "checkpoints").iterdir()
-    )
-
-
 @pytest.mark.parametrize("victim", ["model/model.safetensors", "trainer/__0_0.distcp", "checksums.json"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     make_job: MakeJob, victim: str, capfd: pytest.CaptureFixture[str]
@@ -196,6 +180,37 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     again = run(parted)
     assert "step-000007 is damaged" in capfd.readouterr().err
     assert read_losses(again / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+
+
+def test_damaged_checkpoints_do_not_outlive_sound_ones(make_job: MakeJob) -> None:
+    """With all of them damaged a run begins anew; what it then writes has lower steps, and is what stays."""
+    whole = run(make_job(out="whole", max_steps=8))
+    parted = make_job(out="parted", max_steps=8)
+    out = Path(parted["out"])
+    with pytest.raises(Stopped, match="after step 7"):
+        run(parted, Stop(out / "metrics.jsonl", after=7))
+    for name in ("step-000006", "step-000007"):
+        (out / "checkpoints" / name / "stage.pt").write_bytes(b"")
+    (out / "metrics.jsonl").unlink()  # whose lines would stop the next one before it began
+    for after in (4, 5):
+        with pytest.raises(Stopped, match=f"after step {after}"):
+            run(parted, Stop(out / "metrics.jsonl", after))
+        assert (out / f"checkpoints/step-{after:06d}").exists()
+    run(parted)
+    kept = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert kept == ["aside-000006", "aside-000007", "step-000005", "step-000006"]
+    assert read_losses(out / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+
+
+def test_as_many_checkpoints_stay_as_are_asked_for(make_job: MakeJob) -> None:
+    """And how many that is does not make another job of it."""
+    job = make_job(max_steps=5, checkpoint_every=1, keep_checkpoints=1)
+    with pytest.raises(Stopped, match="after step 2"):
+        run(job, Stop(Path(job["out"]) / "metrics.jsonl", after=2))
+    assert [path.name for path in (Path(job["out"]) / "checkpoints").iterdir()] == ["step-000002"]
+    out = run(job | {"keep_checkpoints": 3})
+    kept = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert kept == ["step-000002", "step-000003", "step-000004"]
 
 
 def test_layers_that_are_run_again_change_no_bit_and_are_run_again(
@@ -238,17 +253,16 @@ def test_out_of_memory_is_told_by_its_name_and_may_be_tried_again(
     assert caught.value.retryable
 
 
-@pytest.fixture
-def breaking(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The update of step 5 makes the weights infinite; the norms of all steps' gradients."""
+def break_update(monkeypatch: pytest.MonkeyPatch, which: int, value: float = torch.inf) -> list[float]:
+    """The process's update of that number fills a weight with a value; the norms of all gradients."""
     real = optimizer.MasterAdamW.step
 
     def step(self: Any, rate: float, *limits: float) -> float:
         norm = real(self, rate, *limits)
         norms.append(norm)
-        if len(norms) == 5:
+        if len(norms) == which:
             with torch.no_grad():
-                self.masters[0].fill_(torch.inf)
+                self.masters[0].fill_(value)
             self._publish()
         return norm
 
@@ -257,15 +271,87 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return norms
 
 
+@pytest.fixture
+def breaking(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The update of step 5 makes weights infinite; the norms of all steps' gradients."""
+    return break_update(monkeypatch, 5)
+
+
+def assert_left_out(out: Path, step: int) -> None:
+    """The run came to its end with the update of one step alone left out, and a model of numbers."""
+    lines = read_metrics(out / "metrics.jsonl")
+    assert json.loads((out / "skipped.json").read_text()) == [step]
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+    assert [line["step"] for line in lines if "skipped" in line] == [step]
+    assert all(math.isfinite(line["loss"]) for line in lines if "skipped" not in line)
+    assert optimizer.all_finite(load_file(out / "model/model.safetensors").values())
+
+
 @pytest.mark.usefixtures("breaking")
 def test_a_batch_that_breaks_the_weights_is_left_out_from_the_last_checkpoint(make_job: MakeJob) -> None:
     """Steps 6 and 7 give no numbers."""
-    out = run(make_job())
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert json.loads((out / "skipped.json").read_text()) == [5]
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    assert [line["step"] for line in lines if "skipped" in line] == [5]
-    assert all(math.isfinite(line["loss"]) for line in lines if "skipped" not in line)
+    assert_left_out(run(make_job()), 5)
+
+
+# 1e30 is a number, so that a checkpoint takes it, but no gradient comes of it: the checkpoint is set aside.
+@pytest.mark.parametrize(("value", "aside"), [(torch.nan, []), (1e30, ["aside-000005"])])
+def test_a_batch_that_breaks_the_weights_where_a_checkpoint_is_due(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, value: float, aside: list[str]
+) -> None:
+    break_update(monkeypatch, 5, value)
+    out = run(make_job(checkpoint_every=1, max_steps=10))
+    assert_left_out(out, 5)
+    kept = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert kept == [*aside, "step-000008", "step-000009"]
+
+
+@pytest.mark.parametrize("value", [torch.nan, 1e30])
+def test_weights_that_break_before_the_first_checkpoint_are_trained_from_the_beginning_once(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    job = make_job(checkpoint_every=5, max_steps=10)
+    with monkeypatch.context() as patched:
+        break_update(patched, 5, value)
+        with pytest.raises(
+            StartOverError, match=r"step 7: .* after step 5, and no checkpoint lies before it"
+        ) as caught:
+            run(job)
+    assert caught.value.retryable
+    shutil.copytree(job["out"], tmp := Path(job["out"]).with_name("other"))
+    assert_left_out(run(job), 5)
+    break_update(monkeypatch, 3)
+    with pytest.raises(DivergedError, match=r"leaving out steps \[5\] did not help"):
+        run(job | {"out": str(tmp)})
+
+
+def test_a_last_batch_without_numbers_is_no_reason_to_doubt_the_weights(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = optimizer.MasterAdamW.step
+
+    def step(self: Any, rate: float, *limits: float) -> float:
+        calls.append(rate)
+        if len(calls) == 8:
+            self.masters[0].grad.fill_(torch.nan)
+        return real(self, rate, *limits)
+
+    calls: list[float] = []
+    monkeypatch.setattr(optimizer.MasterAdamW, "step", step)
+    out = run(make_job(max_steps=8))
+    lines = read_metrics(out / "metrics.jsonl")
+    assert [line["step"] for line in lines if "nonfinite" in line] == [8]
+    assert len(lines) == 8
+    assert not (out / "skipped.json").exists()
+    assert optimizer.all_finite(load_file(out / "model/model.safetensors").values())
+
+
+@pytest.mark.parametrize(("which", "value"), [(7, torch.nan), (7, 1e30), (8, torch.nan)])
+def test_weights_that_break_at_the_end_do_not_become_the_model(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, which: int, value: float
+) -> None:
+    """By the last update, or by the one before it, after which only the last step gives no numbers."""
+    break_update(monkeypatch, which, value)
+    assert_left_out(run(make_job(max_steps=8)), which)
 
 
 def test_a_stop_after_a_step_without_numbers_keeps_the_checkpoint_before(

@@ -50,6 +50,26 @@ def test_tensorboard_shows_each_step_once_after_a_kill_and_a_resume(tmp_path: Pa
     killed.close()
 
 
+def test_tensorboard_shows_each_step_once_after_a_kill_before_the_first_checkpoint(tmp_path: Path) -> None:
+    """The next process begins anew; the validation of step 0 is written down already, and not told again."""
+    job = make_job(tmp_path / "data/students/sft")
+    killed = TensorBoard(job)
+    killed.open(0)
+    killed.tell("validation", 0, {"pass@1": 0.25})
+    for step in range(1, 4):
+        killed.tell("train", step, {"loss": step / 10})
+    time.sleep(1 - time.time() % 1)  # files are read by the second in which they were begun
+    again = TensorBoard(job)
+    again.open(0)
+    for step in range(1, 4):
+        again.tell("train", step, {"loss": step / 5})
+    again.close()
+    seen = points(job.out / "tensorboard")
+    assert seen["train/loss"] == [(1, 0.2), (2, 0.4), (3, 0.6)]
+    assert seen["validation/pass@1"] == [(0, 0.25)]
+    killed.close()
+
+
 class Remote(Told):
     """A tracker over the network, written down."""
 

@@ -15,9 +15,9 @@ from tests.model.training.killed import counts, seen, train_killed
 from tests.model.training.pair import RawJob, plain
 from tests.model.training.tiny import ALONE, Never, make_tokenizer, teacher_row, write_teacher_rows
 
-EPOCHS, TOP_K, KILLS = 6, 8, 2
+EPOCHS, TOP_K = 8, 8
 EXAMPLES: RawJob = SFT | {"epochs": EPOCHS, "tokens_per_batch": 120, "checkpoint_every": 3}
-ROLLOUTS: RawJob = {"steps": 15, "checkpoint_every": 3}  # 15 × 3 problems of 5: each 9 times
+ROLLOUTS: RawJob = {"steps": 20, "checkpoint_every": 3}  # 20 × 3 problems of 5: each 12 times
 JOBS_KILLED: dict[str, RawJob] = {
     "sft": EXAMPLES,
     "sft of adapters in bfloat16": EXAMPLES | {"lora_rank": 4, "dtype": "bfloat16"},
@@ -42,9 +42,9 @@ def store_teacher(folder: Path) -> Path:
     return write_teacher_rows(folder, rows)
 
 
-def drawn_steps(total: int) -> list[int]:
-    """Where a run of so many steps is killed; never so late that it may be over before."""
-    return sorted(random.sample(range(1, total - 7), KILLS))
+def drawn_steps() -> list[int]:
+    """Where a run is killed: perhaps before its first checkpoint is on disk, and certainly after it."""
+    return [random.randint(1, 6), random.randint(7, 12)]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
     for name, settings in JOBS_KILLED.items():
         of_job = settings | (stored if settings["stage"] == "distill" else {})
         whole, killed = (make_job(folder, of_job, f"{kind}/{name}") for kind in ("whole", "killed"))
-        jobs += [(whole, []), (killed, drawn_steps(15))]
+        jobs += [(whole, []), (killed, drawn_steps())]
         found[name] = Path(whole["out"]), Path(killed["out"])
     train_killed(jobs)
     return found
@@ -66,7 +66,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path
 def test_a_run_that_was_killed_ends_as_if_nothing_had_happened(name: str, runs: dict[str, tuple[Path, Path]]) -> None:
     whole, killed = runs[name]
     assert lines(killed) == lines(whole)
-    assert len(lines(killed)) >= 15
+    assert len(lines(killed)) >= 20
     weights = "model/model.safetensors"
     assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
     kept = [sorted(path.name for path in (out / "checkpoints").iterdir()) for out in (killed, whole)]
@@ -79,5 +79,5 @@ def test_every_sample_is_seen_as_often_as_without_the_kills(name: str, runs: dic
     whole, killed = runs[name]
     assert seen(killed) == seen(whole)
     assert len(seen(whole)) == len(lines(whole))
-    expected = {f"problem-{i}": 9 * 5 for i in range(5)} if "steps" in JOBS_KILLED[name] else None
+    expected = {f"problem-{i}": 12 * 5 for i in range(5)} if "steps" in JOBS_KILLED[name] else None
     assert counts(killed) == (expected or {f"sample-{i}": EPOCHS for i in range(12)})

@@ -69,9 +69,18 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # the thread's own
 
-    def save(self, step: int, model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW, stage: Any) -> None:
+    def save(
+        self,
+        step: int,
+        model: Model,
+        tokenizer: Tokenizer,
+        optimizer: MasterAdamW,
+        stage: Any,
+        remembered: Mapping[str, Any] | None = None,
+    ) -> None:
         """Copies the state, and has `folder/step-NNNNNN` written; waits for the checkpoint before, if need be.
 
+        `remembered`: by the stage when that step had ended, where it has gone on since.
         Where a weight or a moment is no number nothing is written: who went on from there would get nowhere.
         """
         self.wait()
@@ -80,13 +89,14 @@ class Checkpoints:
             return
         trainer = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         weights = whole_weights(model, self.precision, self.world)
-        remembered = {"step": step, "stage": copy.deepcopy(stage_state(stage))}
+        state_of_stage = copy.deepcopy(stage_state(stage)) if remembered is None else remembered
+        told = {"step": step, "stage": state_of_stage}
 
         def write(scratch: Path) -> None:
             if self.world.leads:
                 save_model(scratch / "model", model, tokenizer, weights)
                 with (scratch / "stage.pt").open("wb") as file:
-                    torch.save(remembered, file)
+                    torch.save(told, file)
             write_sharded(scratch / "trainer", trainer, self._group)
             if self.world.leads:
                 write_file(scratch / CHECKSUMS, json.dumps(checksums(scratch)))

@@ -10,11 +10,12 @@ How several processes share a step's work is `parallel.py`'s business.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,14 +28,15 @@ from torch import Tensor
 from model.errors import TrainingError
 from model.losses.head import Kernel, Part
 from model.losses.sft import sft_part
-from model.training.checkpoint import Checkpoints, disk_errors, trained_state, write_file
+from model.training.checkpoint import Checkpoints, disk_errors, stage_state, trained_state, write_file
 from model.training.data import Row, TokenBatch, Tokenizer, collate
 from model.training.degenerate import degenerate, require_healthy
 from model.training.forward import Model, backward
-from model.training.job import Job
+from model.training.job import Job, RolloutJob
 from model.training.lines import read_lines
 from model.training.optimizer import MasterAdamW, all_finite, learning_rate
 from model.training.parallel import World
+from model.training.process import StopNow, StopRequest
 
 SPIKE_WINDOW = 50  # steps whose gradient norms say what is usual; half of them must be there
 MOST_RETURNS = 3  # to a checkpoint, before training is given up
@@ -136,7 +138,7 @@ def train(
     """Trains `model` in place from the last checkpoint to the last step; returns the last step's metrics.
 
     Raises:
-        Stopped: `stop` was received; a checkpoint of the step that had just ended is on disk, or of one before where
+        Stopped: `stop` was received; a checkpoint of the last step that had ended is on disk, or of one before where
             there was none, or it gave no numbers.
         DivergedError: the loss is no number any more, and going back did not help.
         StartOverError: it is so before the first checkpoint; the same job begins again without the step at fault.
@@ -144,10 +146,10 @@ def train(
         DiskError: the disk takes no more.
     """
     optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world)
-    watch = watch or Watch()
+    watch, block = watch or Watch(), stoppable(job, stop, world)
     log, bad = MetricsLog(job.out / "metrics.jsonl", world), BadBatches(job.out / "skipped.json", world)
     with closing(Checkpoints(job.out / "checkpoints", job.dtype, world, job.keep_checkpoints)) as checkpoints:
-        step = checkpoints.restore(optimizer, stage)
+        step = saved = checkpoints.restore(optimizer, stage)
         log.keep(step)
         require_healthy(job, log.lines)  # a run that was stopped for it does not go on as it is
         watch.resumed(step)
@@ -159,12 +161,21 @@ def train(
             if step in bad.steps:
                 log.append({"step": step, "total_steps": stage.total_steps, "skipped": 1})
             else:
-                log.append(run_step(job, stage, model, optimizer, step, norm_limit(job, log.lines), watch))
+                # Rollouts that are under way would be waited for.
+                before = {} if block is nullcontext else copy.deepcopy(stage_state(stage))
+                try:
+                    log.append(run_step(job, stage, model, optimizer, step, norm_limit(job, log.lines), watch, block))
+                except StopNow:
+                    step -= 1
+                    if step > saved and "nonfinite" not in log.lines[-1]:
+                        checkpoints.save(step, model, tokenizer, optimizer, stage, before)
+                    checkpoints.wait()
+                    raise Stopped(stopped_after(step, stage)) from None
             broken = no_numbers_twice(log.lines)
             if step == stage.total_steps and not broken:
                 broken = is_broken(log.lines[-1], model, tokenizer, optimizer, stage)
             if broken:
-                step = go_back(log, bad, checkpoints, optimizer, stage)
+                step = saved = go_back(log, bad, checkpoints, optimizer, stage)
                 watch.resumed(step)
                 continue
             watch.stepped(log.lines[-1])
@@ -173,11 +184,30 @@ def train(
             due = step % job.checkpoint_every == 0 and step < stage.total_steps
             if (stops or due) and "nonfinite" not in log.lines[-1]:  # else the weights may be broken
                 checkpoints.save(step, model, tokenizer, optimizer, stage)
+                saved = step
             if stops:
                 checkpoints.wait()
                 require_healthy(job, log.lines)
-                raise Stopped(f"stopped after step {step} of {stage.total_steps}; start the same job to go on")
+                raise Stopped(stopped_after(step, stage))
     return log.lines[-1] if log.lines else {}
+
+
+def stopped_after(step: int, stage: Stage) -> str:
+    return f"stopped after step {step} of {stage.total_steps}; start the same job to go on"
+
+
+Block = Callable[[], AbstractContextManager[None]]
+
+
+def stoppable(job: Job, stop: StopSignal, world: World) -> Block:
+    """Makes the blocks of a step which a stop request ends at once, with StopNow: until its first update a step has
+    changed no weight, and whoever goes on makes it again to the bit.
+
+    Several processes do not leave, as they would have to agree on where they are; nor does a step for whose successor
+    rollouts are under way already.
+    """
+    ahead = isinstance(job, RolloutJob) and job.rollouts_ahead
+    return stop.ends if isinstance(stop, StopRequest) and world.size == 1 and not ahead else nullcontext
 
 
 def run_step(
@@ -188,6 +218,7 @@ def run_step(
     step: int,
     most_norm: float = math.inf,
     watch: Watch | None = None,
+    block: Block = nullcontext,
 ) -> Line:
     """One step: its line of metrics. Loss in nats, times in seconds; `tokens` are those of all rows.
 
@@ -197,13 +228,15 @@ def run_step(
     started = time.perf_counter()
     torch.manual_seed(job.step_seed(step))
     rate = learning_rate(job, step, stage.total_steps)
-    work = stage.prepare(step)
+    with block():
+        work = stage.prepare(step)
     prepared = time.perf_counter()
     line = {"step": step, "total_steps": stage.total_steps, "lr": rate, **finite(work.metrics)}
     updates = work.updates if optimizer.world.any(bool(work.micro_batches)) else 0
     made, nonfinite = 0, 0
-    for _ in range(updates):
-        found = accumulate(model, optimizer, work.micro_batches)
+    for update in range(updates):
+        with nullcontext() if update else block():
+            found = accumulate(model, optimizer, work.micro_batches)
         found["grad_norm"] = optimizer.step(rate, job.grad_clip, most_norm if math.isfinite(found["loss"]) else -1.0)
         beside = stage.beside.update(step) if stage.beside else {}
         numbers = all(map(math.isfinite, (found["loss"], found["grad_norm"], *beside.values())))

@@ -22,14 +22,15 @@ import torch
 from safetensors.torch import load_file
 
 from model.errors import TrainingError
-from model.training import forward, optimizer
+from model.training import forward, loop, optimizer
 from model.training.checkpoint import DiskError, disk_errors
 from model.training.data import Row
 from model.training.degenerate import DegenerateError
 from model.training.job import JOBS, JobError, job_from
-from model.training.loop import DivergedError, MetricsLog, StartOverError, Stopped
+from model.training.loop import DivergedError, MetricsLog, StartOverError, Stopped, StopSignal
 from model.training.out_of_memory import OutOfMemoryError
-from model.training.process import StopRequest, sole_owner
+from model.training.process import StopNow, StopRequest, sole_owner
+from model.training.rollouts import LocalRollouts
 from model.training.runner import run_job
 from tests.model.training.tiny import ALONE, PREFILL, make_tokenizer
 from tests.model.training.tiny_engine import install
@@ -75,7 +76,7 @@ def make_job(tiny_folder: Path, examples_file: Path, problems_file: Path, tmp_pa
     return make
 
 
-def run(raw: dict[str, Any], stop: Stop | None = None) -> Path:
+def run(raw: dict[str, Any], stop: StopSignal | None = None) -> Path:
     raw = dict(raw)
     job = job_from(JOBS[raw.pop("stage")], raw)
     run_job(job, stop or Stop())
@@ -248,7 +249,7 @@ def test_out_of_memory_is_told_by_its_name_and_may_be_tried_again(
 ) -> None:
     """A petabyte is more than any machine has: torch's own error, in torch's own words."""
     monkeypatch.setattr(forward, "completion_hidden", lambda *_: torch.empty(1 << 50, dtype=torch.uint8))
-    with pytest.raises(OutOfMemoryError, match="tokens_per_micro_batch = 60: lower it") as caught:
+    with pytest.raises(OutOfMemoryError, match="tokens_per_micro_batch = 60 does not fit: lower it") as caught:
         run(make_job())
     assert caught.value.retryable
 
@@ -536,16 +537,79 @@ def test_the_exit_status_is_told_even_where_the_log_is_on_the_full_disk(make_job
     assert done.returncode == 2
 
 
-def test_a_stop_request_is_remembered() -> None:
+@pytest.fixture
+def request_to_stop() -> Iterator[StopRequest]:
+    """A real one: it comes by signal."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        stop = StopRequest()
-        assert not stop.received
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    yield StopRequest()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_stop_request_is_remembered(request_to_stop: StopRequest) -> None:
+    assert not request_to_stop.received
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert request_to_stop.received
+    with pytest.raises(StopNow), request_to_stop.ends():
+        pytest.fail("it came before the block")
+
+
+def test_a_block_that_a_request_ends_is_not_interrupted_on_its_way_out(request_to_stop: StopRequest) -> None:
+    left = []
+
+    def interrupted() -> None:
+        with request_to_stop.ends():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                left.append("it had gone on")
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+                left.append("tidied up")
+
+    with pytest.raises(StopNow):
+        interrupted()
+    assert left == ["tidied up"]
+
+
+REFILLED = {"max_refills": 3, "steps": 8, "problems_per_step": 2, "kl_weight": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("stage", "settings", "place"),
+    [
+        ("sft", {"epochs": 8}, (loop, "backward")),
+        ("grpo", {"steps": 8}, (loop, "backward")),
+        ("grpo", REFILLED, (LocalRollouts, "_sample_at_once")),  # the cursor has moved when it comes
+    ],
+)
+def test_a_request_does_not_wait_for_the_step_in_progress(
+    make_job: MakeJob,
+    request_to_stop: StopRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    settings: dict[str, int],
+    place: tuple[Any, str],
+) -> None:
+    """Whatever takes long in it: the checkpoint is of the step before, and the same bits come of it."""
+    common = settings | {"dtype": "float32", "checkpoint_every": 100}
+    whole = run(make_job(stage, "whole", **common))
+    job = make_job(stage, "left", **common)
+    metrics = Path(job["out"]) / "metrics.jsonl"
+    real = getattr(*place)
+
+    def ask(*args: Any, **named: Any) -> Any:
+        found = real(*args, **named)
+        if metrics.exists() and len(read_metrics(metrics)) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(*place, ask)
+        with pytest.raises(Stopped, match="after step 3 of"):
+            run(job, request_to_stop)
+    assert [path.name for path in (metrics.parent / "checkpoints").iterdir()] == ["step-000003"]
+    run(job)
+    assert read_metrics(metrics) == read_metrics(whole / "metrics.jsonl")
 
 
 def test_a_row_counts_both_its_parts() -> None:

@@ -4,7 +4,7 @@
 
 The loss is a plain sum over tokens with weights made for the whole global batch, so cutting it into micro-batches
 changes neither value nor gradient. A step is a function of (weights, optimizer state, job seed, step number): a run
-that was killed and resumed from a checkpoint gives the same losses, bit for bit on a CPU with one thread.
+that was killed and resumed from a checkpoint gives the same losses, bit for bit on a CPU with as many threads.
 How several processes share a step's work is `parallel.py`'s business.
 """
 

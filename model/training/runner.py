@@ -82,9 +82,31 @@ def run_job(job: Job, stop: StopSignal) -> None:
             return is_done(job.out)
 
         if not world.led(begin):
+            held.enter_context(reproducible(world.device))
             train_to_manifest(job, wanted, stop, world)
         if world.leads:
             shutil.rmtree(job.out / TOKENS, ignore_errors=True)
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """A block in which so many threads of a CPU always come to the same bits.
+
+    Else float32 gradients of what is looked up more than once are added up in any order (index_put). A GPU has other
+    such places, whose order would cost time.
+    """
+    if device.type != "cpu":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world: World) -> None:

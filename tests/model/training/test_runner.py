@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.errors import TrainingError
 from model.training import forward, loop, optimizer
@@ -152,6 +153,20 @@ def test_kill_9_and_resume_with_refills_gives_the_same_metrics_bit_for_bit(make_
     lines = read_metrics(out / "metrics.jsonl")
     assert len({line["groups_sampled"] for line in lines}) > 1
     assert sum(line["refills"] for line in lines) > 3
+
+
+def test_two_threads_come_to_the_same_bits(make_job: MakeJob, tmp_path: Path) -> None:
+    """Of float32 tables so large that torch shares them out: it would add up equal tokens' gradients in any order."""
+    config = LlamaConfig(
+        vocab_size=400, hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "init")
+    make_tokenizer().save_pretrained(tmp_path / "init")
+    large = {"tokens_per_batch": 2000, "tokens_per_micro_batch": 2000, "dtype": "float32", "threads": 2}
+    found = [run(make_job(out=f"{n}", init=tmp_path / "init", **large)) / "metrics.jsonl" for n in range(4)]
+    assert torch.get_num_threads() == 2
+    first, *others = map(read_metrics, found)
+    assert all(other == first for other in others)
 
 
 def test_a_run_that_learns_nothing_is_stopped_with_its_reason_and_its_checkpoint(make_job: MakeJob) -> None:

@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -173,4 +173,5 @@ def _log_to(file: Path, console: Console) -> Iterator[None]:
     try:
         yield
     finally:
-        to_file.close()
+        with suppress(OSError):  # on a full disk, which was told
+            to_file.close()

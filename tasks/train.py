@@ -151,7 +151,7 @@ def _failure(student: str, status: int, log: Path, begun: int, *, for_memory: bo
     if status < 0:
         why = f"killed by signal {-status}" + (" (out of memory?)" if for_memory else "")
     if status == EXIT_STOPPED:
-        why = "it was asked to stop, and saved a checkpoint"
+        why = "it was asked to stop, and can go on"
     error = TrainingError(f"training {student} ended with status {status}: {why} (log: {log})")
     error.retryable = status != EXIT_WRONG_JOB
     return error

@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from model.sampling import reaper
 from tests.fake_endpoint import FakeEndpoint
+from tests.preloaded import Preloaded
 from tests.small_reward_model import save_reward_model
 
 os.environ.update(
@@ -145,14 +146,30 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
         server.wait()
 
 
+@pytest.fixture(scope="session")
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Preloaded]]:
+    """What runs commands that speak to a Prefect server."""
+    found: dict[str, Preloaded] = {}
+
+    def of(prefect_api: str) -> Preloaded:
+        if prefect_api not in found or found[prefect_api].process.poll() is not None:
+            home = tmp_path_factory.mktemp("prefect-home")
+            found[prefect_api] = Preloaded(os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(home)})
+        return found[prefect_api]
+
+    yield of
+    for process in found.values():
+        process.end()
+
+
 @pytest.fixture
-def stillhouse(prefect_api: str, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def stillhouse(
+    prefect_api: str, preloaded: Callable[[str], Preloaded]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the real command in a child process: `stillhouse("run", recipe)`."""
-    env = os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "prefect-home")}
 
     def run(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flows.cli", *map(str, words)]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+        return preloaded(prefect_api).run(list(map(str, words)), timeout)
 
     return run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _BIASED = ("--logprobs-mode", "--logits-processors", "--speculative-config")
-_SHORT = "-sc"  # of the last one
+_EXACT = ("-sc", "--config")  # the last one's short name; a file that may hold any of them
 _LEAST = len("--log")  # argparse takes any beginning of a name that no other name shares
 
 
@@ -16,4 +16,4 @@ def biased_argument(words: Iterable[str]) -> str | None:
 
 def _is_biased(word: str) -> bool:
     name = word.split("=")[0].split(".")[0].replace("_", "-")
-    return name == _SHORT or (len(name) >= _LEAST and any(biased.startswith(name) for biased in _BIASED))
+    return name in _EXACT or (len(name) >= _LEAST and any(biased.startswith(name) for biased in _BIASED))

@@ -7,17 +7,18 @@ sends each to all (`World.fill`). What its config does not tell, types and ties,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from model.errors import ModelFolderError
+from model.errors import ModelFolderError, TrainingError
 from model.training.data import Tokenizer
 from model.training.documents import attend_by_document, compile_layers
 from model.training.forward import Model
 from model.training.job import Job, JobError, Precision
+from model.training.out_of_memory import out_of_memory
 from model.training.parallel import World, named_tensors
 
 
@@ -30,9 +31,10 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    with folder_errors(folder):
+    with folder_errors(folder), room_for(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision), local_files_only=True)
-    return model.to(device).eval(), ready(folder, model, compiled=compiled and device.type != "cpu")
+        model = model.to(device)
+    return model.eval(), ready(folder, model, compiled=compiled and device.type != "cpu")
 
 
 def outline(folder: Path, precision: Precision, device: torch.device, *, compiled: bool) -> tuple[Model, Tokenizer]:
@@ -52,6 +54,12 @@ def folder_errors(folder: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError) as error:
         raise ModelFolderError(f"{folder} does not hold a model with its tokenizer: {error}") from error
+
+
+def room_for(folder: Path) -> AbstractContextManager[None]:
+    """A block that takes memory for a model's weights, for which fewer tokens at once would make no room."""
+    too_large = f"{folder} does not fit: take a smaller model, or cut it over more processes"
+    return out_of_memory(too_large, TrainingError)
 
 
 def ready(folder: Path, model: Model, *, compiled: bool) -> Tokenizer:
@@ -90,8 +98,9 @@ def load_cut(folder: Path, job: Job, world: World, prepare: Callable[[Model], An
     types = world.led(lambda: {name: weight.dtype for name, weight in named_tensors(whole)})
     conform(folder, model, types)
     model.generation_config = world.led(lambda: whole.generation_config)  # it is saved with the model
-    world.shard(model, job.dtype)
-    world.fill(model, whole, types)
+    with room_for(folder):
+        world.shard(model, job.dtype)
+        world.fill(model, whole, types)
     return model, tokenizer
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -163,14 +163,15 @@ def train(
             else:
                 # Rollouts that are under way would be waited for.
                 before = {} if block is nullcontext else copy.deepcopy(stage_state(stage))
-                try:
-                    log.append(run_step(job, stage, model, optimizer, step, norm_limit(job, log.lines), watch, block))
-                except StopNow:
-                    step -= 1
-                    if step > saved and "nonfinite" not in log.lines[-1]:
-                        checkpoints.save(step, model, tokenizer, optimizer, stage, before)
+                limit = norm_limit(job, log.lines)
+                line = step_unless_stopped(job, stage, model, optimizer, step, limit, watch, block)
+                if line is None:
+                    optimizer.drop_gradients()
+                    if step - 1 > saved and "nonfinite" not in log.lines[-1]:
+                        checkpoints.save(step - 1, model, tokenizer, optimizer, stage, before)
                     checkpoints.wait()
-                    raise Stopped(stopped_after(step, stage)) from None
+                    raise Stopped(stopped_after(step - 1, stage))
+                log.append(line)
             broken = no_numbers_twice(log.lines)
             if step == stage.total_steps and not broken:
                 broken = is_broken(log.lines[-1], model, tokenizer, optimizer, stage)
@@ -210,6 +211,14 @@ def stoppable(job: Job, stop: StopSignal, world: World) -> Block:
     return stop.ends if isinstance(stop, StopRequest) and world.size == 1 and not ahead else nullcontext
 
 
+def step_unless_stopped(*arguments: Any) -> Line | None:
+    """As `run_step`; None where a stop request ended it. What it held is gone then."""
+    try:
+        return run_step(*arguments)
+    except StopNow:
+        return None
+
+
 def run_step(
     job: Job,
     stage: Stage,
@@ -223,7 +232,7 @@ def run_step(
     """One step: its line of metrics. Loss in nats, times in seconds; `tokens` are those of all rows.
 
     An update whose gradient is no number, or longer than `most_norm`, is not made: `skipped` counts these, `nonfinite`
-    those of them that had no numbers, and `updates` the step's others.
+    those without numbers (`nonfinite_beside`: of what is trained beside the model alone), `updates` those made.
     """
     started = time.perf_counter()
     torch.manual_seed(job.step_seed(step))
@@ -233,18 +242,20 @@ def run_step(
     prepared = time.perf_counter()
     line = {"step": step, "total_steps": stage.total_steps, "lr": rate, **finite(work.metrics)}
     updates = work.updates if optimizer.world.any(bool(work.micro_batches)) else 0
-    made, nonfinite = 0, 0
+    made, nonfinite, nonfinite_beside = 0, 0, 0
     for update in range(updates):
         with nullcontext() if update else block():
             found = accumulate(model, optimizer, work.micro_batches)
         found["grad_norm"] = optimizer.step(rate, job.grad_clip, most_norm if math.isfinite(found["loss"]) else -1.0)
         beside = stage.beside.update(step) if stage.beside else {}
-        numbers = all(map(math.isfinite, (found["loss"], found["grad_norm"], *beside.values())))
+        numbers = math.isfinite(found["loss"]) and math.isfinite(found["grad_norm"])
         made += numbers and found["grad_norm"] <= most_norm
+        nonfinite_beside += numbers and not all(map(math.isfinite, beside.values()))
         nonfinite += not numbers
         line |= finite(found) | finite(beside)
     line |= {"skipped": updates - made, "updates": made} if made < updates else {}
-    line |= {"nonfinite": nonfinite} if nonfinite else {}
+    line |= {"nonfinite": nonfinite + nonfinite_beside} if nonfinite + nonfinite_beside else {}
+    line |= {"nonfinite_beside": nonfinite_beside} if nonfinite_beside else {}
     seconds = time.perf_counter() - started
     line |= {"seconds": seconds, "prepare_seconds": prepared - started}
     line["tokens_per_second"] = line.setdefault("tokens", 0) * work.updates / seconds
@@ -326,8 +337,13 @@ def go_back(log: MetricsLog, bad: BadBatches, checkpoints: Checkpoints, optimize
 
 
 def last_update(lines: Sequence[Line]) -> int:
-    """The last step that changed the weights, 0 where none has: what came after it had no numbers."""
-    return next(_updates(reversed(lines)), 0)
+    """The last step that changed the weights, 0 where none has: what came after it had no numbers.
+
+    Where only what is trained beside the model has none, the last step that changed that too.
+    """
+    last = lines[-1] if lines else {}
+    beside = 0 < last.get("nonfinite", 0) == last.get("nonfinite_beside", 0)
+    return next(_updates(line for line in reversed(lines) if not (beside and "nonfinite" in line)), 0)
 
 
 def _updates(lines: Iterable[Line]) -> Iterator[int]:

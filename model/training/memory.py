@@ -36,6 +36,7 @@ from model.training.job import DistillJob, Job, JobError, OnPolicyJob, PPOJob, R
 from model.training.load import checkpoint_activations, dropout_of
 from model.training.loop import Stage
 from model.training.parallel import World
+from model.training.ppo import PPOStage
 from model.training.rollout_stage import RolloutStage
 from model.training.sft import ExampleStage
 
@@ -61,6 +62,14 @@ class Activations:
     def bytes(self, tokens: int, longest: int) -> int:
         """Of packed documents of the length `longest`, so many tokens together."""
         return round(tokens * (self.linear + self.square * longest))
+
+
+@dataclass(frozen=True)
+class Packing:
+    """By what a run's rounding may differ."""
+
+    budget: int  # tokens at once
+    again: bool  # are layers run again in the backward pass?
 
 
 @dataclass(frozen=True)
@@ -101,9 +110,9 @@ class Plan:
         affordable = int((room - self.tables) / self.per_token) if self.per_token else self.tokens
         return replace(self, tokens=max(min(self.tokens, affordable), min(self.tokens, longest)))
 
-    def missing(self, free: int) -> int:
+    def missing(self, free: int, reserve: float = _KEPT_FREE) -> int:
         """Bytes by which a step's passes are too large; 0 where they fit."""
-        return max(0, self.fixed + round(self.per_token * self.tokens) + self.tables - round(free * (1 - _KEPT_FREE)))
+        return max(0, self.fixed + round(self.per_token * self.tokens) + self.tables - round(free * (1 - reserve)))
 
     def told(self, free: int) -> str:
         """One line for a log."""
@@ -126,16 +135,21 @@ def plan_memory(
     tokenizer: Tokenizer,
     world: World,
     outlined: Mapping[bool, Activations] | None = None,
+    before: Packing | None = None,
 ) -> Plan:
     """Expects a peak, says it on stderr, and makes room where it is too high: by fewer tokens at once, and where even
     the longest row does not fit, or did not in an earlier attempt, by running layers again in the backward pass.
 
     To be called when everything is loaded and nothing was trained. `outlined`: what the model's outline keeps, by
-    whether layers are run again; None: measured here, on rows as long as the job's. Raises NoRoomError, and JobError
-    for a row longer than the job's token budget.
+    whether layers are run again; None: measured here, on rows as long as the job's. `before`: of a run that goes on,
+    kept as long as it fits at all. Raises NoRoomError, and JobError for a row longer than the job's token budget.
     """
     longest = longest_row(stage, tokenizer)
     require_budget(job, longest)
+    if before:
+        stage.tokens_at_once = before.budget
+        if before.again and may_run_again(model):
+            run_again(model, stage)
     most = min(stage.tokens_at_once, most_tokens(stage, longest))
     free = free_memory(world.device)
     if world.device.type == "cpu":  # every process on this machine takes its share
@@ -147,15 +161,17 @@ def plan_memory(
         again = runs_again(model)
         kept = outlined[again] if outlined else measure_activations(model, min(longest, PROBE), world.device)
         plan = expected(job, stage, model, world, kept, most, longest)
-        return plan if shared else plan.fitted(free, longest)
+        fits = shared or (before and not plan.missing(free, reserve=0.0))
+        return plan if fits else plan.fitted(free, longest)
 
     def missing(plan: Plan) -> int:
-        lacks: list[int] = world.gather(0 if shared else plan.missing(free))
+        lacks: list[int] = world.gather(0 if shared else plan.missing(free, reserve=0.0 if before else _KEPT_FREE))
         return max(lacks)
 
     plan, told = fitted(), []
-    if (missing(plan) or 0 < job.tokens_that_fit < longest) and may_run_again(model):
-        checkpoint_activations(model)
+    did_not_fit = 0 < job.tokens_that_fit < (job.tokens_per_micro_batch if shared else longest)
+    if (missing(plan) or did_not_fit) and may_run_again(model):
+        run_again(model, stage)
         plan = fitted()
         told.append("layers are run again in the backward pass, without which the longest row does not fit")
     plan = replace(plan, tokens=min(world.gather(plan.tokens)))
@@ -316,6 +332,13 @@ def measure_outline(model: Model, device: torch.device) -> Activations:
 def runs_again(model: Model) -> bool:
     """Are layers run again in the backward pass, instead of being remembered?"""
     return bool(getattr(model, "is_gradient_checkpointing", False))
+
+
+def run_again(model: Model, stage: Stage) -> None:
+    """Has layers run again in the backward pass, of the value model beside the policy too."""
+    checkpoint_activations(model)
+    if isinstance(stage, PPOStage):
+        checkpoint_activations(stage.value_model.trunk)
 
 
 def may_run_again(model: Model) -> bool:

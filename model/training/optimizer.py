@@ -109,6 +109,12 @@ class MasterAdamW:
         self.adamw.zero_grad()
         return norm
 
+    def drop_gradients(self) -> None:
+        """Forgets what was collected, and what was not yet."""
+        for weight in self.weights:
+            weight.grad = None
+        self.adamw.zero_grad()
+
     @torch.no_grad()
     def _publish(self) -> None:
         pairs = [pair for pair in zip(self.weights, self.masters, strict=True) if pair[0] is not pair[1]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -21,3 +23,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error)))
+
+
+@contextmanager
+def out_of_memory(why: str, kind: type[TrainingError] = OutOfMemoryError) -> Iterator[None]:
+    """Tells the allocators' errors, which are several, by one name."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise kind(f"out of memory: {why}") from error

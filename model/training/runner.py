@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from model.errors import TrainingError
 from model.losses.kl import Divergence
 from model.training.adapters import WithoutAdapters, add_adapters, has_adapters, save_adapter
 from model.training.checkpoint import (
@@ -44,9 +43,9 @@ from model.training.job import (
 from model.training.load import checkpoint_activations, dropout_of, load_cut, load_frozen, load_model, outline
 from model.training.loop import Stage, StopSignal, train
 from model.training.manifest import bind, identity, is_done, write_manifest
-from model.training.memory import Activations, measure_outline, peak_memory, plan_memory
+from model.training.memory import Activations, Packing, measure_outline, peak_memory, plan_memory, runs_again
 from model.training.on_policy import OnPolicyStage
-from model.training.out_of_memory import OutOfMemoryError, is_out_of_memory
+from model.training.out_of_memory import out_of_memory
 from model.training.parallel import World, joined
 from model.training.ppo import PPOStage
 from model.training.problems import read_problems
@@ -116,17 +115,14 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
     if job.threads:
         torch.set_num_threads(job.threads)
     disable_progress_bar()  # metrics.jsonl tells how far it is
-    too_large = f"{job.init} does not fit: take a smaller model, or cut it over more processes"
-    with out_of_memory(too_large, TrainingError):  # fewer tokens at once would not help
-        outlined = activations_of_cut(job, world)
-        model, tokenizer = load_to_train(job, world)
+    outlined = activations_of_cut(job, world)
+    model, tokenizer = load_to_train(job, world)
     too_many = f"tokens_per_micro_batch = {job.tokens_per_micro_batch} does not fit: lower it"
     with out_of_memory(too_many), open_stage(job, model, tokenizer, world, stop) as stage:
-        keep_tokens(job, stage, world)
-        plan = plan_memory(job, stage, model, tokenizer, world, outlined)
+        plan = plan_memory(job, stage, model, tokenizer, world, outlined, read_packing(job, world))
         if world.leads:
-            planned = {"tokens_at_once": plan.tokens, "budget": stage.tokens_at_once, "asked": job.tokens_at_once}
-            write_file(job.out / PLANNED, json.dumps(planned))
+            planned = {"tokens_at_once": plan.tokens, "budget": stage.tokens_at_once, "again": runs_again(model)}
+            write_file(job.out / PLANNED, json.dumps(planned | {"asked": job.tokens_at_once}))
         with open_watch(job, model, tokenizer, sampler_of(stage), world) as watch:
             last = train(job, stage, model, tokenizer, stop, world, watch)
         validation = watch.validation
@@ -157,23 +153,23 @@ def train_to_manifest(job: Job, wanted: dict[str, Any], stop: StopSignal, world:
         validation.best.prune(validation.lines, [])  # nobody resumes any more
 
 
-def keep_tokens(job: Job, stage: Stage, world: World) -> None:
-    """Has a run that goes on from a checkpoint run no more tokens at once than before it, whatever is free by now.
+def read_packing(job: Job, world: World) -> Packing | None:
+    """What a run that goes on from a checkpoint ran before it; None for a new one, or where other tokens are asked for.
 
     Other packs would round differently, and the losses would not be the same to the bit.
     """
 
-    def before() -> int:
+    def before() -> Packing | None:
         if not complete_checkpoints(job.out / "checkpoints"):
-            return 0
+            return None
         try:
             planned = json.loads((job.out / PLANNED).read_text(encoding="utf-8"))
-            return int(planned["budget"]) if planned["asked"] == job.tokens_at_once else 0
+            return Packing(planned["budget"], planned["again"]) if planned["asked"] == job.tokens_at_once else None
         except (OSError, ValueError, KeyError):
-            return 0
+            return None
 
-    if budget := world.led(before):
-        stage.tokens_at_once = min(stage.tokens_at_once, budget)
+    found: Packing | None = world.led(before)
+    return found
 
 
 def load_to_train(job: Job, world: World) -> tuple[Model, Tokenizer]:
@@ -223,17 +219,6 @@ def sampler_of(stage: Stage) -> Answers | None:
     """What answers validation problems in place of the model in this process: the engine of a stage's rollouts."""
     answering = getattr(stage.rollouts, "answering", None) if isinstance(stage, RolloutStage) else None
     return answering() if answering else None
-
-
-@contextmanager
-def out_of_memory(why: str, kind: type[TrainingError] = OutOfMemoryError) -> Iterator[None]:
-    """Tells the allocators' errors, which are several, by one name."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise kind(f"out of memory: {why}") from error
 
 
 @contextmanager

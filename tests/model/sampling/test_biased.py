@@ -18,6 +18,7 @@ from model.sampling.biased import biased_argument
         "--speculative_config={}",
         "-sc",
         "-sc={}",
+        "--config=engine.yaml",
     ],
 )
 def test_every_spelling_is_known(word: str) -> None:
@@ -25,5 +26,15 @@ def test_every_spelling_is_known(word: str) -> None:
 
 
 def test_other_arguments_are_left_alone() -> None:
-    words = ["--max-logprobs", "64", "--logging-level=info", "-tp", "2", "--swap-space", "8", "--load-format", "auto"]
+    words = [
+        "--max-logprobs",
+        "64",
+        "--logging-level=info",
+        "-tp",
+        "2",
+        "--load-format",
+        "auto",
+        "--config-format",
+        "hf",
+    ]
     assert biased_argument(words) is None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from model.training.job import Job
 
 SEEN = "seen.jsonl"
-MOST_DELAY = 0.02  # seconds after a step was written down: some steps of a tiny model
+MOST_DELAY = 0.15  # seconds after a step was written down: some steps of a tiny model, and anywhere in one
 
 
 def train_killed(jobs: Sequence[tuple[RawJob, Sequence[int]]]) -> None:
@@ -111,9 +111,12 @@ def begun(job: Job) -> int:
 
 
 def kill_after(job: Job, step: int) -> None:
-    """Begins the job and kills it once the step is written down."""
-    child, metrics = begun(job), job.out / "metrics.jsonl"
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < step:
+    """Begins the job and kills it once the step is written down; where an earlier process has done so, once this one
+    has restored what that one left."""
+    metrics = job.out / "metrics.jsonl"
+    before = metrics.stat().st_ino if metrics.exists() else 0  # the file is written anew by who goes on
+    child = begun(job)
+    while not metrics.exists() or metrics.stat().st_ino == before or metrics.read_bytes().count(b"\n") < step:
         assert os.waitpid(child, os.WNOHANG) == (0, 0), f"ended before step {step}"
         time.sleep(0.002)
     time.sleep(random.uniform(0, MOST_DELAY))

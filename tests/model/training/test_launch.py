@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from model.sampling.reaper import descendants
+from model.training import process
 from model.training.launch import End, cause, launch, say_last, told
 from model.training.process import StopRequest
 from tests.model.training.test_runner import is_running, wait_for
@@ -56,8 +57,15 @@ def trainer(body: str) -> list[str]:
     ],
 )
 def test_the_status_is_the_causes(
-    stop: StopRequest, capfd: pytest.CaptureFixture[str], tmp_path: Path, body: str, status: int, words: str
+    stop: StopRequest,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    body: str,
+    status: int,
+    words: str,
 ) -> None:
+    monkeypatch.setattr(process, "memory_kills", lambda: 7)
     meet = f"""
 def meet():
     "One that is ended before it can listen tells nothing."

@@ -36,6 +36,11 @@ def half(step: int) -> Line:
     return update(step) | {"skipped": 1, "updates": 1, "nonfinite": 1}
 
 
+def no_values(step: int) -> Line:
+    """The model was updated; what is trained beside it had no numbers."""
+    return update(step) | {"nonfinite": 1, "nonfinite_beside": 1}
+
+
 @pytest.mark.parametrize(
     ("lines", "twice", "blamed"),
     [
@@ -50,6 +55,8 @@ def half(step: int) -> Line:
         ([update(1), nothing_to_train_on(2), no_numbers(3), nothing_to_train_on(4), no_numbers(5)], True, 1),
         ([update(1), left_out(2), no_numbers(3), left_out(4), no_numbers(5)], True, 1),
         ([update(1), half(2), no_numbers(3)], True, 2),
+        ([update(1), no_values(2), no_numbers(3)], True, 2),
+        ([update(1), no_values(2), no_values(3)], True, 1),
     ],
 )
 def test_when_weights_are_broken_and_by_which_step(lines: list[Line], twice: bool, blamed: int) -> None:

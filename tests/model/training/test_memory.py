@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from model.training import memory
-from model.training.job import GRPOJob, JobError, Precision, SFTJob, job_from
+from model.training.job import GRPOJob, JobError, PPOJob, Precision, SFTJob, job_from
 from model.training.load import checkpoint_activations, outline
 from model.training.loop import Stopped
 from model.training.memory import NoRoomError, Plan
@@ -225,6 +225,41 @@ def test_a_row_that_did_not_fit_is_not_tried_again_as_it_was(run_with: RunWith) 
     _, said = run_with("out", GIB, tokens_that_fit=5)
     assert "layers are run again" in said
     assert "may need" not in said
+
+
+@pytest.mark.parametrize("change", [0.98, 1000.0])
+def test_layers_that_were_run_again_are_so_after_a_resume(
+    run_with: RunWith, tmp_path: Path, tiny_folder: Path, change: float
+) -> None:
+    """More tokens fit at once with it than without, so it decides about the packs."""
+    fixed = memory.trained_bytes(make_model(), SFTJob(init=tiny_folder, out=Path(), examples=Path()))[0]
+    for step in range(1, 60):  # what is just too little for the longest row as it is
+        tight = round((fixed + 4_000 * step) / 0.95)
+        out, said = run_with(f"parted-{step}", tight, StopAfter(tmp_path / f"parted-{step}", 3))
+        if "may need" not in said:
+            break
+    assert "layers are run again" in said
+    whole, _ = run_with("whole", tight)
+    run_with(out.name, round(change * tight))
+    assert losses_of(out) == losses_of(whole)
+    assert tokens_of(out) == tokens_of(whole)
+
+
+def test_the_value_models_layers_are_run_again_too(
+    tiny_folder: Path, problems_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+
+    def noted(model: Any, stage: Any) -> None:
+        real(model, stage)
+        made.extend([model, stage.value_model.trunk])
+
+    real = memory.run_again
+    monkeypatch.setattr(memory, "run_again", noted)
+    raw = {"init": str(tiny_folder), "problems": str(problems_file), "out": str(tmp_path / "ppo"), "prefill": PREFILL}
+    raw |= {"steps": 1, "problems_per_step": 2, "max_tokens": 6, "tokens_that_fit": 5, "threads": 1}
+    run_job(job_from(PPOJob, raw), Never())
+    assert [memory.runs_again(model) for model in made] == [True, True]
 
 
 def test_what_is_free_by_now_does_not_change_a_run_that_goes_on(run_with: RunWith, tmp_path: Path) -> None:

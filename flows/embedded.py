@@ -155,12 +155,24 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _LogFile(logging.FileHandler):
+    """Leaves out what the disk does not take: that it is full is told by whatever else could not be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name of logging's own
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _log_to(file: Path, console: Console) -> Iterator[None]:
     """Prefect's and our log records go to a file; a terminal has the bars, a pipe gets our own lines too."""
     with store_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        to_file = logging.FileHandler(file, encoding="utf-8")
+        to_file = _LogFile(file, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     import prefect.logging.configuration  # noqa: F401  # Prefect sets its handlers on import; ours replace them
 
@@ -173,5 +185,4 @@ def _log_to(file: Path, console: Console) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # on a full disk, which was told
-            to_file.close()
+        to_file.close()

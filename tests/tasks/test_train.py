@@ -118,7 +118,7 @@ def test_two_processes_stop_when_asked_and_one_goes_on_with_the_losses_of_one(
     asked: list[int] = []
     monkeypatch.setattr(follow.Follower, "poll", ask)
     monkeypatch.setattr(processes, "POLL_SECONDS", 0.05)
-    with pytest.raises(TrainingError, match="status 75: it was asked to stop, and saved a checkpoint") as caught:
+    with pytest.raises(TrainingError, match="status 75: it was asked to stop, and can go on") as caught:
         train.fn(run, "sft", job | {"processes": 2})
     assert caught.value.retryable
     assert len(asked) == 3

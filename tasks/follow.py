@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from model.training.process import EXIT_DONE, EXIT_STOPPED
+from model.training.process import EXIT_DONE
 from tasks.processes import POLL_SECONDS, last_lines
 from tasks.progress import Ticker, announce
 
@@ -94,10 +94,9 @@ def followed(job: Path, carry_out: Callable[[Path], int]) -> int:
     finally:
         ended.set()
         following.join()
-    if status in (EXIT_DONE, EXIT_STOPPED):  # else what was said of the failure stays the last line
+    if status == EXIT_DONE:  # else what was said of its end stays the last line
         follower.poll()
         ticker.close()
-    if status == EXIT_DONE:
         announce(f"{'done before' if done_before else 'done'}: {follower.step} steps, model in {out / 'model'}")
     return status
 

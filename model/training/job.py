@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -343,8 +344,13 @@ def _value(name: str, hint: Any, raw: Any) -> Any:
     if origin is float and type(raw) is int:
         return float(raw)
     if type(raw) is not origin:
-        raise JobError(f"{name}: {raw!r} is not a {origin.__name__}")
+        raise JobError(f"{name}: {raw!r} is not {_KINDS.get(origin, origin.__name__)}")
+    if origin is float and not math.isfinite(raw):  # Python's JSON has NaN and Infinity
+        raise JobError(f"{name}: {raw} is no finite number")
     return raw
+
+
+_KINDS = {int: "an integer", float: "a number", str: "a text", bool: "true or false", tuple: "a list"}
 
 
 def _origin(hint: Any) -> Any:

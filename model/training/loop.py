@@ -36,7 +36,7 @@ from model.training.job import Job, RolloutJob
 from model.training.lines import read_lines
 from model.training.optimizer import MasterAdamW, all_finite, learning_rate
 from model.training.parallel import World
-from model.training.process import StopNow, StopRequest
+from model.training.process import StopNow, StopRequest, say
 
 SPIKE_WINDOW = 50  # steps whose gradient norms say what is usual; half of them must be there
 MOST_RETURNS = 3  # to a checkpoint, before training is given up
@@ -151,6 +151,7 @@ def train(
     with closing(Checkpoints(job.out / "checkpoints", job.dtype, world, job.keep_checkpoints)) as checkpoints:
         step = saved = checkpoints.restore(optimizer, stage)
         log.keep(step)
+        say_where(step, world)
         require_healthy(job, log.lines)  # a run that was stopped for it does not go on as it is
         watch.resumed(step)
         watch.validate(step, stage.total_steps, stop, checkpoints)
@@ -168,6 +169,7 @@ def train(
                 if line is None:
                     optimizer.drop_gradients()
                     if step - 1 > saved and "nonfinite" not in log.lines[-1]:
+                        say(f"asked to stop: the checkpoint of step {step - 1} is being written")
                         checkpoints.save(step - 1, model, tokenizer, optimizer, stage, before)
                     checkpoints.wait()
                     raise Stopped(stopped_after(step - 1, stage))
@@ -191,6 +193,12 @@ def train(
                 require_healthy(job, log.lines)
                 raise Stopped(stopped_after(step, stage))
     return log.lines[-1] if log.lines else {}
+
+
+def say_where(step: int, world: World) -> None:
+    """Says that a run goes on, and from which step; nothing of a new one."""
+    if step and world.leads:
+        say(f"going on from the checkpoint of step {step}")
 
 
 def stopped_after(step: int, stage: Stage) -> str:

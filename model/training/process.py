@@ -58,7 +58,10 @@ def kills_from_now() -> Callable[[], bool]:
 def say(line: str) -> None:
     """One line on stderr, if it can be: on a full disk the log is full too, and the exit status must still be told."""
     with suppress(OSError):
-        os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+        if sys.stderr is sys.__stderr__:
+            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+        else:  # bars are shown, and what is printed goes above them
+            print(line, file=sys.stderr, flush=True)
 
 
 class StopNow(KeyboardInterrupt):

@@ -57,8 +57,10 @@ def test_a_job_survives_being_written(raw: dict[str, Any], tmp_path: Path) -> No
     ("change", "message"),
     [
         ({"learning_rat": 1e-4}, "no field 'learning_rat'; the nearest is 'learning_rate'"),
-        ({"epochs": "3"}, "epochs: '3' is not a int"),
-        ({"epochs": True}, "epochs: True is not a int"),
+        ({"epochs": "3"}, "epochs: '3' is not an integer"),
+        ({"epochs": True}, "epochs: True is not an integer"),
+        ({"spike_ratio": float("nan")}, "spike_ratio: nan is no finite number"),
+        ({"learning_rate": float("inf")}, "learning_rate: inf is no finite number"),
         ({"normalise": "tokens"}, "normalise: 'tokens' is not a valid Normalise"),
         ({"init": "/nowhere"}, "init: there is no /nowhere"),
         ({"stage": "dpo"}, "stage is 'dpo', expected one of sft, distill, on_policy, grpo, ppo"),

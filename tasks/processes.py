@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 POLL_SECONDS = 0.5
-# A trainer that is asked to stop leaves its step and saves a checkpoint: 14 bytes a weight, at the disk's speed.
+# A trainer that is asked to stop leaves its step and saves a checkpoint: 14 bytes a weight.
 GRACE_SECONDS = 120.0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,7 +48,7 @@ class Preloaded:
     def end(self) -> None:
         """Ends it, with the command that it may be carrying out."""
         for pid in (*reaper.descendants(self.process.pid), self.process.pid):
-            reaper.send(pid, 9)
+            reaper.send(pid, signal.SIGKILL)
         self.process.communicate()
 
 

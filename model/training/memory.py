@@ -66,7 +66,7 @@ class Activations:
 
 @dataclass(frozen=True)
 class Packing:
-    """By what a run's rounding may differ."""
+    """How a run cuts its steps into passes; in another way its sums would round differently."""
 
     budget: int  # tokens at once
     again: bool  # are layers run again in the backward pass?

@@ -1,8 +1,6 @@
-"""What the training benchmark trains on, made here and the same every time: the demo's problems with worked answers.
+"""What the training benchmark trains on: samples that a dataset has accepted, and rollouts made here.
 
-Examples are as long and look as the demo's accepted samples do (its template without worked turns, its four built-in
-problem sets, about 52 tokens each), but their answers are written from the gold answer and not sampled: nobody needs a
-run of the demo, and no teacher's luck is in them. Rollouts are right and wrong answers to some of these problems.
+Rollouts are right and wrong answers to some of the demo's problems, in its template, written from the gold answer.
 """
 
 from __future__ import annotations
@@ -16,18 +14,13 @@ import pyarrow.parquet as pq
 import torch
 
 from model.advantages import Advantage, group_advantages
-from model.records import (
-    EXAMPLE_SCHEMA,
-    PROBLEM_SCHEMA,
-    FinishReason,
-    Problem,
-    TrainingExample,
-    to_table,
-)
+from model.records import PROBLEM_SCHEMA, FinishReason, Problem, to_table
 from model.templates import PromptTemplate
 from model.training.data import Row, tokenize
+from model.training.job import SFTJob
 from model.training.rollouts import Rollout
 from tasks.builtin_problems import builtin_rows
+from tasks.choice import SELECTIONS
 
 PREFILL = "<think>\n"
 TEMPLATE = PromptTemplate("think-answer", "You answer arithmetic questions.", PREFILL, ("</answer>",))
@@ -52,15 +45,11 @@ def worked(problem: Problem, answer: str, lines: int = 1) -> str:
     return f"{PREFILL}" + f"{expression} = {answer}\n" * lines + f"</think>\n<answer>{answer}</answer>"
 
 
-def write_examples(path: Path, tokenizer: Any) -> Path:
-    """Right answers to all problems."""
-    examples = []
-    for problem in problems():
-        prompt = TEMPLATE.render(tokenizer, problem.prompt)
-        gold = str(problem.gold)
-        examples.append(TrainingExample(problem.problem_id, "", prompt, prompt, worked(problem, gold), gold))
-    pq.write_table(to_table(examples, EXAMPLE_SCHEMA), path)
-    return path
+def newest_accepted(dataset: Path) -> Path | None:
+    """The samples that a run of this dataset last chose for SFT, as its trainer read them."""
+    return max(
+        dataset.glob(f"{SELECTIONS}/{SFTJob.stage}-*.parquet"), key=lambda path: path.stat().st_mtime, default=None
+    )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 One Llama of 135M parameters (builtin:smollm2-135m-instruct), the same rows and token budgets, full fine-tuning, no
 recomputation of activations. Each way runs in a process of its own, ways take turns, the first step of a process is not
 counted, and the best step of all rounds counts.
-  sft    global batches of 2048 tokens in micro-batches of 1024. Ours: `run_step` of an SFT job with its packing. TRL:
+  sft    the samples that the demo accepted (`make demo` first; or `--examples FILE`, of a run's selections/), in
+         global batches of 2048 tokens, micro-batches of 1024. Ours: `run_step` of an SFT job with its packing. TRL:
          `SFTTrainer.train` with packing (its default strategy, bfd) and without.
   grpo   one update on fixed rollouts (4 problems, 8 answers each), all at once, with the KL term: the reference scores
          them, then loss, gradients, optimizer. `grpo_no_kl`: without. TRL: `GRPOTrainer.train`, loss_type "grpo".
@@ -35,10 +36,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import torch
 
 from benchmarks.machine import describe, unpacked_version
-from benchmarks.training_data import PREFILL, Groups, write_examples, write_groups
+from benchmarks.training_data import PREFILL, Groups, newest_accepted, write_groups
 from model.losses.normalise import Normalise
 from model.pretrained import resolve_model
 from model.records import Problem
@@ -55,6 +57,7 @@ from model.training.sft import SFTStage, sft_kernel
 
 MODEL, RATE, KL_WEIGHT, PROBLEMS = "builtin:smollm2-135m-instruct", 1e-5, 0.02, 4
 BATCH, MICRO_BATCH = 2048, 1024  # tokens
+DEMO = Path("data/demo")
 UNSHARED = "ours, nothing shared"
 OURS = ("ours", UNSHARED)
 WAYS = {
@@ -76,14 +79,14 @@ Step = dict[str, float]
 # --- ours -----------------------------------------------------------------------------------------------------------
 
 
-def our_sft(folder: Path, scratch: Path, steps: int) -> list[Step]:
+def our_sft(folder: Path, examples: Path, scratch: Path, steps: int) -> list[Step]:
     """Steps of an SFT job."""
     world = _world()
     model, tokenizer = load_model(folder, Precision.BFLOAT16, world.device)
     job = SFTJob(
         init=folder,
         out=scratch,
-        examples=write_examples(scratch / "examples.parquet", tokenizer),
+        examples=examples,
         tokens_per_batch=BATCH,
         tokens_per_micro_batch=MICRO_BATCH,
         normalise=Normalise.TOKEN,
@@ -166,7 +169,7 @@ def _timed(job: Job, stage: Stage, model: Any, world: World, tokens: Sequence[in
 # --- one process ----------------------------------------------------------------------------------------------------
 
 
-def measure(part: str, way: str, steps: int) -> list[Step]:
+def measure(part: str, way: str, examples: Path, steps: int) -> list[Step]:
     """The steps of one way, in this process."""
     folder = Path(resolve_model(MODEL))
     kl_weight = KL_WEIGHT if part == "grpo" else 0.0
@@ -174,7 +177,7 @@ def measure(part: str, way: str, steps: int) -> list[Step]:
         if way == UNSHARED:
             shared_prefixes.LEAST_SAVED = sys.maxsize
         if way in OURS and part == "sft":
-            return our_sft(folder, Path(scratch), steps)
+            return our_sft(folder, examples, Path(scratch), steps)
         if way in OURS:
             return our_grpo(folder, Path(scratch), steps, kl_weight)
         from benchmarks import training_speed_trl as trl
@@ -182,19 +185,17 @@ def measure(part: str, way: str, steps: int) -> list[Step]:
         weights = "autocast" if "autocast" in way else "bfloat16"
         given: dict[str, Any] = {"weights": weights, "steps": steps, "rate": RATE}
         if part == "sft":
-            rows, parts = our_rows(folder, Path(scratch)), BATCH // MICRO_BATCH
+            rows, parts = our_rows(folder, examples, Path(scratch)), BATCH // MICRO_BATCH
             return trl.sft_steps(folder, rows, packing="unpacked" not in way, budget=MICRO_BATCH, parts=parts, **given)
         groups = write_groups(Path(scratch) / "problems.parquet", _tokenizer(folder), PROBLEMS)
         return trl.grpo_steps(folder, groups, parts=1, kl_weight=kl_weight, **given)
 
 
-def our_rows(folder: Path, scratch: Path) -> list[Row]:
+def our_rows(folder: Path, examples: Path, scratch: Path) -> list[Row]:
     """The examples as token ids."""
-    tokenizer = _tokenizer(folder)
-    examples = write_examples(scratch / "examples.parquet", tokenizer)
     stage = SFTStage(
         SFTJob(init=folder, out=scratch, examples=examples, **_same()),
-        tokenizer,
+        _tokenizer(folder),
         _world(),
         SimpleNamespace(received=False),
     )
@@ -207,13 +208,13 @@ def _tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def agreement() -> dict[str, dict[str, float]]:
+def agreement(examples: Path) -> dict[str, dict[str, float]]:
     """Loss and gradient norm of one of TRL's packs, in float32, by both sides."""
     from benchmarks.training_speed_trl import packed_loss
 
     folder = Path(resolve_model(MODEL))
     with tempfile.TemporaryDirectory() as scratch:
-        rows, loss, norm = packed_loss(folder, our_rows(folder, Path(scratch)), budget=MICRO_BATCH // 4)
+        rows, loss, norm = packed_loss(folder, our_rows(folder, examples, Path(scratch)), budget=MICRO_BATCH // 4)
     model, _ = load_model(folder, Precision.FLOAT32, _world().device)
     optimizer = MasterAdamW(model, 0.0)
     count = sum(len(row.completion) for row in rows)
@@ -233,7 +234,8 @@ def main() -> None:
     if arguments.one:
         torch.set_num_threads(arguments.threads)
         part, way = arguments.one
-        print(json.dumps(agreement() if part == "agreement" else measure(part, way, arguments.steps)))
+        given = arguments.examples
+        print(json.dumps(agreement(given) if part == "agreement" else measure(part, way, given, arguments.steps)))
         return
     figures = {part: _rounds(part, arguments) for part in WAYS}
     result = {
@@ -242,6 +244,8 @@ def main() -> None:
         "agreement": _in_a_process("agreement", "both", arguments) if arguments.trl else None,
         "shape": {
             "model": MODEL,
+            "examples": pq.read_metadata(arguments.examples).num_rows,
+            "selection": arguments.examples.stem,  # its content's hash
             "tokens_per_batch": BATCH,
             "tokens_per_micro_batch": MICRO_BATCH,
             "rollouts": PROBLEMS * 8,
@@ -261,9 +265,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl", type=Path, help="folder that TRL's wheel was unpacked to; left out without it")
+    parser.add_argument("--examples", type=Path, help="Parquet of TrainingExample; the demo's newest where not given")
     parser.add_argument("--one", nargs=2, metavar=("PART", "WAY"), help="what the other processes are started with")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.examples = arguments.examples or newest_accepted(DEMO)
+    if not arguments.examples:
+        parser.error(f"{DEMO} holds no accepted samples: run `make demo`, or give --examples FILE")
+    return arguments
 
 
 def _rounds(part: str, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -296,6 +305,7 @@ def _better(before: Mapping[str, Any] | None, steps: Sequence[Step]) -> dict[str
 def _in_a_process(part: str, way: str, arguments: argparse.Namespace) -> Any:
     command = [sys.executable, "-m", "benchmarks.training_speed", "--one", part, way]
     command += ["--steps", str(arguments.steps), "--threads", str(arguments.threads)]
+    command += ["--examples", str(arguments.examples)]
     command += ["--trl", str(arguments.trl)] if arguments.trl else []
     # As tasks/train.py starts a trainer: threads that wait do not spin.
     environment = os.environ | {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}

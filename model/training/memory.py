@@ -34,11 +34,11 @@ from model.training.data import Row, Tokenizer, collate, tokenize
 from model.training.forward import SCORED_ROWS, Model, completion_hidden
 from model.training.job import DistillJob, Job, JobError, OnPolicyJob, PPOJob, RolloutJob, Sampler
 from model.training.load import checkpoint_activations, dropout_of
-from model.training.loop import Stage
 from model.training.parallel import World
 from model.training.ppo import PPOStage
 from model.training.rollout_stage import RolloutStage
 from model.training.sft import ExampleStage
+from model.training.step import Stage
 
 _TABLES = 1.5  # of float32 and V per token of a chunk: the product, and what it is widened into
 _DISTILL_TABLES = 4.0  # the teacher's, and what a divergence keeps beside both

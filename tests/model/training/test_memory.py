@@ -21,9 +21,9 @@ import torch
 from model.training import memory
 from model.training.job import GRPOJob, JobError, PPOJob, Precision, SFTJob, job_from
 from model.training.load import checkpoint_activations, outline
-from model.training.loop import Stopped
 from model.training.memory import NoRoomError, Plan
 from model.training.parallel import World
+from model.training.process import Stopped
 from model.training.runner import run_job
 from tests.model.training.tiny import ALONE, PREFILL, Never, make_model, make_tokenizer, save_tiny
 

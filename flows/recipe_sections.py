@@ -465,7 +465,10 @@ class OptimiserSection(Section):
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the training process; 0 leaves it to torch."""
     dtype: Dtype = "bfloat16"
-    """Number format of the forward pass; weights that are trained and their optimizer stay in float32."""
+    """Number format of the forward pass; the weights that are trained are kept in float32 beside it."""
+    optimizer_state: Dtype = "float32"
+    """Number format of AdamW's two moments; `bfloat16` takes 4 bytes a weight less (as DeepSeek-V3's training,
+    arXiv 2412.19437, section 3.3.3)."""
     activation_checkpointing: bool = False
     """Runs each layer again in the backward pass instead of keeping what it found: less memory, a third more work."""
     processes: int = Field(default=1, ge=1, le=1024)

@@ -86,6 +86,7 @@ class Job:
     keep_checkpoints: int = 2  # the newest ones; beside them the best validated weights
     threads: int = 0  # 0: torch's choice
     dtype: Precision = Precision.BFLOAT16
+    optimizer_state: Precision = Precision.FLOAT32  # AdamW's two moments
     activation_checkpointing: bool = False  # layers are run again in the backward pass instead of being remembered
     processes: int = 1  # of this machine, that train together; under torchrun it is torchrun that says how many
     compile: bool = False  # on a GPU, layers are compiled: a minute or so at the start, and less for every step

@@ -60,7 +60,7 @@ def train(
         DegenerateError: the run learns nothing; a checkpoint of its last step is on disk.
         DiskError: the disk takes no more.
     """
-    optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world)
+    optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world, job.optimizer_state)
     watch, block = watch or Watch(), stoppable(job, stop, world)
     log, bad = MetricsLog(job.out / "metrics.jsonl", world), BadBatches(job.out / "skipped.json", world)
     with closing(Checkpoints(job.out / "checkpoints", job.dtype, world, job.keep_checkpoints)) as checkpoints:

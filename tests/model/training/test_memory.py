@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,6 +95,8 @@ def test_an_optimizer_by_hand() -> None:
     count = sum(weight.numel() for weight in model.parameters())
     assert memory.trained_bytes(model, job) == (12 * count, 16 * count)
     assert memory.trained_bytes(model.bfloat16(), job) == (18 * count, 14 * count)
+    narrow = replace(job, optimizer_state=Precision.BFLOAT16)
+    assert memory.trained_bytes(model, narrow) == (14 * count, 10 * count)
     model.base_model.requires_grad_(False)
     assert memory.trained_bytes(model, job) == (0, 2 * count)  # the head is the embedding; a checkpoint has all weights
 

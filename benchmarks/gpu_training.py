@@ -33,12 +33,12 @@ from model.training.distill import PrefixedModel, divergence_kernel
 from model.training.documents import attend_by_document, compile_layers
 from model.training.flops import Meter
 from model.training.job import DistillJob, SFTJob
-from model.training.loop import Line, MicroBatch, StepWork, Watch, run_step
 from model.training.memory import PROBE, expected, measure_activations, peak_memory
 from model.training.optimizer import MasterAdamW
 from model.training.out_of_memory import is_out_of_memory
 from model.training.parallel import World
 from model.training.sft import sft_kernel
+from model.training.step import Line, MicroBatch, StepWork, run_step
 
 STEPS, WARM = 8, 2
 SETTINGS: dict[str, Any] = {"init": Path(), "out": Path(), "examples": Path(), "learning_rate": 1e-5}
@@ -84,17 +84,6 @@ class Fixed:
     def prepare(self, _step: int) -> StepWork:
         """See `Stage`."""
         return self.work(self.tokens_at_once)
-
-
-class Metered(Watch):
-    """Tells a step's MFU."""
-
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-
-    def measured(self, work: StepWork, seconds: float) -> Line:
-        """See `Watch`."""
-        return self.meter.measured(work, seconds)
 
 
 def make(name: str, device: torch.device, *, small: bool, compiled: bool, seed: int = 0) -> Any:
@@ -195,12 +184,12 @@ def measured(job: SFTJob, model: Any, stage: Fixed, device: torch.device) -> dic
     world = World(device)
     planned = planned_peak(job, stage, model, world)
     optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world)
-    watch = Metered(Meter(job, model, world))
+    meter = Meter(job, model, world)
     lines: list[Line] = []
     for step in range(1, STEPS + 1):
         if device.type == "cuda":
             torch.cuda.synchronize()
-        lines.append(run_step(job, stage, model, optimizer, step, watch=watch))
+        lines.append(run_step(job, stage, model, optimizer, step, measure=meter.measured))
     counted = lines[WARM:]
     found = {"tokens_per_second": round(median(line["tokens_per_second"] for line in counted), 1)}
     if "mfu" in counted[0]:

@@ -49,11 +49,11 @@ from model.training.data import Row, collate
 from model.training.grpo import GRPOStage
 from model.training.job import GRPOJob, Job, Precision, Schedule, SFTJob
 from model.training.load import load_model
-from model.training.loop import MicroBatch, Stage, accumulate, run_step
 from model.training.optimizer import MasterAdamW
 from model.training.parallel import World
 from model.training.rollouts import Rollout
 from model.training.sft import SFTStage, sft_kernel
+from model.training.step import MicroBatch, Stage, accumulate, run_step
 
 MODEL, RATE, KL_WEIGHT, PROBLEMS = "builtin:smollm2-135m-instruct", 1e-5, 0.02, 4
 BATCH, MICRO_BATCH = 2048, 1024  # tokens

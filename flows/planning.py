@@ -41,7 +41,7 @@ MEASURABLE = (
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _FORWARD_BACKWARD, _FORWARD = 6.0, 2.0
 _TOKEN_BYTES = 4  # model/training/examples.py
-_OPTIMIZER_BYTES = 12  # per parameter: float32 master weights and two moments
+_NUMBER_BYTES = {"bfloat16": 2, "float32": 4}
 _TURN_CHARS = 12  # what a chat template writes around a turn, in the length of text that takes as many tokens
 
 
@@ -314,7 +314,8 @@ def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
         return []
     checkpoints, per_parameter = 0.0, 0.0
     for section, count in trained:
-        weights = 2 if section.dtype == "bfloat16" else 4
+        weights = _NUMBER_BYTES[section.dtype]
+        optimizer = 4 + 2 * _NUMBER_BYTES[section.optimizer_state]  # masters and two moments
         # The last step writes the model and no checkpoint. Without a count of steps the most that stay are counted.
         most = section.keep_checkpoints
         written = most if count is None else max(count - 1, 0) // section.checkpoint_every
@@ -322,7 +323,7 @@ def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
         checkpoints += kept
         # Best weights: those of now, and those that each checkpoint would have as the best if a run went on from it.
         best = (1 + kept) * weights if section.validate_every else 0
-        per_parameter += weights + kept * (weights + _OPTIMIZER_BYTES) + best
+        per_parameter += weights + kept * (weights + optimizer) + best
     origin = f"weights of {len(trained)}, {checkpoints:.0f} checkpoints with optimizer state"
     parameters = _parameters(recipe, "student")
     if parameters is None:

@@ -454,8 +454,8 @@ class OptimiserSection(Section):
     grad_clip: float = Field(default=1.0, gt=0.0, le=1000.0)
     """Largest norm of the gradient."""
     spike_ratio: float = Field(default=0.0, ge=0.0, le=1_000_000.0)
-    """A gradient so many times longer than the median of the last 50 makes no update, and its batch is skipped (more
-    than 1, as 10); 0: any makes one (docs/training.md)."""
+    """A gradient (in sft and distill a loss too) of so many times the median of the last 50 makes no update, and its
+    batch is skipped; two in a row: back to the last checkpoint (more than 1, as 10); 0: never (docs/training.md)."""
     tokens_per_micro_batch: Tokens = 16_384
     """Tokens that run through the model at once, packed: bounds memory, leaves the loss as it is."""
     checkpoint_every: int = Field(default=50, ge=1)
@@ -465,7 +465,10 @@ class OptimiserSection(Section):
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of the training process; 0 leaves it to torch."""
     dtype: Dtype = "bfloat16"
-    """Number format of the forward pass; weights that are trained and their optimizer stay in float32."""
+    """Number format of the forward pass; the weights that are trained are kept in float32 beside it."""
+    optimizer_state: Dtype = "float32"
+    """Number format of AdamW's two moments; `bfloat16` takes 4 bytes a weight less (as DeepSeek-V3's training,
+    arXiv 2412.19437, section 3.3.3)."""
     activation_checkpointing: bool = False
     """Runs each layer again in the backward pass instead of keeping what it found: less memory, a third more work."""
     processes: int = Field(default=1, ge=1, le=1024)

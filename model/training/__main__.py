@@ -66,8 +66,8 @@ def run_file(path: Path) -> int:
 def run_here(job: Job, stop: StopRequest) -> int:
     """Carries out a job in this process, alone or as one of several; returns the exit status."""
     from model.training.launch import say_last
-    from model.training.loop import Stopped
     from model.training.out_of_memory import OutOfMemoryError
+    from model.training.process import Stopped
     from model.training.runner import run_job
 
     try:

@@ -138,13 +138,13 @@ class Checkpoints:
             stage.load_state_dict(remembered["stage"])
         return int(remembered["step"])
 
-    def distrust(self, step: int) -> None:
-        """Sets the checkpoints of this step and later ones aside: what they hold gives no numbers."""
+    def distrust(self, step: int, why: str) -> None:
+        """Sets the checkpoints of this step and later ones aside: what they hold is broken."""
 
         def distrusted() -> None:
             for found in complete_checkpoints(self.folder):
                 if int(found.name.removeprefix("step-")) >= step:
-                    set_aside(found, "gives no numbers")
+                    set_aside(found, f"holds broken weights ({why})")
 
         self.world.led(distrusted)
 

@@ -29,8 +29,8 @@ from model.training.distill import (
 )
 from model.training.job import DistillJob, JobError
 from model.training.load import load_frozen
-from model.training.loop import StopSignal
 from model.training.parallel import World
+from model.training.process import StopSignal
 
 
 class CrossTokenizerStage(LiveTeacherStage):

@@ -29,9 +29,10 @@ from model.training.examples import Columns, first_completions
 from model.training.forward import Model, completion_hidden, whole_head
 from model.training.job import DistillJob, JobError
 from model.training.load import load_frozen
-from model.training.loop import MicroBatch, StepWork, StopSignal
 from model.training.parallel import World, cut_again
+from model.training.process import StopSignal
 from model.training.sft import ExampleStage
+from model.training.step import MicroBatch, StepWork
 from model.training.teacher_rows import TeacherRows
 
 

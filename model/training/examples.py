@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from model.records import EXAMPLE_SCHEMA, TrainingExample, from_table
 from model.training.checkpoint import disk_errors, sync, write_file
 from model.training.job import JobError
-from model.training.loop import Stopped, StopSignal
 from model.training.parallel import World
+from model.training.process import Stopped, StopSignal
 
 BATCH = 256  # examples read, tokenised and written at once
 PART_EXAMPLES, PART_BYTES = 16_384, 64 << 20  # a part ends with the row group that comes to one of both

@@ -18,8 +18,8 @@ import torch
 from model.training.documents import Documents
 from model.training.forward import Model
 from model.training.job import Job, Precision
-from model.training.loop import MicroBatch, StepWork
 from model.training.parallel import World
+from model.training.step import MicroBatch, StepWork
 
 _FORWARD_BACKWARD, _FROZEN = 6, 4
 # Dense bfloat16 peaks, 10^12 operations a second, as their makers' pages have them (without sparsity), after the table

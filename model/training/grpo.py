@@ -26,10 +26,10 @@ from model.records import Problem
 from model.training.data import TokenBatch, collate, lengths_of
 from model.training.forward import Model, completion_log_probs
 from model.training.job import GRPOJob
-from model.training.loop import MicroBatch, StepWork
 from model.training.parallel import World
 from model.training.rollout_stage import Reward, RolloutStage, completion_metrics
 from model.training.rollouts import Rollout, Rollouts
+from model.training.step import MicroBatch, StepWork
 
 Round = tuple[list[Rollout], Tensor]  # rollouts, group after group, and their rewards, [P, G]
 

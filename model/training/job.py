@@ -78,7 +78,7 @@ class Job:
     min_lr_share: float = 0.1
     weight_decay: float = 0.0  # on matrices only
     grad_clip: float = 1.0  # largest global gradient norm
-    spike_ratio: float = 0.0  # a gradient so many times longer than usual makes no update, > 1; 0: any does
+    spike_ratio: float = 0.0  # loss or gradient of so many times the usual make no update, > 1; 0: any does
     normalise: Normalise = Normalise.SEQUENCE
     tokens_per_micro_batch: int = 1024  # tokens run at once; bounds memory, does not change the loss
     tokens_that_fit: int = 0  # fewer, where that many did not fit in an earlier attempt; 0: not known
@@ -86,6 +86,7 @@ class Job:
     keep_checkpoints: int = 2  # the newest ones; beside them the best validated weights
     threads: int = 0  # 0: torch's choice
     dtype: Precision = Precision.BFLOAT16
+    optimizer_state: Precision = Precision.FLOAT32  # AdamW's two moments
     activation_checkpointing: bool = False  # layers are run again in the backward pass instead of being remembered
     processes: int = 1  # of this machine, that train together; under torchrun it is torchrun that says how many
     compile: bool = False  # on a GPU, layers are compiled: a minute or so at the start, and less for every step

@@ -32,7 +32,7 @@ _WATCHING |= {f"validation_{name}" for name in ("stop", "batch")}
 _WATCHING |= {f"validation_{name}" for name in ("checks", "require", "check_settings")}
 _OF_ADAPTERS = {"lora_rank", "lora_alpha", "lora_targets"}  # part of it where there are some
 # Came later: at their defaults they are left out, so that folders begun before them stay whose they are.
-_LATER = {"rollouts_ahead", "validation_limit"}
+_LATER = {"rollouts_ahead", "validation_limit", "optimizer_state"}
 
 
 def identity(job: Job) -> dict[str, Any]:

@@ -34,11 +34,11 @@ from model.training.data import Row, Tokenizer, collate, tokenize
 from model.training.forward import SCORED_ROWS, Model, completion_hidden
 from model.training.job import DistillJob, Job, JobError, OnPolicyJob, PPOJob, RolloutJob, Sampler
 from model.training.load import checkpoint_activations, dropout_of
-from model.training.loop import Stage
 from model.training.parallel import World
 from model.training.ppo import PPOStage
 from model.training.rollout_stage import RolloutStage
 from model.training.sft import ExampleStage
+from model.training.step import Stage
 
 _TABLES = 1.5  # of float32 and V per token of a chunk: the product, and what it is widened into
 _DISTILL_TABLES = 4.0  # the teacher's, and what a divergence keeps beside both
@@ -211,8 +211,8 @@ def expected(job: Job, stage: Stage, model: Model, world: World, kept: Activatio
     """The parts of the peak with so many tokens at once."""
     trained, saved = trained_bytes(model, job)
     if isinstance(job, PPOJob):  # a value model of the same size has its masters already
-        trained += 2 * 4 * _count(model)
-        saved += 3 * 4 * _count(model)
+        trained += (4 + _moment_bytes(job)) * _count(model)
+        saved += (4 + _moment_bytes(job)) * _count(model)
     due = stage.total_steps > job.checkpoint_every and model.device.type == "cpu"
     head_VH, distils = model.get_output_embeddings().weight, isinstance(job, DistillJob | OnPolicyJob)
     rows, tables = chunk_rows(head_VH, precise=distils), _DISTILL_TABLES if distils else _TABLES
@@ -238,7 +238,13 @@ def trained_bytes(model: Model, job: Job) -> tuple[int, int]:
         gathered = head.numel() * (4 + getattr(torch, job.dtype).itemsize)
     own = sum(weight.numel() * weight.element_size() for weight in map(_local, model.parameters()))
     merged = own if has_adapters(model) else 0
-    return 3 * 4 * count + narrow + gathered, 3 * 4 * count + own + merged
+    kept = (4 + _moment_bytes(job)) * count  # with gradients while it trains, with masters in a checkpoint
+    return kept + narrow + gathered, kept + own + merged
+
+
+def _moment_bytes(job: Job) -> int:
+    """Of both moments of one weight."""
+    return 2 * int(getattr(torch, job.optimizer_state).itemsize)
 
 
 def _count(model: Model) -> int:

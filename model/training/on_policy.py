@@ -23,10 +23,10 @@ from model.training.distill import PrefixedModel, divergence_kernel, require_sam
 from model.training.forward import Model
 from model.training.job import OnPolicyJob
 from model.training.load import load_frozen
-from model.training.loop import MicroBatch, StepWork
 from model.training.parallel import World
 from model.training.rollout_stage import Reward, RolloutStage, completion_metrics
 from model.training.rollouts import Rollout, Rollouts
+from model.training.step import MicroBatch, StepWork
 
 
 class OnPolicyStage(RolloutStage):

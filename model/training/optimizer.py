@@ -3,6 +3,11 @@
 A bfloat16 model is 2.8 times as fast as autocast on a CPU with avx512_bf16, but its weights cannot hold a small
 update: gradients are added up and applied in float32, and the result is rounded back into the model. A model that is
 cut over several processes (`model/training/parallel.py`) is in float32 by itself, each process having its part.
+
+The moments may be kept in bfloat16 (DeepSeek-V3, arXiv:2412.19437, section 3.3.3) and are widened, one weight's at a
+time, for the update. Rounded to 8 bits, a moment no longer follows a change of less than 1/512 to 1/256 of itself a
+step: with β₂ = 0.95 the second one may stay up to 8 % off the mean of squares, and so a step up to 4 %; with 0.999 it
+would not move at all.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
 
 from model.training.job import Job, Precision, Schedule
 from model.training.parallel import World, gathered
@@ -40,8 +46,10 @@ class MasterAdamW:
         weight_decay: float,
         precision: Precision = Precision.FLOAT32,
         world: World | None = None,
+        moments: Precision = Precision.FLOAT32,
     ) -> None:
         self.precision, self.world = precision, world or World(torch.device("cpu"))
+        self.moments = moments
         named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         self.names = [name for name, _ in named]
         self.weights = [weight for _, weight in named]
@@ -104,10 +112,35 @@ class MasterAdamW:
         if math.isfinite(norm) and norm <= most_norm:
             for group in self.adamw.param_groups:
                 group["lr"] = learning_rate
-            self.adamw.step()
+            self._update()
             self._publish()
         self.adamw.zero_grad()
         return norm
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        if self.moments is Precision.FLOAT32:
+            self.adamw.step()
+            return
+        for group in self.adamw.param_groups:
+            settings = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+            settings |= dict(zip(("beta1", "beta2"), group["betas"], strict=True))
+            for master in group["params"]:
+                if master.grad is not None:
+                    kept = self._moments(master)
+                    first, second = kept["exp_avg"].float(), kept["exp_avg_sq"].float()
+                    adamw([master], [master.grad], [first], [second], [], [kept["step"]], fused=True, **settings)
+                    kept["exp_avg"].copy_(first)
+                    kept["exp_avg_sq"].copy_(second)
+
+    def _moments(self, master: Tensor) -> dict[str, Tensor]:
+        """A weight's own, made as zeros before its first update."""
+        moments: dict[str, Tensor] = self.adamw.state[master]
+        if not moments:
+            dtype = getattr(torch, self.moments)
+            moments["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
+            moments |= {name: torch.zeros_like(master, dtype=dtype) for name in ("exp_avg", "exp_avg_sq")}
+        return moments
 
     def drop_gradients(self) -> None:
         """Forgets what was collected, and what was not yet."""
@@ -124,14 +157,11 @@ class MasterAdamW:
     def state_dict(self) -> dict[str, Tensor]:
         """All that a resumed run needs, by name: master weights, moments, and the number of updates of each.
 
-        The tensors are the optimizer's own. Before the first update the moments are made, as zeros.
+        The tensors are the optimizer's own.
         """
         state: dict[str, Tensor] = {}
         for name, master in zip(self.names, self.masters, strict=True):
-            moments = self.adamw.state[master]
-            if not moments:
-                moments["step"] = torch.zeros((), dtype=torch.float32, device=master.device)
-                moments["exp_avg"], moments["exp_avg_sq"] = torch.zeros_like(master), torch.zeros_like(master)
+            moments = self._moments(master)
             state[f"master.{name}"] = master.detach()
             state |= {f"{kind}.{name}": moments[kind] for kind in ("step", "exp_avg", "exp_avg_sq")}
         return state

@@ -27,10 +27,10 @@ from model.training.data import TokenBatch, collate, lengths_of
 from model.training.forward import Model, completion_log_probs
 from model.training.grpo import GRPOStage, PolicyLoss, rollout_metrics
 from model.training.job import JobError, PPOJob
-from model.training.loop import MicroBatch, StepWork
 from model.training.parallel import World
 from model.training.rollout_stage import Reward
 from model.training.rollouts import Rollout, Rollouts
+from model.training.step import MicroBatch, StepWork
 from model.training.value_model import ValueBatch, ValueModel
 
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from model.errors import TrainingError
 
@@ -62,6 +63,16 @@ def say(line: str) -> None:
             os.write(2, f"{line}\n".encode(errors="backslashreplace"))
         else:  # bars are shown, and what is printed goes above them
             print(line, file=sys.stderr, flush=True)
+
+
+class StopSignal(Protocol):
+    """Has someone asked the process to stop?"""
+
+    received: bool
+
+
+class Stopped(Exception):  # noqa: N818 - a request that was met, not an error
+    """The process was asked to stop, and has written a checkpoint."""
 
 
 class StopNow(KeyboardInterrupt):

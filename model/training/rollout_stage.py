@@ -18,11 +18,11 @@ from model.records import FinishReason, Problem
 from model.training.data import Row, row_packs
 from model.training.forward import Model
 from model.training.job import RolloutJob
-from model.training.loop import Beside
 from model.training.parallel import World
 from model.training.problems import read_problems
 from model.training.rollouts import Rollout, Rollouts
 from model.training.rollouts_ahead import RolloutsAhead
+from model.training.step import Beside
 
 # (rollouts, the problem of each) -> their rewards; nan where a rollout could not be judged
 Reward = Callable[[Sequence[Rollout], Sequence[Problem]], list[float]]

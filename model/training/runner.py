@@ -41,7 +41,7 @@ from model.training.job import (
     SFTJob,
 )
 from model.training.load import checkpoint_activations, dropout_of, load_cut, load_frozen, load_model, outline
-from model.training.loop import Stage, StopSignal, train
+from model.training.loop import train
 from model.training.manifest import bind, identity, is_done, write_manifest
 from model.training.memory import Activations, Packing, measure_outline, peak_memory, plan_memory, runs_again
 from model.training.on_policy import OnPolicyStage
@@ -49,11 +49,12 @@ from model.training.out_of_memory import out_of_memory
 from model.training.parallel import World, joined
 from model.training.ppo import PPOStage
 from model.training.problems import read_problems
-from model.training.process import sole_owner
+from model.training.process import StopSignal, sole_owner
 from model.training.rewards import verifier_reward
 from model.training.rollout_stage import RolloutStage
 from model.training.rollouts import LocalRollouts, Rollouts
 from model.training.sft import TOKENS, SFTStage
+from model.training.step import Stage
 from model.training.validation import Answers, contexts_of
 from model.training.value_model import ValueModel
 from model.training.watch import open_watch

@@ -26,8 +26,9 @@ from model.training.data import (
 )
 from model.training.examples import Columns, open_examples
 from model.training.job import JobError, SFTJob
-from model.training.loop import MicroBatch, StepWork, StopSignal
 from model.training.parallel import World
+from model.training.process import StopSignal
+from model.training.step import MicroBatch, StepWork
 
 TOKENS = "tokens"  # of a job: its examples as token ids, until it is done
 

@@ -33,11 +33,12 @@ from model.training.data import Tokenizer
 from model.training.forward import Model
 from model.training.job import Job, JobError, Keep
 from model.training.lines import read_lines
-from model.training.loop import Line, StopSignal
 from model.training.manifest import validation_identity
 from model.training.parallel import World
 from model.training.problems import read_problems
+from model.training.process import StopSignal
 from model.training.rollouts import LocalRollouts
+from model.training.step import Line
 
 FILE = "validation.jsonl"
 

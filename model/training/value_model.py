@@ -46,7 +46,7 @@ class ValueModel:
             torch.nn.init.zeros_(weight)
         world.shard_part(self.head)
         both = torch.nn.ModuleList([self.trunk, self.head])
-        self.optimizer = MasterAdamW(both, job.weight_decay, job.dtype, world)
+        self.optimizer = MasterAdamW(both, job.weight_decay, job.dtype, world, job.optimizer_state)
         self.batches: Sequence[ValueBatch] = ()
 
     @torch.no_grad()

@@ -10,8 +10,10 @@ from model.training.data import Tokenizer
 from model.training.flops import Meter
 from model.training.forward import Model
 from model.training.job import Job
-from model.training.loop import Line, StepWork, StopSignal, Watch
+from model.training.loop import Watch
 from model.training.parallel import World
+from model.training.process import StopSignal
+from model.training.step import Line, StepWork
 from model.training.trackers import Trackers, open_trackers
 from model.training.validation import Answers, Validation, open_validation
 

@@ -37,7 +37,7 @@ GRPO_OF_ADAPTERS = GRPO | {"lora_rank": 2, "activation_checkpointing": True, "no
 PPO_OF_ONE = PPO | {"problems_per_step": 1, "group_size": 1, "lora_rank": 2, "dtype": "bfloat16"}
 
 JOBS_OF_ALL: dict[str, RawJob] = {
-    "sft": SFT,
+    "sft": SFT | {"optimizer_state": "bfloat16"},
     "sft in bfloat16 with a head of its own": SFT | {"init": "untied", "dtype": "bfloat16", "epochs": 2},
     "distill": SFT | {"stage": "distill", "teacher": "teacher", "normalise": "token"},
     "gspo, validated": GSPO,

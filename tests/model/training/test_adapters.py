@@ -20,9 +20,9 @@ from model.training.documents import compile_layers
 from model.training.forward import completion_log_probs
 from model.training.job import JobError, Precision, SFTJob
 from model.training.load import load_model
-from model.training.loop import Stopped
 from model.training.manifest import identity
 from model.training.optimizer import MasterAdamW
+from model.training.process import Stopped
 from tests.model.training.test_runner import Stop, read_losses, read_metrics, run
 from tests.model.training.tiny import PREFILL, make_model, make_tokenizer
 from tests.model.training.tiny_engine import install

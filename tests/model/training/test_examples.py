@@ -19,8 +19,8 @@ from model.records import EXAMPLE_SCHEMA, TrainingExample, to_table
 from model.training import examples as module
 from model.training.examples import Columns, Examples, examples_at, open_examples, read_examples
 from model.training.job import JobError, SFTJob
-from model.training.loop import Stopped
 from model.training.parallel import World
+from model.training.process import Stopped
 from model.training.runner import run_job
 from tests.model.training.tiny import ALONE, PREFILL, Never, write_examples
 

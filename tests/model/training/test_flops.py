@@ -11,8 +11,8 @@ from model.training.data import Row, collate
 from model.training.documents import Documents
 from model.training.flops import Meter, ModelFlops, known_peak, peak_flops
 from model.training.job import Precision, SFTJob
-from model.training.loop import MicroBatch, StepWork
 from model.training.sft import sft_kernel
+from model.training.step import MicroBatch, StepWork
 from tests.model.training.tiny import ALONE, make_model
 
 # Two layers of hidden size 32: q 32·32, k and v 32·16 each (two of four heads), o 32·32, three of 32·64 in the MLP, two

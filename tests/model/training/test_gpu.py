@@ -19,7 +19,7 @@ from model.losses.top_k import top_k_divergence, top_k_part
 from model.training import documents as documents_module
 from model.training.documents import Documents, attend_by_document, compile_layers
 from model.training.job import JOBS, job_from
-from model.training.loop import Stopped
+from model.training.process import Stopped
 from model.training.runner import run_job
 from tests.model.training.alike import JOBS_OF_ALL, alone, assert_trained_alike, make_job, write_inputs
 from tests.model.training.pair import train_in_two

@@ -12,7 +12,7 @@ import torch
 
 from model.sampling.vllm_server import EngineOptions, VLLMServer
 from model.training.job import GRPOJob, job_from
-from model.training.loop import Stopped
+from model.training.process import Stopped
 from model.training.runner import run_job
 from tests.model.training.alike import lines
 from tests.model.training.test_gpu import After

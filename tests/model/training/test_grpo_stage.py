@@ -20,10 +20,10 @@ from model.training.data import Row, collate
 from model.training.forward import Model, backward, completion_hidden, completion_log_probs
 from model.training.grpo import GRPOStage, rollout_metrics
 from model.training.job import GRPOJob, JobError, Precision, Sampler
-from model.training.loop import run_step
 from model.training.optimizer import MasterAdamW
 from model.training.rewards import as_scored, overlong_penalty, verifier_reward
 from model.training.rollouts import LocalRollouts, Rollout
+from model.training.step import run_step
 from tests.model.training.tiny import ALONE, PREFILL, head_of, make_model, make_tokenizer
 
 

@@ -30,13 +30,13 @@ from model.training.distill import DistillStage, StoredDistillStage
 from model.training.forward import Model, completion_log_probs
 from model.training.grpo import GRPOStage
 from model.training.job import JOBS, job_from
-from model.training.loop import MicroBatch, accumulate
 from model.training.on_policy import OnPolicyStage
 from model.training.optimizer import MasterAdamW
 from model.training.parallel import World
 from model.training.ppo import PPOStage
 from model.training.rollouts import LocalRollouts, Rollout
 from model.training.sft import ExampleStage, SFTStage
+from model.training.step import MicroBatch, accumulate
 from model.training.value_model import ValueModel
 from tests.model.training.pair import RawJob
 from tests.model.training.test_cross_tokenizer import word_tokenizer

@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +22,9 @@ import torch
 from model.training import memory
 from model.training.job import GRPOJob, JobError, PPOJob, Precision, SFTJob, job_from
 from model.training.load import checkpoint_activations, outline
-from model.training.loop import Stopped
 from model.training.memory import NoRoomError, Plan
 from model.training.parallel import World
+from model.training.process import Stopped
 from model.training.runner import run_job
 from tests.model.training.tiny import ALONE, PREFILL, Never, make_model, make_tokenizer, save_tiny
 
@@ -94,6 +95,8 @@ def test_an_optimizer_by_hand() -> None:
     count = sum(weight.numel() for weight in model.parameters())
     assert memory.trained_bytes(model, job) == (12 * count, 16 * count)
     assert memory.trained_bytes(model.bfloat16(), job) == (18 * count, 14 * count)
+    narrow = replace(job, optimizer_state=Precision.BFLOAT16)
+    assert memory.trained_bytes(model, narrow) == (14 * count, 10 * count)
     model.base_model.requires_grad_(False)
     assert memory.trained_bytes(model, job) == (0, 2 * count)  # the head is the embedding; a checkpoint has all weights
 

@@ -19,11 +19,11 @@ from model.training.degenerate import degenerate
 from model.training.distill import divergence_kernel
 from model.training.forward import backward
 from model.training.job import JobError, OnPolicyJob, Precision, Sampler
-from model.training.loop import run_step
 from model.training.manifest import identity
 from model.training.on_policy import OnPolicyStage, up_to_unknown
 from model.training.optimizer import MasterAdamW
 from model.training.rollouts import LocalRollouts, Rollout
+from model.training.step import run_step
 from tests.model.training.tiny import ALONE, PREFILL, head_of, make_model, make_tokenizer, plain_logits, save_tiny
 
 WORKED = "q: 1 + 1? a: 2. "

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from model.training.job import Schedule, SFTJob
+from model.training.job import Precision, Schedule, SFTJob
 from model.training.optimizer import MasterAdamW, all_finite, learning_rate
 
 
@@ -62,6 +64,55 @@ def test_the_gradient_is_clipped_by_its_global_norm() -> None:
     layer.weight.grad = torch.tensor([[3.0, 4.0]])
     optimizer.collect()
     assert optimizer.step(0.0, grad_clip=1.0) == 5.0
+
+
+def trained(gradients: Sequence[float], moments: Precision, *, beside: bool = False) -> MasterAdamW:
+    """One weight after these gradients; `beside` another one that never has any."""
+    layer = torch.nn.Linear(1, 1, bias=beside)
+    with torch.no_grad():
+        layer.weight.fill_(1.0)
+    optimizer = MasterAdamW(layer, weight_decay=0.1, moments=moments)
+    for gradient in gradients:
+        layer.weight.grad = torch.full((1, 1), gradient)
+        optimizer.step(1e-3, grad_clip=1e9)
+    return optimizer
+
+
+def test_moments_in_bfloat16_make_the_same_first_step_and_nearly_the_same_later_ones() -> None:
+    """They are rounded after an update, and the first one comes from zeros."""
+    draw = random.Random(0)
+    gradients = [1 + draw.gauss(0, 0.5) for _ in range(300)]
+    for count, tolerance in ((1, 0.0), (300, 0.02)):
+        exact = trained(gradients[:count], Precision.FLOAT32).masters[0].item()
+        narrow = trained(gradients[:count], Precision.BFLOAT16).masters[0].item()
+        assert 1 - narrow == pytest.approx(1 - exact, rel=tolerance, abs=0.0)
+
+
+@pytest.mark.parametrize("gradient", [0.013, 1.0, 700.0])
+def test_a_second_moment_in_bfloat16_stays_within_eight_percent(gradient: float) -> None:
+    """Rises from below and falls from ten times the square: it stands still where a change is under half an ulp."""
+    for gradients in ([gradient] * 200, [gradient * 3] + [gradient] * 200):
+        optimizer = trained(gradients, Precision.BFLOAT16)
+        second = optimizer.state_dict()["exp_avg_sq.weight"]
+        assert second.dtype == torch.bfloat16
+        assert second.item() == pytest.approx(gradient**2, rel=0.08)
+
+
+def test_moments_in_bfloat16_go_through_a_checkpoint_and_of_weights_without_gradients_too() -> None:
+    optimizer = trained([1.0, 2.0], Precision.BFLOAT16, beside=True)
+    state = optimizer.state_dict()
+    assert {name: tensor.dtype for name, tensor in state.items() if "exp" in name} == dict.fromkeys(
+        ("exp_avg.weight", "exp_avg_sq.weight", "exp_avg.bias", "exp_avg_sq.bias"), torch.bfloat16
+    )
+    assert state["step.weight"].item() == 2
+    assert state["step.bias"].item() == 0
+    again = trained([], Precision.BFLOAT16, beside=True)
+    for name, tensor in again.state_dict().items():
+        tensor.copy_(state[name])
+    for each in (optimizer, again):
+        each.masters[0].grad = torch.full((1, 1), 3.0)
+        each.step(1e-3, grad_clip=1e9)
+    assert torch.equal(optimizer.masters[0], again.masters[0])
 
 
 def test_weight_decay_spares_vectors() -> None:

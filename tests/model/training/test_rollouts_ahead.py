@@ -22,7 +22,7 @@ from model.sampling.request import AnyRequest, Completion, ScoreRequest
 from model.training.checkpoint import complete_checkpoints
 from model.training.data import Row
 from model.training.job import GRPOJob, JobError, OnPolicyJob, PPOJob, Sampler
-from model.training.loop import Stopped
+from model.training.process import Stopped
 from model.training.rollouts import Rollout
 from model.training.rollouts_ahead import RolloutsAhead, as_plain, from_plain
 from model.training.runner import open_rollouts

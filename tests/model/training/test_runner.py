@@ -28,9 +28,10 @@ from model.training.checkpoint import DiskError, disk_errors
 from model.training.data import Row
 from model.training.degenerate import DegenerateError
 from model.training.job import JOBS, JobError, job_from
-from model.training.loop import DivergedError, MetricsLog, StartOverError, Stopped, StopSignal
+from model.training.lines import MetricsLog
 from model.training.out_of_memory import OutOfMemoryError
-from model.training.process import StopNow, StopRequest, sole_owner
+from model.training.process import StopNow, Stopped, StopRequest, StopSignal, sole_owner
+from model.training.recovery import DivergedError, StartOverError
 from model.training.rollouts import LocalRollouts
 from model.training.runner import run_job
 from tests.model.training.tiny import ALONE, PREFILL, make_tokenizer
@@ -296,7 +297,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def assert_left_out(out: Path, step: int) -> None:
     """The run came to its end with the update of one step alone left out, and a model of numbers."""
     lines = read_metrics(out / "metrics.jsonl")
-    assert json.loads((out / "skipped.json").read_text()) == [step]
+    assert [each["step"] for each in json.loads((out / "skipped.json").read_text())] == [step]
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
     assert [line["step"] for line in lines if "skipped" in line] == [step]
     assert all(math.isfinite(line["loss"]) for line in lines if "skipped" not in line)
@@ -386,23 +387,73 @@ def test_a_stop_after_a_step_without_numbers_keeps_the_checkpoint_before(
     assert [path.name for path in (Path(job["out"]) / "checkpoints").glob("step-*")] == ["step-000004"]
 
 
-def test_a_spike_makes_no_update(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def long_gradients(monkeypatch: pytest.MonkeyPatch) -> set[float]:
+    """The learning rates of steps whose gradients are a thousand times as long as they were."""
     real = optimizer.MasterAdamW.step
 
     def step(self: Any, rate: float, *limits: float) -> float:
-        limits_seen.append(limits[1])
-        if len(limits_seen) == 40:
+        if rate in chosen:
             for master in self.masters:
                 master.grad.mul_(1000)
         return real(self, rate, *limits)
 
-    limits_seen: list[float] = []
+    chosen: set[float] = set()
     monkeypatch.setattr(optimizer.MasterAdamW, "step", step)
-    out = run(make_job(epochs=20, spike_ratio=10.0, checkpoint_every=1000))
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return chosen
+
+
+SPIKING = {"epochs": 20, "spike_ratio": 10.0, "checkpoint_every": 30}
+
+
+def test_a_spike_makes_no_update(make_job: MakeJob, long_gradients: set[float]) -> None:
+    usual = read_metrics(run(make_job(out="usual", **SPIKING)) / "metrics.jsonl")
+    long_gradients.add(usual[39]["lr"])
+    out = run(make_job(**SPIKING))
+    lines = read_metrics(out / "metrics.jsonl")
+    assert lines[:39] == usual[:39]
     assert [line["step"] for line in lines if "skipped" in line] == [40]
-    assert lines[39]["grad_norm"] > limits_seen[39] > 0
-    assert limits_seen[0] == math.inf
+    assert lines[39] == usual[39] | {
+        "grad_norm": pytest.approx(1000 * usual[39]["grad_norm"]),
+        "skipped": 1,
+        "updates": 0,
+        "spikes": 1,
+    }
+    assert not (out / "skipped.json").exists()
+
+
+def test_two_batches_that_spike_in_a_row_send_training_back_once(make_job: MakeJob, long_gradients: set[float]) -> None:
+    """The weights are not at fault: going back does not help, and training goes on without both."""
+    usual = read_metrics(run(make_job(out="usual", **SPIKING)) / "metrics.jsonl")
+    long_gradients |= {usual[39]["lr"], usual[40]["lr"]}
+    out = run(make_job(**SPIKING))
+    lines = read_metrics(out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [line["step"] for line in usual]
+    assert [line["step"] for line in lines if "skipped" in line] == [39, 40, 41]
+    told = {"step": 39, "noticed": 41, "why": "loss or gradient is far above what was usual"}
+    assert json.loads((out / "skipped.json").read_text()) == [told]
+
+
+def test_a_batch_that_makes_losses_spike_is_left_out_from_the_last_checkpoint(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The update of step 40 makes a weight 30 times as large, so that losses are numbers still, and no use."""
+    real = optimizer.MasterAdamW.step
+
+    def step(self: Any, rate: float, *limits: float) -> float:
+        norm = real(self, rate, *limits)
+        norms.append(norm)
+        if len(norms) == 40:
+            with torch.no_grad():
+                self.masters[0].mul_(30)
+            self._publish()
+        return norm
+
+    norms: list[float] = []
+    monkeypatch.setattr(optimizer.MasterAdamW, "step", step)
+    out = run(make_job(**SPIKING))
+    assert_left_out(out, 40)
+    assert json.loads((out / "skipped.json").read_text())[0]["noticed"] == 42
 
 
 def test_it_dies_with_its_parent(make_job: MakeJob) -> None:

@@ -21,8 +21,8 @@ from model.training import best
 from model.training.best import BestWeights, DamagedBestError, best_step
 from model.training.checkpoint import Checkpoints
 from model.training.job import JOBS, Job, JobError, Keep, job_from
-from model.training.loop import Stopped
 from model.training.manifest import identity, validation_identity
+from model.training.process import Stopped
 from model.training.rollouts import DrawnTokens, RowNumbers, nucleus
 from model.training.runner import run_job
 from model.training.validation import (

@@ -12,7 +12,7 @@ Ours runs what the rows of a micro-batch open with once (`model/training/shared_
 the same without that, to tell it from the rest. Tokens count as if nothing were shared.
 Precision. Ours computes in bfloat16 and keeps float32 master weights. TRL has two ways: `bf16 weights`, all of it in
 bfloat16 (as fast as it gets; updates are rounded away, so nobody should train so at small rates), and `autocast`, its
-default, float32 weights that are cast on the fly: the same guarantee as ours. To keep all of it within six minutes on
+default, float32 weights that are cast on the fly: the same guarantee as ours. To keep all of it within nine minutes on
 two quiet cores, some ways run in the first round only, and autocast for grpo with `--all` alone.
 `agreement`: loss and gradient norm of one of TRL's packs in float32, by both. For grpo the losses and norms of the
 steps stand beside the times: all ways update on the same rollouts from the same weights.
@@ -261,7 +261,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="every way in every round")
-    parser.add_argument("--steps", type=int, default=2, help="of a process, the first of which is not counted")
+    parser.add_argument("--steps", type=int, default=3, help="of a process, the first of which is not counted")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--trl", type=Path, help="folder that TRL's wheel was unpacked to; left out without it")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import struct
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,60 @@ def test_what_an_earlier_process_told_is_not_told_again(tmp_path: Path) -> None:
     assert remote.points == [(2, "validation/loss"), (4, "train/loss"), (5, "train/loss"), (-1, "finished")]
     assert run_id(job) == run_id(job)
     assert run_id(job) != run_id(make_job(tmp_path / "other"))
+
+
+def tell_in_two_attempts(job: Job) -> None:
+    """A run of four steps that goes on from the second one after it had come to the third."""
+    for begun, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+        with open_trackers(job, ALONE) as told:
+            told.open(begun)
+            for step in steps:
+                told.tell("train", {"step": step, "total_steps": 4, "loss": step / 10})
+            assert told.trackers, "it failed"
+        (job.out / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in (1, 2, 3)))
+
+
+TOLD = [(1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4)]
+
+
+def test_wandb_itself_has_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    job = make_job(tmp_path / "demo/students/sft", trackers=("wandb",))
+    tell_in_two_attempts(job)
+    records = [record for file in sorted(job.out.glob("wandb/offline-*/*.wandb")) for record in records_of(file)]
+    names = {(each.run.run_id, each.run.project, each.run.display_name) for each in records if each.HasField("run")}
+    assert names == {(run_id(job), "stillhouse", "demo-sft")}
+    histories = [each.history for each in records if each.HasField("history")]
+    values = [{".".join(item.nested_key): item.value_json for item in each.item} for each in histories]
+    assert [(int(each["_step"]), float(each["train/loss"])) for each in values] == TOLD
+
+
+def records_of(file: Path) -> list[Any]:
+    """What wandb keeps of a run: after seven bytes blocks of 32 KiB with records, cut where a block ends."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    raw, at, record, found = file.read_bytes(), 7, b"", []
+    while at + 7 <= len(raw):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _checksum, length, kind = struct.unpack_from("<IHB", raw, at)
+        record += raw[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or a last part
+            found.append(Record.FromString(record))
+            record = b""
+    return found
+
+
+def test_trackio_itself_has_each_step_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported, which only this test does
+    job = make_job(tmp_path / "demo/students/sft", trackers=("trackio",))
+    tell_in_two_attempts(job)
+    with closing(sqlite3.connect(tmp_path / "trackio/stillhouse.db")) as kept:
+        rows = kept.execute("select run_name, step, metrics from metrics order by step").fetchall()
+    assert {name for name, _, _ in rows} == {f"demo-sft-{run_id(job)}"}
+    assert [(step, json.loads(metrics)["train/loss"]) for _, step, metrics in rows] == TOLD
 
 
 class Broken(Told):

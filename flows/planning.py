@@ -324,7 +324,7 @@ def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:
         # Best weights: those of now, and those that each checkpoint would have as the best if a run went on from it.
         best = (1 + kept) * weights if section.validate_every else 0
         per_parameter += weights + kept * (weights + optimizer) + best
-    origin = f"weights of {len(trained)}, {checkpoints:.0f} checkpoints with optimizer state"
+    origin = f"weights of {len(trained)}, {checkpoints:.0f} checkpoint{'s' * (checkpoints != 1)} with optimizer state"
     parameters = _parameters(recipe, "student")
     if parameters is None:
         origin = "set plan.student_parameters"

@@ -28,6 +28,7 @@ from model.training.job import Job, RolloutJob
 from model.training.lines import MetricsLog
 from model.training.optimizer import MasterAdamW, all_finite
 from model.training.parallel import World
+from model.training.process import say
 from model.training.step import Limits, Line, MicroBatch, Stage, accumulate
 
 SPIKE_WINDOW = 50  # steps whose losses and gradient norms say what is usual; half of them must be there
@@ -124,6 +125,8 @@ def go_back(
     step = checkpoints.restore(optimizer, stage)
     rate = "learning_rate or value_learning_rate" if stage.beside else "learning_rate"
     bad.add(broken, log.lines, blamed, step, rate)
+    if bad.world.leads:
+        say(f"step {log.lines[-1]['step']:.0f}: {broken}: back to the checkpoint of step {step}, without step {blamed}")
     log.keep(step)
     return step
 

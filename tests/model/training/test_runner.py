@@ -305,9 +305,13 @@ def assert_left_out(out: Path, step: int) -> None:
 
 
 @pytest.mark.usefixtures("breaking")
-def test_a_batch_that_breaks_the_weights_is_left_out_from_the_last_checkpoint(make_job: MakeJob) -> None:
+def test_a_batch_that_breaks_the_weights_is_left_out_from_the_last_checkpoint(
+    make_job: MakeJob, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Steps 6 and 7 give no numbers."""
     assert_left_out(run(make_job()), 5)
+    said = "step 7: loss or gradient is no number: back to the checkpoint of step 3, without step 5"
+    assert said in capfd.readouterr().err.splitlines()
 
 
 # 1e30 is a number, so that a checkpoint takes it, but no gradient comes of it: the checkpoint is set aside.

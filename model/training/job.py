@@ -56,7 +56,7 @@ class Keep(StrEnum):
 
 
 class Precision(StrEnum):
-    """What the model computes in; the optimizer's master weights are float32 in both."""
+    """What the model computes in, or the optimizer's moments are kept in; its master weights are always float32."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"

@@ -454,7 +454,7 @@ class OptimiserSection(Section):
     grad_clip: float = Field(default=1.0, gt=0.0, le=1000.0)
     """Largest norm of the gradient."""
     spike_ratio: float = Field(default=0.0, ge=0.0, le=1_000_000.0)
-    """A gradient (in sft and distill a loss too) of so many times the median of the last 50 makes no update, and its
+    """A gradient (in sft and distill a loss too) of so many times what the last 50 steps had makes no update, and its
     batch is skipped; two in a row: back to the last checkpoint (more than 1, as 10); 0: never (docs/training.md)."""
     tokens_per_micro_batch: Tokens = 16_384
     """Tokens that run through the model at once, packed: bounds memory, leaves the loss as it is."""

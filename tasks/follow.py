@@ -35,6 +35,7 @@ class Follower:
     def __init__(self, metrics: Path, ticker: Ticker, publish: Callable[[], None] | None = None) -> None:
         self._metrics, self._ticker, self._publish = metrics, ticker, publish
         self.step = self._published = 0
+        self.step_seconds = 0.0  # of the last step
         self._next = time.monotonic() + PUBLISH_SECONDS
 
     def poll(self) -> None:
@@ -44,7 +45,7 @@ class Follower:
             if read := _last(self._metrics.parent / READING_FILE):
                 self._ticker.describe(f"tokenises examples: {read['done']:,} of {read['total']:,}")
             return
-        self.step = int(row["step"])
+        self.step, self.step_seconds = int(row["step"]), float(row.get("seconds", 0.0))
         note = [f"{name} {row[key]:.3g}" for key, name in _SHOWN.items() if isinstance(row.get(key), int | float)]
         if validated and _VALIDATED in validated:
             note.append(f"{_VALIDATED} {validated[_VALIDATED]:.3g} (step {validated['step']:.0f})")

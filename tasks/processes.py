@@ -15,8 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 POLL_SECONDS = 0.5
-# A trainer that is asked to stop leaves its step and saves a checkpoint: 14 bytes a weight.
-GRACE_SECONDS = 120.0
+GRACE_SECONDS = 120.0  # at least, for a child that is asked to stop
 
 
 def run_watched(
@@ -25,8 +24,12 @@ def run_watched(
     env: Mapping[str, str],
     on_poll: Callable[[], None],
     cwd: Path | None = None,
+    grace_seconds: Callable[[], float] = lambda: GRACE_SECONDS,
 ) -> int:
-    """Runs `command` to its end, calling `on_poll` twice a second; returns its exit status."""
+    """Runs `command` to its end, calling `on_poll` twice a second; returns its exit status.
+
+    `grace_seconds`: how long it may take to stop, asked when it has to.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -37,13 +40,13 @@ def run_watched(
             on_poll()
             time.sleep(POLL_SECONDS)
     except BaseException:  # whatever ends the caller must end the child, then go on its way
-        stop(child)
+        stop(child, grace_seconds())
         raise
     on_poll()
     return status
 
 
-def stop(child: subprocess.Popen[bytes], grace_seconds: float = GRACE_SECONDS) -> None:
+def stop(child: subprocess.Popen[bytes], grace_seconds: float) -> None:
     """SIGTERM, a grace period, then SIGKILL to the whole process group."""
     if child.poll() is not None:
         return

@@ -31,7 +31,7 @@ from model.training.process import (
 from tasks.attempts import attempt
 from tasks.engine import Engine
 from tasks.follow import Follower
-from tasks.processes import last_lines, run_watched
+from tasks.processes import GRACE_SECONDS, last_lines, run_watched
 from tasks.progress import ticking
 from tasks.run import Run
 from tasks.snapshot import SET_ASIDE
@@ -74,7 +74,9 @@ def train(
         follower = Follower(out / "metrics.jsonl", ticker, publish)
         command = [sys.executable, "-m", "model.training", str(job_file), "--parent", str(os.getpid())]
         killed_for_memory = kills_from_now()
-        status = run_watched(command, log, ENVIRONMENT, follower.poll)
+        status = run_watched(
+            command, log, ENVIRONMENT, follower.poll, grace_seconds=lambda: grace_seconds(job, follower.step_seconds)
+        )
         if status != EXIT_DONE:
             for_memory = status == EXIT_OUT_OF_MEMORY or (status == -signal.SIGKILL and killed_for_memory())
             error = _failure(student, status, log, begun, for_memory=for_memory)
@@ -84,6 +86,16 @@ def train(
             raise error
         record.rows = follower.step
     return out / "model"
+
+
+def grace_seconds(job: Mapping[str, Any], step_seconds: float) -> float:
+    """How long a trainer may take from the request to stop until it has saved a checkpoint.
+
+    One process leaves its step at once, several end it, as does one whose next rollouts are under way. A checkpoint has
+    14 bytes for each of the 2 or 4 of a weight in `init`, and is written at 50 MB/s at least.
+    """
+    weights = sum(path.stat().st_size for path in Path(job["init"]).glob("*.safetensors"))
+    return max(GRACE_SECONDS, 2 * step_seconds + weights * 14 / 2 / 50e6)
 
 
 def is_done(out: Path, job: Mapping[str, Any]) -> bool:

@@ -3,8 +3,8 @@
 A checkpoint is a folder: `model/`, which vLLM and transformers can load; `trainer/` with the float32 master weights and
 the optimizer's moments (of adapters alone where those are trained; of a value model too), by
 torch.distributed.checkpoint, so that another number of processes can go on from it; `stage.pt`, what the stage
-remembers; `checksums.json`. There are no generator states: every step seeds torch from (job seed, step), and its data
-follow from the same two numbers and from what the stage remembers.
+remembers, and of which job it is; `checksums.json`. There are no generator states: every step seeds torch from (job
+seed, step), and its data follow from the same two numbers and from what the stage remembers.
 
 State is copied when a checkpoint is asked for and written by a thread while training goes on; of weights or moments
 that are no numbers there is none. The last `keep_checkpoints` are kept. One whose files are not what they were is set
@@ -63,8 +63,16 @@ class DiskError(TrainingError):
 class Checkpoints:
     """The checkpoints of one run. In several processes, every one makes the same calls."""
 
-    def __init__(self, folder: Path, precision: Precision, world: World, keep: int = 2) -> None:
-        self.folder, self.precision, self.world, self.keep = folder, precision, world, keep
+    def __init__(
+        self,
+        folder: Path,
+        precision: Precision,
+        world: World,
+        keep: int = 2,
+        job: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`job`: the identity that a checkpoint is of, as `manifest.identity_of` reads it; None: it is of any."""
+        self.folder, self.precision, self.world, self.keep, self.job = folder, precision, world, keep, job
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # the thread's own
@@ -90,7 +98,7 @@ class Checkpoints:
         trainer = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         weights = whole_weights(model, self.precision, self.world)
         state_of_stage = copy.deepcopy(stage_state(stage)) if remembered is None else remembered
-        told = {"step": step, "stage": state_of_stage}
+        told = {"step": step, "stage": state_of_stage, "job": self.job}
 
         def write(scratch: Path) -> None:
             if self.world.leads:
@@ -124,26 +132,37 @@ class Checkpoints:
             self._writer.shutdown()
 
     def restore(self, optimizer: MasterAdamW, stage: Any) -> int:
-        """Puts the newest sound checkpoint into optimizer, model and stage; returns its step, 0 where there is none."""
+        """Puts the newest sound checkpoint into optimizer, model and stage; returns its step, 0 where there is none.
+
+        Raises JobError for one of another job.
+        """
         found: Path | None = self.world.led(lambda: newest_sound(self.folder))
         if found is None:
             return 0
+        remembered = torch.load(found / "stage.pt", map_location="cpu", weights_only=True)
+        if self.job and (differs := differences(remembered.get("job") or self.job, self.job)):
+            raise JobError(f"{found} is of another job ({differs}): remove it or train elsewhere")
         state = trained_state(optimizer, stage)
         require_names(found, state)
         load(state, checkpoint_id=found / "trainer", no_dist=self.world.size == 1)
         for filled in (optimizer, *optimizers_beside(stage)):
             filled.loaded()
-        remembered = torch.load(found / "stage.pt", map_location="cpu", weights_only=True)
         if isinstance(stage, Stateful):
             stage.load_state_dict(remembered["stage"])
         return int(remembered["step"])
+
+    def any_before(self, step: int) -> bool:
+        """Is there one of an earlier step?"""
+        self.wait()
+        found: bool = self.world.led(lambda: any(step_of(each) < step for each in complete_checkpoints(self.folder)))
+        return found
 
     def distrust(self, step: int, why: str) -> None:
         """Sets the checkpoints of this step and later ones aside: what they hold is broken."""
 
         def distrusted() -> None:
             for found in complete_checkpoints(self.folder):
-                if int(found.name.removeprefix("step-")) >= step:
+                if step_of(found) >= step:
                     set_aside(found, f"holds broken weights ({why})")
 
         self.world.led(distrusted)
@@ -171,6 +190,13 @@ def trained_state(optimizer: MasterAdamW, stage: Any) -> dict[str, Tensor]:
     return state
 
 
+def differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """In which settings one job differs from another; empty where in none."""
+    names = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
+    told = [(repr(job[name]) if name in job else "the default" for job in (begun, wanted)) for name in names]
+    return "; ".join(f"{name} was {was}, now {now}" for name, (was, now) in zip(names, told, strict=True))
+
+
 def require_names(checkpoint: Path, state: Mapping[str, Tensor]) -> None:
     """Raises JobError for a checkpoint that does not hold all of it."""
     there = FileSystemReader(checkpoint / "trainer").read_metadata().state_dict_metadata
@@ -188,6 +214,11 @@ def optimizers_beside(stage: Any) -> list[MasterAdamW]:
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted(folder.glob("step-*"))
+
+
+def step_of(checkpoint: Path) -> int:
+    """Of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def newest_sound(folder: Path) -> Path | None:

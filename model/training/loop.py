@@ -17,10 +17,11 @@ from model.training.degenerate import degenerate, require_healthy
 from model.training.forward import Model
 from model.training.job import Job, RolloutJob
 from model.training.lines import MetricsLog
+from model.training.manifest import identity_of
 from model.training.optimizer import MasterAdamW
 from model.training.parallel import World
 from model.training.process import StopNow, Stopped, StopRequest, StopSignal, say
-from model.training.recovery import BadBatches, broken_at_end, broken_by, go_back, usual_limits
+from model.training.recovery import Recovery, doubtful, usual_limits
 from model.training.step import Block, Line, Stage, StepWork, run_step
 
 
@@ -54,16 +55,18 @@ def train(
 
     Raises:
         Stopped: `stop` was received; a checkpoint of the last step that had ended is on disk, or of one before where
-            there was none, or it gave no numbers.
-        DivergedError: loss or gradient are no numbers any more, or far above what was usual; going back did not help.
+            there was none, or it gave no numbers, or a spike.
+        DivergedError: loss or gradient are no numbers any more, and going back did not help.
         StartOverError: it is so before the first checkpoint; the same job begins again without the step at fault.
         DegenerateError: the run learns nothing; a checkpoint of its last step is on disk.
         DiskError: the disk takes no more.
     """
     optimizer = MasterAdamW(model, job.weight_decay, job.dtype, world, job.optimizer_state)
     watch, block = watch or Watch(), stoppable(job, stop, world)
-    log, bad = MetricsLog(job.out / "metrics.jsonl", world), BadBatches(job.out / "skipped.json", world)
-    with closing(Checkpoints(job.out / "checkpoints", job.dtype, world, job.keep_checkpoints)) as checkpoints:
+    log = MetricsLog(job.out / "metrics.jsonl", world)
+    of_job = world.led(lambda: identity_of(job.out))
+    with closing(Checkpoints(job.out / "checkpoints", job.dtype, world, job.keep_checkpoints, of_job)) as checkpoints:
+        recovery = Recovery(job, log, checkpoints, optimizer, stage)
         step = saved = checkpoints.restore(optimizer, stage)
         log.keep(step)
         say_where(step, world)
@@ -74,7 +77,7 @@ def train(
             raise Stopped(f"stopped before step {step + 1} of {stage.total_steps}; start the same job to go on")
         while step < stage.total_steps:
             step += 1
-            if step in bad.steps:
+            if step in recovery.returns.left_out:
                 log.append({"step": step, "total_steps": stage.total_steps, "skipped": 1})
             else:
                 # Rollouts that are under way would be waited for.
@@ -83,24 +86,24 @@ def train(
                 line = step_unless_stopped(job, stage, model, optimizer, step, limits, watch.measured, block)
                 if line is None:
                     optimizer.drop_gradients()
-                    if step - 1 > saved and "nonfinite" not in log.lines[-1]:
+                    if step - 1 > saved and not doubtful(log.lines[-1]):
                         say(f"asked to stop: the checkpoint of step {step - 1} is being written")
                         checkpoints.save(step - 1, model, tokenizer, optimizer, stage, before)
                     checkpoints.wait()
                     raise Stopped(stopped_after(step - 1, stage))
                 log.append(line)
-            broken = broken_by(log.lines, bad)
+            broken = recovery.broken()
             if step == stage.total_steps and not broken:
-                broken = broken_at_end(log.lines[-1], model, tokenizer, optimizer, stage)
+                broken = recovery.broken_at_end(model, tokenizer)
             if broken:
-                step = saved = go_back(broken, log, bad, checkpoints, optimizer, stage)
+                step = saved = recovery.go_back(broken)
                 watch.resumed(step)
                 continue
             watch.stepped(log.lines[-1])
             watch.validate(step, stage.total_steps, stop, checkpoints)
             stops = world.any(stop.received) or bool(degenerate(job, log.lines))
             due = step % job.checkpoint_every == 0 and step < stage.total_steps
-            if (stops or due) and "nonfinite" not in log.lines[-1]:  # else the weights may be broken
+            if (stops or due) and not doubtful(log.lines[-1]):
                 checkpoints.save(step, model, tokenizer, optimizer, stage)
                 saved = step
             if stops:

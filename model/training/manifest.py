@@ -13,9 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from model.training.checkpoint import write_file
+from model.training.checkpoint import differences, write_file
 from model.training.job import Job, JobError, Keep, as_json
 
+STARTED = "job-started.json"
 # How the work is carried out; not what comes out of it.
 _NOT_IDENTITY = {"out", "threads", "checkpoint_every", "keep_checkpoints", "check_timeout_seconds"}
 _NOT_IDENTITY |= {"tokens_per_micro_batch", "tokens_that_fit"}
@@ -72,15 +73,18 @@ def content_digest(path: Path) -> str:
 
 def bind(out: Path, wanted: dict[str, Any]) -> None:
     """Ties the folder to this job, or raises JobError saying which settings differ from the job begun there."""
-    path = out / "job-started.json"
+    path = out / STARTED
     if not path.exists():
         write_file(path, json.dumps(wanted, indent=2))
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    names = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
-    if names:
-        differences = "; ".join(f"{name} was {begun.get(name)!r}, now {wanted.get(name)!r}" for name in names)
-        raise JobError(f"{out} holds another job's training ({differences}): remove it or train elsewhere")
+    if differs := differences(json.loads(path.read_text(encoding="utf-8")), wanted):
+        raise JobError(f"{out} holds another job's training ({differs}): remove it or train elsewhere")
+
+
+def identity_of(out: Path) -> dict[str, Any] | None:
+    """Of the job that the folder is bound to, if it is."""
+    path = out / STARTED
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None  # type: ignore[no-any-return]
 
 
 def is_done(out: Path) -> bool:

@@ -210,9 +210,6 @@ def require_budget(job: Job, longest: int) -> None:
 def expected(job: Job, stage: Stage, model: Model, world: World, kept: Activations, tokens: int, longest: int) -> Plan:
     """The parts of the peak with so many tokens at once."""
     trained, saved = trained_bytes(model, job)
-    if isinstance(job, PPOJob):  # a value model of the same size has its masters already
-        trained += (4 + _moment_bytes(job)) * _count(model)
-        saved += (4 + _moment_bytes(job)) * _count(model)
     due = stage.total_steps > job.checkpoint_every and model.device.type == "cpu"
     head_VH, distils = model.get_output_embeddings().weight, isinstance(job, DistillJob | OnPolicyJob)
     rows, tables = chunk_rows(head_VH, precise=distils), _DISTILL_TABLES if distils else _TABLES
@@ -238,17 +235,12 @@ def trained_bytes(model: Model, job: Job) -> tuple[int, int]:
         gathered = head.numel() * (4 + getattr(torch, job.dtype).itemsize)
     own = sum(weight.numel() * weight.element_size() for weight in map(_local, model.parameters()))
     merged = own if has_adapters(model) else 0
-    kept = (4 + _moment_bytes(job)) * count  # with gradients while it trains, with masters in a checkpoint
-    return kept + narrow + gathered, kept + own + merged
-
-
-def _moment_bytes(job: Job) -> int:
-    """Of both moments of one weight."""
-    return 2 * int(getattr(torch, job.optimizer_state).itemsize)
-
-
-def _count(model: Model) -> int:
-    return sum(_local(weight).numel() for weight in model.parameters() if weight.requires_grad)
+    moments = 2 * int(getattr(torch, job.optimizer_state).itemsize) * count
+    kept = 4 * count + moments  # with gradients while it trains, with masters in a checkpoint
+    trained, saved = kept + narrow + gathered, kept + own + merged
+    if isinstance(job, PPOJob):  # its value model, of the same size, has masters already, and its gradients come later
+        return trained + moments, saved + kept
+    return trained, saved
 
 
 def _local(weight: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 An update whose loss or gradient is no number, or a spike, is not made: once, it may be the batch's fault. Twice in a
 row, it is the weights': training goes back to the last checkpoint before the update after which it began, and leaves
-that one out. Spikes that are still there then were the batches' after all, and training goes on without those.
+that one out. Without numbers there is no other way, and after some returns training is given up. Spikes never end it:
+those that are there again after a return were the batches' own, and then, without a checkpoint to go back to, or after
+some returns, they only make no update.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -69,28 +72,9 @@ def usual_limits(job: Job, lines: Sequence[Line]) -> Limits:
     return Limits(loss=max(first, job.spike_ratio * median(line["loss"] for line in made)), norm=norm)
 
 
-def broken_by(lines: Sequence[Line], bad: BadBatches) -> Broken | None:
-    """Are the weights broken, after the last two steps that had anything to give? None: they are not, or one step
-    alone says so, or spikes that going back has not helped against."""
-    last = list(islice((line for line in reversed(lines) if _doubtful(line) or "grad_norm" in line), 2))
-    if len(last) < 2 or not all(map(_doubtful, last)):
-        return None
-    if any("nonfinite" in line for line in last):
-        return Broken.NO_NUMBERS
-    return Broken.SPIKE if last[0]["step"] > bad.noticed else None
-
-
-def _doubtful(line: Line) -> bool:
+def doubtful(line: Line) -> bool:
+    """Does the step say that the weights may be broken?"""
     return "nonfinite" in line or "spikes" in line
-
-
-def broken_at_end(
-    last: Line, model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW, stage: Stage
-) -> Broken | None:
-    """After the last step, whose weights no other step tries: are they no numbers, or do they give none?"""
-    broken = optimizer.world.any(not all_finite(trained_state(optimizer, stage).values()))
-    broken = broken or ("nonfinite" in last and not gives_numbers(model, tokenizer, optimizer))
-    return Broken.NO_NUMBERS if broken else None
 
 
 def gives_numbers(model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW) -> bool:
@@ -104,31 +88,6 @@ def gives_numbers(model: Model, tokenizer: Tokenizer, optimizer: MasterAdamW) ->
     loss = accumulate(model, optimizer, [MicroBatch(batch, Kernel(part))])["loss"]
     norm = optimizer.step(0.0, 1.0, -1.0)  # no gradient is that short; they are gone afterwards
     return math.isfinite(loss) and math.isfinite(norm)
-
-
-def go_back(
-    broken: Broken,
-    log: MetricsLog,
-    bad: BadBatches,
-    checkpoints: Checkpoints,
-    optimizer: MasterAdamW,
-    stage: Stage,
-) -> int:
-    """Puts back the last good checkpoint, from which the update that broke the weights is left out; its step.
-
-    Raises DivergedError or StartOverError where there is none.
-    """
-    checkpoints.wait()
-    blamed = last_update(log.lines)
-    if blamed:
-        checkpoints.distrust(blamed, broken)
-    step = checkpoints.restore(optimizer, stage)
-    rate = "learning_rate or value_learning_rate" if stage.beside else "learning_rate"
-    bad.add(broken, log.lines, blamed, step, rate)
-    if bad.world.leads:
-        say(f"step {log.lines[-1]['step']:.0f}: {broken}: back to the checkpoint of step {step}, without step {blamed}")
-    log.keep(step)
-    return step
 
 
 def last_update(lines: Sequence[Line]) -> int:
@@ -145,8 +104,8 @@ def _updates(lines: Iterable[Line]) -> Iterator[int]:
     return (int(line["step"]) for line in lines if "grad_norm" in line and line.get("updates", "skipped" not in line))
 
 
-class BadBatches:
-    """Steps whose update is not made again, as the weights were broken after it.
+class Returns:
+    """Goings back to a checkpoint, each with the step whose update is not made again: after it, weights were broken.
 
     `skipped.json` keeps them: the `step`, at which later one it was `noticed`, and `why`.
     """
@@ -154,38 +113,109 @@ class BadBatches:
     def __init__(self, path: Path, world: World) -> None:
         self.path, self.world = path, world
         text = world.led(lambda: path.read_text(encoding="utf-8") if path.exists() else "[]")
-        self.returns: list[dict[str, Any]] = json.loads(text)
+        self.all: list[dict[str, Any]] = json.loads(text)
 
     @property
-    def steps(self) -> list[int]:
-        """The steps that are left out."""
-        return [each["step"] for each in self.returns]
+    def left_out(self) -> list[int]:
+        """The steps whose updates are not made again."""
+        return [each["step"] for each in self.all]
 
     @property
     def noticed(self) -> int:
-        """The latest step from which training went back."""
-        return max((each["noticed"] for each in self.returns), default=0)
+        """The latest step whose spikes training went back from."""
+        return max((each["noticed"] for each in self.all if each["why"] == Broken.SPIKE), default=0)
 
-    def add(self, broken: Broken, lines: Sequence[Line], blamed: int, back_to: int, rate: str) -> None:
+    def notice(self, step: int) -> None:
+        """Spikes up to here are there after a return as well."""
+        if step > self.noticed:
+            max((each for each in self.all if each["why"] == Broken.SPIKE), key=itemgetter("noticed"))["noticed"] = step
+            self._write()
+
+    def count(self, why: Broken) -> int:
+        """How often training went back for this."""
+        return sum(each["why"] == why for each in self.all)
+
+    def add(self, why: Broken, lines: Sequence[Line], blamed: int, back_to: int, rate: str) -> None:
         """Notes the update of the step `blamed` (0: there was none), from which a run goes back to a checkpoint.
 
-        Raises DivergedError, which names the setting `rate`, where that can hardly help: it was tried too often, or
-        there is only the beginning (`back_to` = 0) to go back to, and it was tried before or the first of all updates
-        broke the weights, as no batch does. StartOverError the first time from the beginning.
+        Raises DivergedError, which names the setting `rate`, where numbers are missing and that can hardly help: it was
+        tried too often, or there is only the beginning (`back_to` = 0) to go back to, and it was tried before or the
+        first of all updates broke the weights, as no batch does. Else StartOverError from the beginning.
         """
         last = int(lines[-1]["step"])
-        found = f"step {last}: {broken}"
-        at_once = not back_to and (bool(self.returns) or blamed == next(_updates(lines), 0))
-        if not blamed or len(self.returns) >= MOST_RETURNS or at_once:
-            tried = f" (going back and leaving out steps {self.steps} did not help)" if self.returns else ""
-            raise DivergedError(f"{found}: lower {rate}{_REMEDIES[broken]}{tried}")
-        self.returns.append({"step": blamed, "noticed": last, "why": broken})
-        if self.world.leads:
-            write_file(self.path, json.dumps(self.returns))
+        found, before = f"step {last}: {why}", self.count(why)
+        at_once = not back_to and (before > 0 or blamed == next(_updates(lines), 0))
+        if why is Broken.NO_NUMBERS and (not blamed or before >= MOST_RETURNS or at_once):
+            tried = f" (going back and leaving out steps {self.left_out} did not help)" if before else ""
+            raise DivergedError(f"{found}: lower {rate}{tried}")
+        self.all.append({"step": blamed, "noticed": last, "why": why})
+        self._write()
         if not back_to:
             raise StartOverError(
                 f"{found} after step {blamed}, and no checkpoint lies before it: the same job starts over without it"
             )
 
+    def _write(self) -> None:
+        if self.world.leads:
+            write_file(self.path, json.dumps(self.all))
 
-_REMEDIES = {Broken.NO_NUMBERS: "", Broken.SPIKE: ", or raise spike_ratio"}
+
+class Recovery:
+    """Of one run: it looks at each step's line, and puts back a checkpoint."""
+
+    def __init__(
+        self, job: Job, log: MetricsLog, checkpoints: Checkpoints, optimizer: MasterAdamW, stage: Stage
+    ) -> None:
+        self.job, self.log, self.checkpoints, self.optimizer, self.stage = job, log, checkpoints, optimizer, stage
+        self.returns = Returns(job.out / "skipped.json", optimizer.world)
+
+    def broken(self) -> Broken | None:
+        """Are the weights broken, after the last two steps that had anything to give? None: they are not, or one step
+        alone says so."""
+        lines = (line for line in reversed(self.log.lines) if doubtful(line) or "grad_norm" in line)
+        last = list(islice(lines, 2))
+        if len(last) < 2 or not all(map(doubtful, last)):
+            return None
+        if all("nonfinite" in line for line in last):
+            return Broken.NO_NUMBERS
+        return self._by_spikes(since=int(last[1]["step"]))
+
+    def broken_at_end(self, model: Model, tokenizer: Tokenizer) -> Broken | None:
+        """After the last step, whose weights no other one tries: are they no numbers, or do they give none, or a
+        spike?"""
+        last, state = self.log.lines[-1], trained_state(self.optimizer, self.stage).values()
+        broken = self.optimizer.world.any(not all_finite(state))
+        if broken or ("nonfinite" in last and not gives_numbers(model, tokenizer, self.optimizer)):
+            return Broken.NO_NUMBERS
+        return self._by_spikes(since=int(last["step"])) if "spikes" in last else None
+
+    def _by_spikes(self, since: int) -> Broken | None:
+        """Do the spikes from step `since` to the last one send training back? Not again, nor what adjoins them.
+
+        Whether a checkpoint lies before follows from the steps: one that a stop request left changes nothing.
+        """
+        lines, every = self.log.lines, self.job.checkpoint_every
+        if since <= self.returns.noticed:
+            self.returns.notice(int(lines[-1]["step"]))
+            return None
+        blamed = last_update(lines)
+        due = any(line["step"] % every == 0 and not doubtful(line) for line in lines[: max(0, blamed - 1)])
+        again = due and self.returns.count(Broken.SPIKE) < MOST_RETURNS and self.checkpoints.any_before(blamed)
+        return Broken.SPIKE if again else None
+
+    def go_back(self, broken: Broken) -> int:
+        """Puts back the last good checkpoint, from which the update that broke the weights is left out; its step.
+
+        Raises DivergedError or StartOverError where there is none.
+        """
+        self.checkpoints.wait()
+        lines, blamed = self.log.lines, last_update(self.log.lines)
+        if blamed:
+            self.checkpoints.distrust(blamed, broken)
+        step = self.checkpoints.restore(self.optimizer, self.stage)
+        rate = "learning_rate or value_learning_rate" if self.stage.beside else "learning_rate"
+        self.returns.add(broken, lines, blamed, step, rate)
+        if self.optimizer.world.leads:
+            say(f"step {lines[-1]['step']:.0f}: {broken}: back to the checkpoint of step {step}, without step {blamed}")
+        self.log.keep(step)
+        return step

@@ -36,7 +36,7 @@ class ValueBatch:
 
 
 class ValueModel:
-    """Values of tokens, and their training beside the policy's (see `loop.Beside`)."""
+    """Values of tokens, and their training beside the policy's (see `step.Beside`)."""
 
     def __init__(self, job: PPOJob, model: Model, world: World) -> None:
         """`model`: a causal one, cut over the processes, whose trunk is taken and whose vocabulary head is left."""

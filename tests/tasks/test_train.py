@@ -131,6 +131,40 @@ def test_two_processes_stop_when_asked_and_one_goes_on_with_the_losses_of_one(
     assert train_module.is_done(run.dataset.file("students/sft"), job | {"processes": 2})
 
 
+def test_a_stop_is_waited_for_as_long_as_a_checkpoint_takes(tmp_path: Path) -> None:
+    """1.5B weights in bfloat16: 14 bytes each at 50 MB/s, and two steps."""
+    for name in ("one", "two"):
+        with (tmp_path / f"{name}.safetensors").open("wb") as file:
+            file.truncate(1_500_000_000)  # a hole: it takes no room
+    assert train_module.grace_seconds({"init": str(tmp_path)}, 30.0) == pytest.approx(60 + 420)
+    assert train_module.grace_seconds({"init": str(tmp_path / "none")}, 0.0) == 120
+
+
+def test_what_is_waited_for_follows_the_last_step(
+    run: Run, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    real = processes.stop
+
+    def stop(child: Any, grace_seconds: float) -> None:
+        waited.append(grace_seconds)
+        real(child, grace_seconds)
+
+    def interrupted(follower: Any) -> None:
+        poll(follower)
+        if follower.step:
+            follower.step_seconds = 100.0
+            raise KeyboardInterrupt
+
+    poll = follow.Follower.poll
+    monkeypatch.setattr(processes, "stop", stop)
+    monkeypatch.setattr(follow.Follower, "poll", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.fn(run, "sft", job | {"max_steps": 1000, "epochs": 1000})
+    assert waited == [pytest.approx(200, abs=1)]
+    assert list(run.dataset.file("students/sft/checkpoints").iterdir())
+
+
 def losses(out: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 

@@ -111,6 +111,29 @@ def test_padding_rows_of_the_vocabulary_get_no_mass(make_stage: Callable[[], Dis
     assert loud.weight_VH[45:].abs().max().item() == 0.0
 
 
+def test_a_teacher_whose_head_has_more_rows_is_the_same_teacher(
+    make_stage: Callable[[], DistillStage], tmp_path: Path
+) -> None:
+    """As Qwen2.5's sizes: one tokenizer of 45 ids, the student's table padded to 48 rows and the teacher's to 60."""
+    padded = make_model(vocabulary=60)
+    with torch.no_grad():
+        for weight, plain in zip(padded.parameters(), make_model().parameters(), strict=True):
+            weight.fill_(9.0)
+            weight[: len(plain)] = plain
+    folder = save_tiny(tmp_path / "padded")
+    padded.save_pretrained(folder)
+    found = []
+    for teacher in (make_stage().job.teacher, folder):
+        stage = DistillStage(replace(make_stage().job, teacher=teacher), make_tokenizer(), ALONE, Never())
+        student = make_model(seed=1)
+        place = head_of(student)
+        losses = [backward(student, each.tokens, each.kernel, place)[0] for each in stage.prepare(1).micro_batches]
+        found.append((losses, [place.gradient_VH, *(weight.grad for weight in student.parameters())]))
+    (losses, gradients), (others, theirs) = found
+    assert others == losses
+    assert all(torch.equal(one, other) for one, other in zip(gradients, theirs, strict=True))
+
+
 @pytest.fixture
 def live_stage(make_stage: Callable[[], DistillStage], tmp_path: Path) -> DistillStage:
     """With a teacher that prefers some tokens; half precision tells uniform probabilities least well."""

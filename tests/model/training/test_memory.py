@@ -97,6 +97,8 @@ def test_an_optimizer_by_hand() -> None:
     assert memory.trained_bytes(model.bfloat16(), job) == (18 * count, 14 * count)
     narrow = replace(job, optimizer_state=Precision.BFLOAT16)
     assert memory.trained_bytes(model, narrow) == (14 * count, 10 * count)
+    ppo = PPOJob(init=Path(), out=Path(), problems=Path())  # a value model's moments, and in a checkpoint its masters
+    assert memory.trained_bytes(model, ppo) == (26 * count, 26 * count)
     model.base_model.requires_grad_(False)
     assert memory.trained_bytes(model, job) == (0, 2 * count)  # the head is the embedding; a checkpoint has all weights
 

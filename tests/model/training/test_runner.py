@@ -14,26 +14,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.errors import TrainingError
-from model.training import forward, loop, optimizer
+from model.training import checkpoint, forward, optimizer, step
 from model.training.checkpoint import DiskError, disk_errors
 from model.training.data import Row
 from model.training.degenerate import DegenerateError
-from model.training.job import JOBS, JobError, job_from
+from model.training.job import JOBS, JobError, SFTJob, job_from
 from model.training.lines import MetricsLog
+from model.training.optimizer import learning_rate
 from model.training.out_of_memory import OutOfMemoryError
 from model.training.process import StopNow, Stopped, StopRequest, StopSignal, sole_owner
 from model.training.recovery import DivergedError, StartOverError
 from model.training.rollouts import LocalRollouts
 from model.training.runner import run_job
+from tasks.processes import GRACE_SECONDS
 from tests.model.training.tiny import ALONE, PREFILL, make_tokenizer
 from tests.model.training.tiny_engine import install
 
@@ -48,7 +52,7 @@ class Stop:
 
     @property
     def received(self) -> bool:
-        return self.metrics is not None and len(read_losses(self.metrics)) >= self.after
+        return self.metrics is not None and self.metrics.exists() and len(read_metrics(self.metrics)) >= self.after
 
 
 @pytest.fixture
@@ -391,28 +395,53 @@ def test_a_stop_after_a_step_without_numbers_keeps_the_checkpoint_before(
     assert [path.name for path in (Path(job["out"]) / "checkpoints").glob("step-*")] == ["step-000004"]
 
 
+@dataclass
+class Mishaps:
+    """What goes wrong in a run, by a step's learning rate, whoever makes the step."""
+
+    long: set[float] = field(default_factory=set)  # its gradients are a thousand times as long as they were
+    breaks: set[float] = field(default_factory=set)  # its update makes a weight thirty times as large
+
+
 @pytest.fixture
-def long_gradients(monkeypatch: pytest.MonkeyPatch) -> set[float]:
-    """The learning rates of steps whose gradients are a thousand times as long as they were."""
+def mishaps(monkeypatch: pytest.MonkeyPatch) -> Mishaps:
     real = optimizer.MasterAdamW.step
 
     def step(self: Any, rate: float, *limits: float) -> float:
-        if rate in chosen:
+        if rate in chosen.long:
             for master in self.masters:
                 master.grad.mul_(1000)
-        return real(self, rate, *limits)
+        norm = real(self, rate, *limits)
+        if rate in chosen.breaks:
+            with torch.no_grad():
+                self.masters[0].mul_(30)
+            self._publish()
+        return norm
 
-    chosen: set[float] = set()
+    chosen = Mishaps()
     monkeypatch.setattr(optimizer.MasterAdamW, "step", step)
     return chosen
 
 
-SPIKING = {"epochs": 20, "spike_ratio": 10.0, "checkpoint_every": 30}
+SPIKING = {"max_steps": 60, "epochs": 20, "spike_ratio": 10.0, "checkpoint_every": 10}
 
 
-def test_a_spike_makes_no_update(make_job: MakeJob, long_gradients: set[float]) -> None:
+@pytest.fixture
+def rates(make_job: MakeJob) -> list[float]:
+    """Of steps 0 to 60 of a spiking job."""
+    job = job_from(SFTJob, {name: value for name, value in make_job(**SPIKING).items() if name != "stage"})
+    return [0.0] + [learning_rate(job, step, 60) for step in range(1, 61)]
+
+
+def returns_of(out: Path) -> list[tuple[int, int]]:
+    """The steps that were left out, and when that was found."""
+    file = out / "skipped.json"
+    return [(each["step"], each["noticed"]) for each in json.loads(file.read_text())] if file.exists() else []
+
+
+def test_a_spike_makes_no_update(make_job: MakeJob, mishaps: Mishaps, rates: list[float]) -> None:
     usual = read_metrics(run(make_job(out="usual", **SPIKING)) / "metrics.jsonl")
-    long_gradients.add(usual[39]["lr"])
+    mishaps.long.add(rates[40])
     out = run(make_job(**SPIKING))
     lines = read_metrics(out / "metrics.jsonl")
     assert lines[:39] == usual[:39]
@@ -423,41 +452,54 @@ def test_a_spike_makes_no_update(make_job: MakeJob, long_gradients: set[float]) 
         "updates": 0,
         "spikes": 1,
     }
-    assert not (out / "skipped.json").exists()
+    assert returns_of(out) == []
 
 
-def test_two_batches_that_spike_in_a_row_send_training_back_once(make_job: MakeJob, long_gradients: set[float]) -> None:
-    """The weights are not at fault: going back does not help, and training goes on without both."""
-    usual = read_metrics(run(make_job(out="usual", **SPIKING)) / "metrics.jsonl")
-    long_gradients |= {usual[39]["lr"], usual[40]["lr"]}
+def test_batches_that_spike_in_a_row_send_training_back_once(
+    make_job: MakeJob, mishaps: Mishaps, rates: list[float]
+) -> None:
+    """The weights are not at fault: going back does not help, and training goes on without them."""
+    mishaps.long |= {rates[40], rates[41], rates[42]}
     out = run(make_job(**SPIKING))
     lines = read_metrics(out / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [line["step"] for line in usual]
-    assert [line["step"] for line in lines if "skipped" in line] == [39, 40, 41]
-    told = {"step": 39, "noticed": 41, "why": "loss or gradient is far above what was usual"}
-    assert json.loads((out / "skipped.json").read_text()) == [told]
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    assert [line["step"] for line in lines if "skipped" in line] == [39, 40, 41, 42]
+    assert returns_of(out) == [(39, 42)]
 
 
-def test_a_batch_that_makes_losses_spike_is_left_out_from_the_last_checkpoint(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The update of step 40 makes a weight 30 times as large, so that losses are numbers still, and no use."""
-    real = optimizer.MasterAdamW.step
-
-    def step(self: Any, rate: float, *limits: float) -> float:
-        norm = real(self, rate, *limits)
-        norms.append(norm)
-        if len(norms) == 40:
-            with torch.no_grad():
-                self.masters[0].mul_(30)
-            self._publish()
-        return norm
-
-    norms: list[float] = []
-    monkeypatch.setattr(optimizer.MasterAdamW, "step", step)
+def test_a_batch_after_which_losses_spike_is_left_out(make_job: MakeJob, mishaps: Mishaps, rates: list[float]) -> None:
+    """They are numbers still, and no use: in the middle of a run, and at its end, where one spike must do."""
+    mishaps.breaks |= {rates[35], rates[59]}
     out = run(make_job(**SPIKING))
-    assert_left_out(out, 40)
-    assert json.loads((out / "skipped.json").read_text())[0]["noticed"] == 42
+    assert returns_of(out) == [(35, 37), (59, 60)]
+    lines = read_metrics(out / "metrics.jsonl")
+    assert [line["step"] for line in lines if "skipped" in line] == [35, 59]
+    assert lines[-1]["loss"] < 3
+
+
+def test_stops_do_not_change_what_spikes_are_taken_for(make_job: MakeJob, mishaps: Mishaps, rates: list[float]) -> None:
+    """Two batches that spike, 35 and 36, and an update that breaks the weights, where a checkpoint is due."""
+    mishaps.long |= {rates[35], rates[36]}
+    mishaps.breaks.add(rates[50])
+    whole = run(make_job(out="whole", **SPIKING))
+    parted = make_job(out="parted", **SPIKING)
+    out = Path(parted["out"])
+    for stop in (35, 41, 51):
+        with pytest.raises(Stopped):
+            run(parted, Stop(out / "metrics.jsonl", after=stop))
+    run(parted)
+    assert returns_of(out) == returns_of(whole) == [(34, 36), (50, 52)]
+    assert read_metrics(out / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("stage", ["sft", "ppo"])
+def test_moments_are_kept_as_the_job_says(make_job: MakeJob, stage: str) -> None:
+    settings = {"max_steps": 2} if stage == "sft" else {"steps": 2}
+    out = run(make_job(stage, optimizer_state="bfloat16", checkpoint_every=1, **settings))
+    written = FileSystemReader(out / "checkpoints/step-000001/trainer").read_metadata().state_dict_metadata
+    narrow = {name for name, kept in written.items() if kept.properties.dtype == torch.bfloat16}
+    assert narrow == {name for name in written if "exp_avg" in name}
+    assert any(name.startswith("beside.") for name in narrow) == (stage == "ppo")
 
 
 def test_it_dies_with_its_parent(make_job: MakeJob) -> None:
@@ -486,7 +528,7 @@ def test_sigterm_writes_a_checkpoint_and_asks_to_be_resumed(make_job: MakeJob) -
     with subprocess.Popen(command(job), stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: len(read_losses(out / "metrics.jsonl")) > 1 or process.poll() is not None)
         process.terminate()
-        _, error = process.communicate()
+        _, error = process.communicate(timeout=GRACE_SECONDS)
     assert process.returncode == 75
     assert "start the same job to go on" in error
     last = read_losses(out / "metrics.jsonl")[-1][0]
@@ -536,6 +578,35 @@ def test_another_job_in_the_same_folder_is_refused_field_by_field(make_job: Make
     run(make_job(checkpoint_every=99))
     with pytest.raises(JobError, match=r"another job's training \(learning_rate was 0\.003, now 0\.001\)"):
         run(make_job(learning_rate=1e-3))
+
+
+def test_a_checkpoint_of_another_job_is_refused_field_by_field(make_job: MakeJob) -> None:
+    """Whoever copies checkpoints from one folder into another, or removes what binds them to a job."""
+    with pytest.raises(Stopped):
+        run(job := make_job(), Stop(Path(job["out"]) / "metrics.jsonl", after=4))
+    other = make_job(out="other", learning_rate=1e-3)
+    shutil.copytree(Path(job["out"]) / "checkpoints", Path(other["out"]) / "checkpoints")
+    (Path(job["out"]) / "job-started.json").unlink()
+    for wrong in (other, job | {"learning_rate": 1e-3}):
+        with pytest.raises(JobError, match=r"step-000004 is of another job \(learning_rate was 0\.003, now 0\.001\)"):
+            run(wrong)
+
+
+def test_a_checkpoint_is_written_while_training_goes_on(make_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its writing waits for two later steps, and it holds the weights of its own; the run comes to the same bits."""
+    job = make_job(max_steps=8, checkpoint_every=3)
+    plain = run(make_job(out="plain", max_steps=8, checkpoint_every=1, keep_checkpoints=8))
+    real, metrics = checkpoint.write_folder, Path(job["out"]) / "metrics.jsonl"
+
+    def write(folder: Path, *others: Any, **named: Any) -> None:
+        if folder.name == "step-000003":
+            wait_for(lambda: len(read_losses(metrics)) >= 5)
+        real(folder, *others, **named)
+
+    monkeypatch.setattr(checkpoint, "write_folder", write)
+    out = run(job)
+    for name in ("checkpoints/step-000003/model/model.safetensors", "model/model.safetensors"):
+        assert (out / name).read_bytes() == (plain / name).read_bytes()
 
 
 def test_examples_that_are_all_too_long_are_refused(make_job: MakeJob) -> None:
@@ -647,8 +718,8 @@ REFILLED = {"max_refills": 3, "steps": 8, "problems_per_step": 2, "kl_weight": 0
 @pytest.mark.parametrize(
     ("stage", "settings", "place"),
     [
-        ("sft", {"epochs": 8}, (loop, "backward")),
-        ("grpo", {"steps": 8}, (loop, "backward")),
+        ("sft", {"epochs": 8}, (step, "backward")),
+        ("grpo", {"steps": 8}, (step, "backward")),
         ("grpo", REFILLED, (LocalRollouts, "_sample_at_once")),  # the cursor has moved when it comes
     ],
 )

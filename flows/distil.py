@@ -13,6 +13,7 @@ from pathlib import Path
 from prefect import flow
 
 from flows.artifacts import publish_curve
+from flows.evaluate import measure_teacher
 from flows.forms import RecipeParameter
 from flows.recipe import Recipe
 from flows.shards import patient
@@ -40,6 +41,7 @@ DISTILLING = (Stage.SFT, Stage.DISTILL, Stage.ON_POLICY)
 def distil(recipe: RecipeParameter, only: tuple[Stage, ...] = DISTILLING) -> None:
     """Trains the students that the recipe enables; one that is done already is left as it is."""
     with opened(recipe) as run:
+        measure_teacher(recipe, run, only)
         if Stage.SFT in only and recipe.sft.enabled:
             train_on_accepted(recipe, run, Stage.SFT)
         if Stage.DISTILL in only and recipe.distill.enabled:

@@ -7,7 +7,7 @@ the worked turns, students are not, so the few-shot baseline stands beside the z
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from flows.forms import RecipeParameter
 from flows.recipe import Recipe
 from flows.recipe_sections import OptimiserSection
 from flows.shards import patient
-from flows.stages import TRAINED
+from flows.stages import TRAINED, Stage
 from flows.wiring import (
     evaluation_engine,
     opened,
@@ -67,14 +67,36 @@ def publish_validated(recipe: Recipe, run: Run) -> None:
             publish_curve(run.dataset, stage)
 
 
-def measure_all(recipe: Recipe, run: Run, contestants: Sequence[Contestant]) -> list[str]:
+def measure_teacher(recipe: Recipe, run: Run, stages: Iterable[Stage]) -> None:
+    """The teacher on the validation problems, before a student is trained that is compared with it.
+
+    Nothing where no stage validates that is still to be trained, or where the recipe evaluates no teacher.
+    """
+    waiting = [each for each in stages if not run.dataset.file(f"{STUDENTS}/{each}/manifest.json").exists()]
+    compared = any(getattr(recipe, each) in validating(recipe) for each in waiting)
+    if compared and "teacher" in recipe.evaluate.models and problems_of_split(run.dataset, "held_out"):
+        measure_all(recipe, run, [_teacher(recipe)], suites=validated)
+
+
+Suites = Callable[[Recipe, Run, Sequence[tuple[Contestant, Suite]]], list[tuple[Contestant, Suite]]]
+
+
+def with_validation(
+    recipe: Recipe, run: Run, planned: Sequence[tuple[Contestant, Suite]]
+) -> list[tuple[Contestant, Suite]]:
+    """What is planned, and the teacher on the validation problems before it."""
+    return [*validated(recipe, run, planned), *planned]
+
+
+def measure_all(
+    recipe: Recipe, run: Run, contestants: Sequence[Contestant], suites: Suites = with_validation
+) -> list[str]:
     """Runs the evaluations that are missing; one engine serves all models of one architecture."""
     measuring = patient(evaluate_model, recipe.generate)
     with verifier_pool(recipe, checks_of(recipe.accept.require)) as pool, evaluation_engine(recipe, run) as engine:
         suite = suite_of(recipe, run, [check.name for check in pool.checks])
         versions = {check.name: check.version for check in pool.checks}
-        planned = [(contestant, suite) for contestant in contestants]
-        for contestant, wanted in [*validated(recipe, run, planned), *planned]:
+        for contestant, wanted in suites(recipe, run, [(contestant, suite) for contestant in contestants]):
             key = evaluation_key(contestant, wanted, versions)
             if run.dataset.read_manifest(f"{EVALUATIONS}/{key}.parquet") is None:
                 measuring.submit(run, engine, tokenizer_for(recipe, contestant), pool, contestant, wanted).result()
@@ -104,11 +126,9 @@ def validating(recipe: Recipe) -> list[OptimiserSection]:
 
 def contestants_of(recipe: Recipe, run: Run) -> Iterator[Contestant]:
     """Teacher with its worked turns, the base student, and each trained student at each kept step."""
-    template = template_of(recipe)
     for name in recipe.evaluate.models:
         if name == "teacher":
-            teacher = recipe.teacher
-            yield Contestant(name, 0, teacher_spec(recipe), revision_of(teacher.model, teacher.revision), template)
+            yield _teacher(recipe)
         elif name == "student":
             yield _student(recipe, name, 0, recipe.student.model)
         elif getattr(recipe, name).enabled:
@@ -137,6 +157,11 @@ def tokenizer_for(recipe: Recipe, contestant: Contestant) -> ChatTokenizer:
     if not contestant.engine.managed:
         return tokenizer_of(recipe)
     return tokenizer_at(contestant.engine.model, contestant.engine.revision)
+
+
+def _teacher(recipe: Recipe) -> Contestant:
+    revision = revision_of(recipe.teacher.model, recipe.teacher.revision)
+    return Contestant("teacher", 0, teacher_spec(recipe), revision, template_of(recipe))
 
 
 def _student(recipe: Recipe, name: str, step: int, model: str) -> Contestant:

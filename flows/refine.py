@@ -8,6 +8,7 @@ from __future__ import annotations
 from prefect import flow
 
 from flows.distil import run_stage
+from flows.evaluate import measure_teacher
 from flows.forms import RecipeParameter
 from flows.stages import Stage
 from flows.wiring import lent_engine, opened, student_tokenizer, template_of
@@ -20,6 +21,7 @@ def refine(recipe: RecipeParameter) -> None:
     if not recipe.grpo.enabled:
         return
     with opened(recipe) as run:
+        measure_teacher(recipe, run, (Stage.GRPO,))
         rendering = Rendering(student_tokenizer(recipe), template_of(recipe))
         problems = select_problems(run, rendering, Stage.GRPO.value, recipe.grpo.pass_rate)
         with lent_engine(recipe, run, Stage.GRPO) as engine:

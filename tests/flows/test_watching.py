@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from tasks.run import Run
 from tasks.select import Rendering, select_validation
 from tasks.store import EVALUATIONS, Dataset
 from tasks.summary import teacher_on_validation
+from tests.fake_endpoint import FakeEndpoint
 from tests.model.training.tiny import save_tiny
 from tests.tasks.small_dataset import problem, write_problems
 
@@ -147,6 +150,24 @@ def test_the_teacher_is_measured_on_the_validation_problems_under_a_name_of_thei
         assert len(validated(limited, run, [(teacher, suite)])[0][1].problems) == count
     unwatched = parse_recipe(recipe.resolved() | {"sft": {}})
     assert validated(unwatched, run, [(teacher, suite)]) == []
+
+
+def test_the_teacher_is_measured_before_a_student_that_is_compared_with_it(
+    stillhouse: Callable[..., subprocess.CompletedProcess[str]],
+    write_recipe: Callable[..., Path],
+    endpoint: FakeEndpoint,
+    tmp_path: Path,
+) -> None:
+    """Also of a run that ends there, since nothing is accepted yet; a second one asks nothing again."""
+    watched = ["problems.0.validation=0.2", "sft.enabled=true", "sft.validate_every=5", "sft.validation_samples=2"]
+    words = [word for setting in watched for word in ("--set", setting)]
+    for _ in range(2):
+        run = stillhouse("run", write_recipe(endpoint.url), "--only", "problems,sft", *words)
+        assert "not one sample is accepted" in run.stderr
+        con = connect(tmp_path / "dataset")
+        assert 0.5 < (teacher_on_validation(con) or 0.0) < 1.0  # it is right three times in four
+        [(problems,)] = con.sql("select count(*) from problems where split = 'validation'").fetchall()
+        assert len(endpoint.requests) == 2 * problems > 10
 
 
 def test_a_student_is_evaluated_as_the_step_that_it_is_of(run: Run) -> None:

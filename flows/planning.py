@@ -97,7 +97,7 @@ def plan(recipe: Recipe, measured: Mapping[str, float] | None = None) -> Plan:
     rates = _Rates(recipe, measured or {})
     counts = _counted([section.to_source() for section in recipe.problems])
     figures = _problems(counts, measured or {})
-    for part in (_generation, _training, _students, _evaluation, _totals):
+    for part in (_generation, _training, _memory, _students, _evaluation, _totals):
         figures.extend(part(recipe, rates, {figure.key: figure.value for figure in figures}))
     return Plan(recipe.name, tuple(figures), recipe.plan.source, _warnings(counts, measured or {}))
 
@@ -303,6 +303,32 @@ def _stage(recipe: Recipe, name: str, tokens: float | None, forward: float | Non
         ),
         _compute(recipe, name, operations, formula),
     ]
+
+
+def _memory(recipe: Recipe, _rates: _Rates, _known: _Known) -> list[Figure]:
+    """What one process of the largest stage holds whatever runs at once; a run expects the rest before its first step.
+
+    As `model/training/memory.py` counts it, a reference and a live teacher with it.
+    """
+    needs: dict[str, float | None] = {}
+    student, teacher = _parameters(recipe, "student"), _parameters(recipe, "teacher")
+    for name in TRAINED:
+        section: OptimiserSection = getattr(recipe, name)
+        weights, moments = _NUMBER_BYTES[section.dtype], 2 * _NUMBER_BYTES[section.optimizer_state]
+        whole = section.dtype == "float32" or section.processes > 1  # no masters, and gradients once
+        each = weights if section.lora_rank else 8 + moments + (0 if whole else 2 * weights)
+        reference = weights if name == "grpo" and recipe.grpo.kl_weight and not section.lora_rank else 0
+        lives = name == "on_policy" or (name == "distill" and recipe.distill.teacher_logits == "live")
+        beside = _times(teacher, weights) if lives else 0.0
+        if section.enabled:
+            needs[name] = _times(_sum([_times(student, each + reference), beside]), 1 / section.processes)
+    if not needs:
+        return []
+    most = max(needs, key=lambda name: needs[name] or 0.0)
+    origin = f"{most}: weights, gradients, optimizer; activations, logits and rollouts come on top"
+    if None in needs.values():
+        origin = "set plan.student_parameters (and teacher_parameters)"
+    return [Figure("training_memory", "memory: a training process", needs[most], "B", origin)]
 
 
 def _students(recipe: Recipe, _rates: _Rates, known: _Known) -> list[Figure]:

@@ -69,6 +69,7 @@ def planned(*overrides: str, measured: dict[str, float] | None = None) -> Plan:
         ("grpo_rollout_hours", 10 * SECOND),
         ("grpo_hours", 160 * SECOND),  # 8 x 10^9 x 10,000
         ("student_bytes", 3 * 2e9),  # three students in bfloat16; no stage gets to its first checkpoint
+        ("training_memory", 24e9),  # distillation: 20 bytes a parameter, and 2 of each of the teacher's 2 x 10^9
         ("token_bytes", 2 * 200 * 150 * 4),  # distillation's, with what the teacher reads
         ("all_bytes", 3 * 2e9 + 2 * 200 * 150 * 4 + 80_000),
         ("evaluate_samples", 20 * 4 * 5),  # teacher, student, sft, distill, grpo
@@ -95,6 +96,12 @@ def test_figure(key: str, value: float) -> None:
         ("sft.checkpoint_every=7", "student_bytes", 6e9 + 14e9),  # one at step 7: weights, and 12 bytes a parameter
         ("sft.checkpoint_every=1", "student_bytes", 6e9 + 2 * 14e9),  # two stay
         ("sft.checkpoint_every=7 sft.optimizer_state=bfloat16", "student_bytes", 6e9 + 10e9),
+        ("distill.teacher_logits=stored", "training_memory", 22e9),  # grpo, with its reference
+        ("distill.enabled=false grpo.kl_weight=0", "training_memory", 20e9),
+        ("distill.enabled=false grpo.enabled=false sft.dtype=float32", "training_memory", 16e9),
+        ("distill.enabled=false grpo.enabled=false sft.processes=8", "training_memory", 2e9),
+        ("distill.enabled=false grpo.enabled=false sft.optimizer_state=bfloat16", "training_memory", 16e9),
+        ("distill.enabled=false grpo.enabled=false sft.lora_rank=8", "training_memory", 2e9),
         ("sft.checkpoint_every=8", "student_bytes", 6e9),  # the last step writes the model alone
         ("grpo.dtype=float32", "student_bytes", 4e9 + 4e9),
         ("grpo.enabled=false", "student_bytes", 4e9),

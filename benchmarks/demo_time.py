@@ -3,8 +3,8 @@
 Both commits' demos, whole and from the start, take turns on this machine: each in a checkout of its own, with this
 interpreter and its packages, `python -m flows.cli run deployments/recipes/demo.toml`. Models are converted before (the
 first run of all would do that). Seconds of the wall clock and of processors, children included; and the accuracy of
-every model that was evaluated, since a demo that does less is quicker. An idle machine is wanted: some 20 minutes a turn.
-Not measured: installation.
+every model that was evaluated, since a demo that does less is quicker. An idle machine is wanted, for some 20 minutes a
+turn. Not measured: installation.
 
     python -m benchmarks.demo_time --before 8a5e5c6
 """

@@ -17,7 +17,6 @@ from model.advantages import Advantage, group_advantages
 from model.records import PROBLEM_SCHEMA, FinishReason, Problem, to_table
 from model.templates import PromptTemplate
 from model.training.data import Row, tokenize
-from model.training.job import SFTJob
 from model.training.rollouts import Rollout
 from tasks.builtin_problems import builtin_rows
 from tasks.choice import SELECTIONS
@@ -45,11 +44,12 @@ def worked(problem: Problem, answer: str, lines: int = 1) -> str:
     return f"{PREFILL}" + f"{expression} = {answer}\n" * lines + f"</think>\n<answer>{answer}</answer>"
 
 
-def newest_accepted(dataset: Path) -> Path | None:
-    """The samples that a run of this dataset last chose for SFT, as its trainer read them."""
-    return max(
-        dataset.glob(f"{SELECTIONS}/{SFTJob.stage}-*.parquet"), key=lambda path: path.stat().st_mtime, default=None
-    )
+def newest(dataset: Path, stage: str) -> Path:
+    """What a run of this dataset last chose for a stage, as its trainer read it. SystemExit where there is nothing."""
+    found = sorted(dataset.glob(f"{SELECTIONS}/{stage}-*.parquet"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise SystemExit(f"{dataset} holds nothing that was chosen for {stage}: run `make demo` first")
+    return found[-1]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.machine import describe, unpacked_version
-from benchmarks.training_data import PREFILL, Groups, newest_accepted, write_groups
+from benchmarks.training_data import PREFILL, Groups, newest, write_groups
 from model.losses.normalise import Normalise
 from model.pretrained import resolve_model
 from model.records import Problem
@@ -269,9 +269,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--one", nargs=2, metavar=("PART", "WAY"), help="what the other processes are started with")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    arguments.examples = arguments.examples or newest_accepted(DEMO)
-    if not arguments.examples:
-        parser.error(f"{DEMO} holds no accepted samples: run `make demo`, or give --examples FILE")
+    arguments.examples = arguments.examples or newest(DEMO, SFTJob.stage)
     return arguments
 
 

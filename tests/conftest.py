@@ -11,12 +11,14 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,7 +26,7 @@ from filelock import FileLock
 
 from model.sampling import reaper
 from tests.fake_endpoint import FakeEndpoint
-from tests.preloaded import Preloaded
+from tests.preloaded import COMMANDS, TRAINERS, Preloaded
 from tests.small_reward_model import save_reward_model
 
 os.environ.update(
@@ -44,6 +46,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's script that starts something in the background has it ignore Ctrl-C, which tests are about to try.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+PREFECT_TABLES = "prefect-tables.db"
 
 RECIPE = """
 name = "tiny"
@@ -93,7 +97,7 @@ def prefect_api(shared_folder: Path) -> Iterator[str]:
         with starting:
             if not home.exists():
                 home.mkdir()
-                ending.callback(_end_when_unused, _start_prefect(home), home, starting)
+                ending.callback(_end_when_unused, _start_prefect(home, shared_folder), home, starting)
             users = ending.enter_context((home / "users").open("a"))
             fcntl.flock(users, fcntl.LOCK_SH)
             url = (home / "url").read_text()
@@ -101,17 +105,31 @@ def prefect_api(shared_folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def own_prefect_server(home: Path) -> Iterator[str]:
+def own_prefect_server(home: Path, shared_folder: Path) -> Iterator[str]:
     """The API URL of a Prefect server that nobody else uses."""
     home.mkdir()
-    server = _start_prefect(home)
+    server = _start_prefect(home, shared_folder)
     try:
         yield (home / "url").read_text()
     finally:
         _stop(server)
 
 
-def _start_prefect(home: Path) -> subprocess.Popen[bytes]:
+def fill_prefect_home(home: Path, shared_folder: Path) -> None:
+    """Gives a server's home the tables that the run's first server has made: that is half of what a start takes."""
+    if (shared_folder / PREFECT_TABLES).exists():
+        shutil.copy(shared_folder / PREFECT_TABLES, home / "prefect.db")
+
+
+def _keep_prefect_tables(home: Path, shared_folder: Path) -> None:
+    part = shared_folder / f"{PREFECT_TABLES}.part"
+    with closing(sqlite3.connect(home / "prefect.db")) as made, closing(sqlite3.connect(part)) as kept:
+        made.backup(kept)
+    part.rename(shared_folder / PREFECT_TABLES)
+
+
+def _start_prefect(home: Path, shared_folder: Path) -> subprocess.Popen[bytes]:
+    fill_prefect_home(home, shared_folder)
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     env = os.environ | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
@@ -122,6 +140,9 @@ def _start_prefect(home: Path) -> subprocess.Popen[bytes]:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
         _wait_for(f"{url}/health", server, home / "server.log")
+        with FileLock(shared_folder / f"{PREFECT_TABLES}.lock"):
+            if not (shared_folder / PREFECT_TABLES).exists():
+                _keep_prefect_tables(home, shared_folder)
     except BaseException:
         _stop(server)
         raise
@@ -147,29 +168,49 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="session")
-def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Preloaded]]:
-    """What runs commands that speak to a Prefect server."""
-    found: dict[str, Preloaded] = {}
+def preloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Preloaded]]:
+    """What carries out `stillhouse` commands, started with the first of them."""
+    with ExitStack() as ending:
+        yield _one_of(COMMANDS, tmp_path_factory, ending)
 
-    def of(prefect_api: str) -> Preloaded:
-        if prefect_api not in found or found[prefect_api].process.poll() is not None:
-            home = tmp_path_factory.mktemp("prefect-home")
-            found[prefect_api] = Preloaded(os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(home)})
-        return found[prefect_api]
 
-    yield of
-    for process in found.values():
-        process.end()
+@pytest.fixture(scope="session")
+def trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Preloaded]]:
+    """What carries out training jobs, as processes of their own."""
+    with ExitStack() as ending:
+        yield _one_of(TRAINERS, tmp_path_factory, ending)
+
+
+def _one_of(
+    modules: Sequence[str], tmp_path_factory: pytest.TempPathFactory, ending: ExitStack
+) -> Callable[[], Preloaded]:
+    found: list[Preloaded] = []
+
+    def alive() -> Preloaded:
+        if not found or found[-1].process.poll() is not None:
+            found.append(Preloaded(modules, tmp_path_factory.mktemp("prefect-home")))
+            ending.callback(found[-1].end)
+        return found[-1]
+
+    return alive
 
 
 @pytest.fixture
-def stillhouse(
-    prefect_api: str, preloaded: Callable[[str], Preloaded]
-) -> Callable[..., subprocess.CompletedProcess[str]]:
+def stillhouse(prefect_api: str, preloaded: Callable[[], Preloaded]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Runs the real command in a child process: `stillhouse("run", recipe)`."""
 
-    def run(*words: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-        return preloaded(prefect_api).run(list(map(str, words)), timeout)
+    def run(*words: object, timeout: float = 240, **more: Any) -> subprocess.CompletedProcess[str]:
+        return preloaded().run("flows.cli", words, timeout, **{"PREFECT_API_URL": prefect_api} | more)
+
+    return run
+
+
+@pytest.fixture
+def cli(preloaded: Callable[[], Preloaded]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same without a Prefect server: for what must be told before any is started."""
+
+    def run(*words: object, timeout: float = 60, **more: Any) -> subprocess.CompletedProcess[str]:
+        return preloaded().run("flows.cli", words, timeout, **more)
 
     return run
 

@@ -1,13 +1,16 @@
-"""Files of metrics: one JSON object a line, read while another process may be writing the last one."""
+"""Files of metrics: one JSON object a line, read while another process may be writing the last one.
+
+`stillhouse report` and every run read them too, and need not wait for torch: only who writes imports it.
+"""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model.training.checkpoint import disk_errors, write_file
-from model.training.parallel import World
+if TYPE_CHECKING:
+    from model.training.parallel import World
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -30,12 +33,16 @@ class MetricsLog:
 
     def keep(self, steps: int) -> None:
         """Drops the lines after the checkpoint that a run goes on from."""
+        from model.training.checkpoint import write_file
+
         self.lines = self.lines[:steps]
         if self.world.leads:
             write_file(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def append(self, line: dict[str, float]) -> None:
         """Adds one step, visible to readers at once."""
+        from model.training.checkpoint import disk_errors
+
         self.lines.append(line)
         if self.world.leads:
             with disk_errors(self.path), self.path.open("a", encoding="utf-8") as file:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,12 +31,6 @@ def riddles(tmp_path: Path, write_recipe: WriteRecipe) -> Path:
     source = f'[[problems]]\ntype = "jsonl"\npath = "{tmp_path / "riddles.jsonl"}"\n[template]'
     recipe.write_text(head + source + tail.partition("[template]")[2])
     return recipe
-
-
-def cli(*words: object) -> subprocess.CompletedProcess[str]:
-    """The command without a Prefect server: for what must be told before any is started."""
-    command = [sys.executable, "-m", "flows.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def refused(done: subprocess.CompletedProcess[str], *words: str) -> bool:
@@ -88,13 +81,13 @@ def test_a_run_audits_before_it_generates(
     assert run_sql(connect(tmp_path / "dataset"), "from samples").num_rows == 0
 
 
-def test_nothing_to_audit_leaves_no_trace(riddles: Path, tmp_path: Path) -> None:
+def test_nothing_to_audit_leaves_no_trace(cli: Command, riddles: Path, tmp_path: Path) -> None:
     words = [word for override in WITHOUT_MATH for word in ("--set", override)]
     assert refused(cli("audit", riddles, *words), "no check to audit", "verify.checks")
     assert not (tmp_path / "dataset").exists()
 
 
-def test_what_a_user_gets_wrong_is_told_in_one_line(riddles: Path, tmp_path: Path) -> None:
+def test_what_a_user_gets_wrong_is_told_in_one_line(cli: Command, riddles: Path, tmp_path: Path) -> None:
     assert refused(cli("audit", tmp_path / "none.toml"), "no such recipe")
     assert refused(cli("audit", tmp_path), "is not a dataset")
     assert refused(cli("audit", riddles, "--set", "audit.limit=-1"), "audit.limit")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -24,8 +23,8 @@ PROGRESS = ("load problems:", "warning:", "problems:", "audit:", "generate:", "v
 NOWHERE = "http://127.0.0.1:9/v1"  # the discard port: nothing listens there
 
 
-def cli(*words: object) -> subprocess.CompletedProcess[str]:
-    """The command without a Prefect server: for what must be told before any is started."""
+def anew(*words: object) -> subprocess.CompletedProcess[str]:
+    """A command that a Python of its own carries out, imports and all."""
     command = [sys.executable, "-m", "flows.cli", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
@@ -41,19 +40,19 @@ def assert_told(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 
 def test_missing_recipe(tmp_path: Path) -> None:
-    assert_told(cli("run", tmp_path / "none.toml"), "no such recipe", "none.toml")
+    assert_told(anew("run", tmp_path / "none.toml"), "no such recipe", "none.toml")
 
 
-def test_unknown_key_names_the_nearest(write_recipe: WriteRecipe) -> None:
+def test_unknown_key_names_the_nearest(cli: Command, write_recipe: WriteRecipe) -> None:
     recipe = write_recipe(NOWHERE)
     assert_told(cli("run", recipe, "--set", "generate.replicsa=3"), "generate.replicsa", "generate.replicas")
 
 
-def test_unknown_stage(write_recipe: WriteRecipe) -> None:
+def test_unknown_stage(cli: Command, write_recipe: WriteRecipe) -> None:
     assert_told(cli("run", write_recipe(NOWHERE), "--only", "generat"), "did you mean 'generate'")
 
 
-def test_stage_that_is_disabled(write_recipe: WriteRecipe) -> None:
+def test_stage_that_is_disabled(cli: Command, write_recipe: WriteRecipe) -> None:
     assert_told(cli("run", write_recipe(NOWHERE), "--only", "grpo"), "grpo.enabled is false in the recipe")
 
 
@@ -72,7 +71,7 @@ def test_required_check_that_no_check_of_ones_own_is_called(
 
 
 def test_wrong_accept_rule_leaves_the_dataset_as_it_was(
-    stillhouse: Command, write_recipe: WriteRecipe, tmp_path: Path
+    stillhouse: Command, cli: Command, write_recipe: WriteRecipe, tmp_path: Path
 ) -> None:
     recipe, dataset = write_recipe(NOWHERE, problems=4), tmp_path / "dataset"
     assert stillhouse("run", recipe, "--only", "problems").returncode == 0
@@ -81,14 +80,14 @@ def test_wrong_accept_rule_leaves_the_dataset_as_it_was(
     assert cli("status", dataset).returncode == 0
 
 
-def test_dataset_that_cannot_be_written(write_recipe: WriteRecipe, tmp_path: Path) -> None:
+def test_dataset_that_cannot_be_written(cli: Command, write_recipe: WriteRecipe, tmp_path: Path) -> None:
     dataset = tmp_path / "dataset"
     dataset.mkdir()
     (dataset / "logs").write_text("no folder: what every user is refused, root too")
     assert_told(cli("run", write_recipe(NOWHERE)), "cannot write", "logs")
 
 
-def test_not_a_dataset(tmp_path: Path) -> None:
+def test_not_a_dataset(cli: Command, tmp_path: Path) -> None:
     assert_told(cli("status", tmp_path), "is not a dataset")
     assert_told(cli("sql", tmp_path, "select 1"), "is not a dataset")
     assert_told(cli("report", tmp_path), "is not a dataset")
@@ -96,7 +95,7 @@ def test_not_a_dataset(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [["run"], ["rerun", "--nonsense"], ["no-such-verb"]])
 def test_wrong_usage(words: list[str]) -> None:
-    done = cli(*words)
+    done = anew(*words)
     assert done.returncode == 2
     assert "Usage" in done.stderr
 
@@ -206,15 +205,12 @@ def verify_attempts(dataset: Dataset) -> dict[tuple[int, int], str]:
 
 
 def test_machine_on_which_no_sandbox_holds(
-    write_recipe: WriteRecipe, endpoint: FakeEndpoint, prefect_api: str, tmp_path: Path
+    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     """Refused before anything is generated; what is verified without an audit is no verdict, and is made later."""
-    env = os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home")}
 
     def run(*words: object, holds: bool) -> subprocess.CompletedProcess[str]:
-        without = [] if holds else ["-m", "tests.tasks.without_sandbox"]
-        command = [sys.executable, *without, "-m", "flows.cli", "run", *map(str, words)]
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+        return stillhouse("run", *words, confined=not holds)
 
     tests = json.dumps({"mode": "stdin", "cases": [{"input": "1", "output": "2"}]})
     (tmp_path / "problems.jsonl").write_text(
@@ -266,7 +262,7 @@ def test_gold_that_does_not_parse_is_unscorable(
 
 
 def test_wrong_sql_is_one_line(
-    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path
+    stillhouse: Command, cli: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, tmp_path: Path
 ) -> None:
     assert stillhouse("run", write_recipe(endpoint.url, problems=4), "--only", "problems").returncode == 0
     assert_told(cli("sql", tmp_path / "dataset", "select nothing from problems"), "nothing")

@@ -103,10 +103,8 @@ def test_a_server_that_schedules_nothing_is_found_out(client: SyncPrefectClient)
 @pytest.mark.parametrize(
     ("url", "remedy"), [("", "prefect config set PREFECT_API_URL="), ("http://127.0.0.1:9/api", "does not answer")]
 )
-def test_without_a_server_there_is_one_line_and_code_2(url: str, remedy: str, tmp_path: Path) -> None:
-    env = os.environ | {"PREFECT_API_URL": url, "PREFECT_HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "flows.cli", "deploy"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+def test_without_a_server_there_is_one_line_and_code_2(cli: Command, url: str, remedy: str, tmp_path: Path) -> None:
+    done = cli("deploy", PREFECT_API_URL=url, PREFECT_HOME=str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith("PrefectServerError: ")
     assert remedy in done.stderr

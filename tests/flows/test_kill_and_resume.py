@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,23 +19,25 @@ import pytest
 
 from model.sampling import reaper
 from tasks.catalog import connect
-from tests.conftest import own_prefect_server
+from tests.conftest import fill_prefect_home, own_prefect_server
 from tests.fake_endpoint import FakeEndpoint
+from tests.preloaded import Preloaded, Started
 
 KILLS = 5
 LEAST_HITS = 3  # attempts that a kill cut short; the later kills find less and less left to do
 
 
 @pytest.fixture(scope="module")
-def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def prefect_api(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> Iterator[str]:
     """A server of its own: requests that a kill cuts off may keep a server's SQLite locked for a minute (Prefect 3.7;
     docs/prefect.md), and other tests would wait for it."""
-    with own_prefect_server(tmp_path_factory.mktemp("server") / "prefect") as url:
+    with own_prefect_server(tmp_path_factory.mktemp("server") / "prefect", shared_folder) as url:
         yield url
 
 
 def test_five_kills_lose_nothing_and_double_nothing(
     stillhouse: Callable[..., subprocess.CompletedProcess[str]],
+    preloaded: Callable[[], Preloaded],
     write_recipe: Callable[..., Path],
     endpoint: FakeEndpoint,
     prefect_api: str,
@@ -51,21 +52,14 @@ def test_five_kills_lose_nothing_and_double_nothing(
     assert done.returncode == 0, done.stderr
 
     rng = random.Random(4)
-    env = os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home")}
     for _ in range(KILLS):
-        run = subprocess.Popen(
-            [sys.executable, "-m", "flows.cli", "run", str(disturbed)],
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        run = preloaded().start("flows.cli", ("run", disturbed), PREFECT_API_URL=prefect_api)
         before = len(endpoint.requests)
         while len(endpoint.requests) == before and run.poll() is None:
             time.sleep(0.01)
         time.sleep(rng.uniform(0.0, 0.6))
         os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        run.wait(60)
     done = stillhouse("run", disturbed)
     assert done.returncode == 0, done.stderr
 
@@ -80,6 +74,7 @@ def test_five_kills_lose_nothing_and_double_nothing(
 def test_an_interrupted_run_ends_soon_and_says_how_to_go_on(
     number: signal.Signals,
     stillhouse: Callable[..., subprocess.CompletedProcess[str]],
+    preloaded: Callable[[], Preloaded],
     write_recipe: Callable[..., Path],
     endpoint: FakeEndpoint,
     prefect_api: str,
@@ -87,12 +82,11 @@ def test_an_interrupted_run_ends_soon_and_says_how_to_go_on(
 ) -> None:
     endpoint.faults.seconds = 300.0  # as hour-long answers: nothing ends by itself
     recipe = write_recipe(endpoint.url)
-    run = _at_work(recipe, endpoint, PREFECT_API_URL=prefect_api, PREFECT_HOME=str(tmp_path / "home"))
+    run = _at_work(preloaded(), recipe, endpoint, PREFECT_API_URL=prefect_api)
     run.send_signal(number)
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130, errors
-    assert "go on with: " in errors
-    assert f"stillhouse run {recipe}" in errors.replace("\n", "")
+    assert run.wait(60) == 130, run.errors
+    assert "go on with: " in run.errors
+    assert f"stillhouse run {recipe}" in run.errors.replace("\n", "")
     states = connect(tmp_path / "dataset").execute("select distinct state from attempts").fetchall()
     assert states == [("interrupted",)]
 
@@ -101,32 +95,31 @@ def test_an_interrupted_run_ends_soon_and_says_how_to_go_on(
 
 
 def test_ctrl_c_in_a_terminal_spares_the_temporary_server(
-    write_recipe: Callable[..., Path], endpoint: FakeEndpoint, tmp_path: Path
+    preloaded: Callable[[], Preloaded],
+    write_recipe: Callable[..., Path],
+    endpoint: FakeEndpoint,
+    shared_folder: Path,
+    tmp_path: Path,
 ) -> None:
     endpoint.faults.seconds = 300.0
-    run = _at_work(write_recipe(endpoint.url), endpoint, PREFECT_HOME=str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    fill_prefect_home(tmp_path / "home", shared_folder)
+    run = _at_work(preloaded(), write_recipe(endpoint.url), endpoint, PREFECT_HOME=str(tmp_path / "home"))
     server = [pid for pid in reaper.descendants(run.pid) if "uvicorn" in _command_line(pid)]
     os.killpg(run.pid, signal.SIGINT)  # as the terminal does
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130, errors
-    assert "Stopping" in errors
-    assert "go on with: " in errors
-    assert "Traceback" not in errors
+    assert run.wait(60) == 130, run.errors
+    assert "Stopping" in run.errors
+    assert "go on with: " in run.errors
+    assert "Traceback" not in run.errors
     assert server
     assert not [pid for pid in server if "uvicorn" in _command_line(pid)]
 
 
-def _at_work(recipe: Path, endpoint: FakeEndpoint, **env: str) -> subprocess.Popen[str]:
+def _at_work(preloaded: Preloaded, recipe: Path, endpoint: FakeEndpoint, **environment: str) -> Started:
     """A run in a session of its own that has asked the endpoint for something."""
-    run = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "run", str(recipe)],
-        env=os.environ | env,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    run = preloaded.start("flows.cli", ("run", recipe), **environment)
     while not endpoint.in_flight:
-        assert run.poll() is None
+        assert run.poll() is None, run.errors
         time.sleep(0.1)
     return run
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from tasks.catalog import connect
 from tasks.inputs import problems_by_id
@@ -73,18 +73,14 @@ def test_chosen_samples_are_made_again_and_the_old_rows_stay_on_disk(
 
 
 def test_verdicts_that_are_errors_are_told_and_redone_alone(
-    prefect_api: str,
+    stillhouse: Command,
     write_recipe: Callable[..., Path],
     endpoint: FakeEndpoint,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mended = tmp_path / "mended"
-    command = [sys.executable, "-m", "flows.cli"]
-    env = os.environ | {"PREFECT_API_URL": prefect_api, "PREFECT_HOME": str(tmp_path / "home"), MENDED: str(mended)}
-
-    def stillhouse(*words: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*command, *map(str, words)], env=env, capture_output=True, text=True, check=False)
-
+    monkeypatch.setenv(MENDED, str(mended))
     recipe, dataset = write_recipe(endpoint.url, problems=20), tmp_path / "dataset"
     checks = 'verify.checks=["finish","format","math","tests.tasks.flaky:FlakyCheck"]'
     run = stillhouse("run", recipe, "--only", "problems,generate,verify", "--set", checks)

@@ -18,7 +18,7 @@ from model.pretrained import folder_here, small_files
 from model.same_tokens import token_difference
 from tasks.store import PROBLEMS, Dataset
 from tests.fake_endpoint import FakeEndpoint
-from tests.flows.test_bad_input import assert_told, cli
+from tests.flows.test_bad_input import assert_told
 from tests.model.training.tiny import LETTERS, make_tokenizer, save_tiny
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
@@ -151,7 +151,12 @@ def test_a_config_that_is_none(tmp_path: Path) -> None:
 
 
 def test_too_long_a_text_ends_a_plan_and_a_run_in_one_line(
-    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, student: Path, tmp_path: Path
+    stillhouse: Command,
+    cli: Command,
+    write_recipe: WriteRecipe,
+    endpoint: FakeEndpoint,
+    student: Path,
+    tmp_path: Path,
 ) -> None:
     recipe = write_recipe(endpoint.url, problems=4)
     words = ["--set", f"student.model={student}", "--set", "sft.enabled=true"]
@@ -230,7 +235,12 @@ def test_models_that_would_have_to_be_fetched_or_converted_are_not_here(student:
 
 
 def test_other_tokens_end_a_plan_and_a_run_in_one_line(
-    stillhouse: Command, write_recipe: WriteRecipe, endpoint: FakeEndpoint, other: Path, tmp_path: Path
+    stillhouse: Command,
+    cli: Command,
+    write_recipe: WriteRecipe,
+    endpoint: FakeEndpoint,
+    other: Path,
+    tmp_path: Path,
 ) -> None:
     recipe = write_recipe(endpoint.url, problems=4)
     words = ["--set", "distill.enabled=true", "--set", f"distill.teacher={other}", "--set", "distill.init=student"]

@@ -1,6 +1,4 @@
-"""Starts Python where no tier of the sandbox can hold, as under a kernel that was built without all that they need.
-
-    python -m tests.tasks.without_sandbox ARGUMENT...        (those of `python`)
+"""A process in which no tier of the sandbox can hold, as under a kernel that was built without all that they need.
 
 A filter, which children inherit, refuses namespaces, Landlock and further filters. Linux on x86-64 and arm64.
 """
@@ -8,9 +6,7 @@ A filter, which children inherit, refuses namespaces, Landlock and further filte
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
-import sys
 
 from model.sandbox import linux
 
@@ -33,15 +29,11 @@ def _filter() -> bytes:
     return b"".join(lines)
 
 
-def main() -> None:
+def confine() -> None:
+    """From now on, this process and its children."""
     program = _filter()
     lines = ctypes.create_string_buffer(program, len(program))
     whole = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(lines))
     address = ctypes.create_string_buffer(whole, len(whole))
     linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
     linux.load_filter(ctypes.addressof(address))
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-
-
-if __name__ == "__main__":
-    main()

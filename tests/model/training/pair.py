@@ -8,13 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from model.training.job import Job
+
 RawJob = dict[str, Any]  # a job's JSON, with its stage
-KILLED_AT = "TESTS_KILLED_AT"  # environment
 BROKEN, BROKEN_AT = "broken", 4  # name of a job's folder, and of the update that breaks its weights
 
 
@@ -30,25 +34,16 @@ def written(job: RawJob) -> Path:
     return path
 
 
-def train_in_two(jobs: list[RawJob], *, on_gpus: bool = False) -> None:
-    """Every job in two processes that `torchrun` starts; fails with their words where one does."""
-    done = in_two(jobs, {} if on_gpus else {"CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 0, done.stderr
-
-
-def kill_in_two(job: RawJob, step: int) -> None:
-    """The same of one job, whose leading process is killed, as by `kill -9`, once a step is written down."""
-    done = in_two([job], {"CUDA_VISIBLE_DEVICES": "", KILLED_AT: str(step)})
-    assert "exitcode  : -9" in done.stderr, done.stderr
-    assert not (Path(job["out"]) / "manifest.json").exists()
-
-
-def in_two(jobs: list[RawJob], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    pairs = [f"{free_port()}={written(job)}" for job in jobs]
+def train_in_two(jobs: Sequence[RawJob], *, on_gpus: bool = False, killed: Sequence[tuple[RawJob, int]] = ()) -> None:
+    """Every job in two processes that `torchrun` starts; fails with their words where one does. Each of `killed` comes
+    before: its leading process is killed, as by `kill -9`, once that step is written down."""
+    words = [f"{free_port()}={written(job)}={step}" for job, step in killed]
+    words += [f"{free_port()}={written(job)}=" for job in jobs]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "tests.model.training.pair", *pairs]
-    environment = dict(os.environ) | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    command = [*torchrun, "-m", "tests.model.training.pair", *words]
+    environment = dict(os.environ) | ({} if on_gpus else {"CUDA_VISIBLE_DEVICES": ""})
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def free_port() -> int:
@@ -61,14 +56,30 @@ def free_port() -> int:
 class Killed:
     """A stop request that never comes: the process is gone before."""
 
-    def __init__(self, out: Path) -> None:
-        self.metrics, self.step = out / "metrics.jsonl", int(os.environ[KILLED_AT])
+    def __init__(self, out: Path, step: int) -> None:
+        self.metrics, self.step = out / "metrics.jsonl", step
 
     @property
     def received(self) -> bool:
         if os.environ["RANK"] == "0" and self.metrics.exists() and self.metrics.read_text().count("\n") >= self.step:
             os.kill(os.getpid(), signal.SIGKILL)
         return False
+
+
+def run_killed(job: Job, step: int) -> None:
+    """Carries out the job in a process that this one forks, until it ends: killed, or without the one that was."""
+    from model.training.runner import run_job
+
+    if not (child := os.fork()):
+        try:
+            run_job(job, Killed(job.out, step))
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (-signal.SIGKILL if os.environ["RANK"] == "0" else 1)
+    assert not (job.out / "manifest.json").exists()
 
 
 def share_a_gpu() -> None:
@@ -110,13 +121,16 @@ def main() -> None:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"  # which serves for one group of processes
     if torch.cuda.device_count() == 1:
         share_a_gpu()
-    for pair in sys.argv[1:]:
-        port, path = pair.split("=", 1)
+    for word in sys.argv[1:]:
+        port, path, step = word.split("=")
         os.environ["MASTER_PORT"] = port
         job = read_job(Path(path))
+        if step:
+            run_killed(job, int(step))
+            continue
         if job.out.name == BROKEN:
             break_update()
-        run_job(job, Killed(job.out) if KILLED_AT in os.environ else Never())
+        run_job(job, Never())
 
 
 if __name__ == "__main__":

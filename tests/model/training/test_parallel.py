@@ -25,7 +25,7 @@ from tests.model.training.alike import (
     make_job,
     write_inputs,
 )
-from tests.model.training.pair import BROKEN, BROKEN_AT, kill_in_two, train_in_two
+from tests.model.training.pair import BROKEN, BROKEN_AT, train_in_two
 
 BEGUN = "ppo that one began"
 REFILLED = "grpo with refills and a head of its own"
@@ -46,8 +46,7 @@ def in_two(folder: Path) -> dict[str, Path]:
     forget_the_end(alone(jobs[BEGUN]))
     jobs[KILLED] = make_job(folder, JOBS_OF_ALL[REFILLED], f"two/{KILLED}")
     jobs[BROKEN] = make_job(folder, JOBS_OF_ALL["sft"] | {"epochs": 6}, f"two/{BROKEN}")
-    kill_in_two(jobs[KILLED], step=3)
-    train_in_two(list(jobs.values()))
+    train_in_two(list(jobs.values()), killed=[(jobs[KILLED], 3)])
     return {name: job["out"] for name, job in jobs.items()}
 
 

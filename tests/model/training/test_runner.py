@@ -40,6 +40,7 @@ from model.training.runner import run_job
 from tasks.processes import GRACE_SECONDS
 from tests.model.training.tiny import ALONE, PREFILL, make_tokenizer
 from tests.model.training.tiny_engine import install
+from tests.preloaded import Preloaded
 
 MakeJob = Callable[..., dict[str, Any]]
 
@@ -102,9 +103,13 @@ def read_losses(metrics: Path) -> list[tuple[int, float]]:
 
 
 def command(raw: dict[str, Any], *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "model.training", str(job_file(raw)), *arguments]
+
+
+def job_file(raw: dict[str, Any]) -> Path:
     path = Path(raw["out"]).with_suffix(".json")
     path.write_text(json.dumps(raw))
-    return [sys.executable, "-m", "model.training", str(path), *arguments]
+    return path
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -139,7 +144,9 @@ def test_a_stopped_run_with_an_engine_gives_it_the_checkpoints_weights(
     assert [engine.calls[-1] for engine in engines] == ["stop"] * 3
 
 
-def test_kill_9_and_resume_with_refills_gives_the_same_metrics_bit_for_bit(make_job: MakeJob) -> None:
+def test_kill_9_and_resume_with_refills_gives_the_same_metrics_bit_for_bit(
+    make_job: MakeJob, trainers: Callable[[], Preloaded]
+) -> None:
     """The number of problems a step takes is known only once it is over: the cursor is in the checkpoint.
 
     By the command itself; other stages: test_killed.py.
@@ -149,11 +156,11 @@ def test_kill_9_and_resume_with_refills_gives_the_same_metrics_bit_for_bit(make_
     whole = run(make_job("grpo", "whole", **settings))
     killed = make_job("grpo", "killed", **settings)
     out = Path(killed["out"])
-    with subprocess.Popen(command(killed)) as process:
-        wait_for(lambda: (out / "checkpoints/step-000006").exists() or process.poll() is not None)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    subprocess.run(command(killed), check=True)
+    process = trainers().start("model.training", [job_file(killed)])
+    wait_for(lambda: (out / "checkpoints/step-000006").exists() or process.poll() is not None)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL, process.errors
+    assert trainers().run("model.training", [job_file(killed)]).returncode == 0
     assert read_metrics(out / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
     lines = read_metrics(out / "metrics.jsonl")
     assert len({line["groups_sampled"] for line in lines}) > 1
@@ -522,15 +529,16 @@ def is_running(pid: int) -> bool:
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_sigterm_writes_a_checkpoint_and_asks_to_be_resumed(make_job: MakeJob) -> None:
+def test_sigterm_writes_a_checkpoint_and_asks_to_be_resumed(
+    make_job: MakeJob, trainers: Callable[[], Preloaded]
+) -> None:
     job = make_job(epochs=100_000, checkpoint_every=1_000_000)
     out = Path(job["out"])
-    with subprocess.Popen(command(job), stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: len(read_losses(out / "metrics.jsonl")) > 1 or process.poll() is not None)
-        process.terminate()
-        _, error = process.communicate(timeout=GRACE_SECONDS)
-    assert process.returncode == 75
-    assert "start the same job to go on" in error
+    process = trainers().start("model.training", [job_file(job)])
+    wait_for(lambda: len(read_losses(out / "metrics.jsonl")) > 1 or process.poll() is not None)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(GRACE_SECONDS) == 75, process.errors
+    assert "start the same job to go on" in process.errors
     last = read_losses(out / "metrics.jsonl")[-1][0]
     assert [p.name for p in (out / "checkpoints").iterdir()] == [f"step-{last:06d}"]
 
@@ -541,11 +549,11 @@ def test_a_wrong_job_is_one_line_and_exit_2(make_job: MakeJob) -> None:
     assert done.stderr == "JobError: a sft job has no field 'epoch'; the nearest is 'epochs'\n"
 
 
-def test_the_verb_train_carries_out_the_same_file(make_job: MakeJob) -> None:
+def test_the_verb_train_carries_out_the_same_file(make_job: MakeJob, trainers: Callable[[], Preloaded]) -> None:
     job = make_job("ppo", steps=1)
-    file = command(job)[-1]
     for ends in ("done: 1 steps, model in", "done before: 1 steps, model in"):
-        found = subprocess.run([sys.executable, "-m", "flows.cli", "train", file], text=True, stderr=-1, check=True)
+        found = trainers().run("flows.cli", ["train", job_file(job)])
+        assert found.returncode == 0
         assert found.stderr.splitlines()[-1] == f"{ends} {job['out']}/model"
     assert json.loads((Path(job["out"]) / "manifest.json").read_text())["steps"] == 1
 

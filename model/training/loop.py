@@ -16,8 +16,8 @@ from model.training.data import Tokenizer
 from model.training.degenerate import degenerate, require_healthy
 from model.training.forward import Model
 from model.training.job import Job, RolloutJob
-from model.training.lines import MetricsLog
 from model.training.manifest import identity_of
+from model.training.metrics_log import MetricsLog
 from model.training.optimizer import MasterAdamW
 from model.training.parallel import World
 from model.training.process import StopNow, Stopped, StopRequest, StopSignal, say

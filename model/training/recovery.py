@@ -28,7 +28,7 @@ from model.training.checkpoint import Checkpoints, trained_state, write_file
 from model.training.data import Row, Tokenizer, collate
 from model.training.forward import Model
 from model.training.job import Job, RolloutJob
-from model.training.lines import MetricsLog
+from model.training.metrics_log import MetricsLog
 from model.training.optimizer import MasterAdamW, all_finite
 from model.training.parallel import World
 from model.training.process import say

@@ -30,7 +30,7 @@ from model.training.checkpoint import DiskError, disk_errors
 from model.training.data import Row
 from model.training.degenerate import DegenerateError
 from model.training.job import JOBS, JobError, SFTJob, job_from
-from model.training.lines import MetricsLog
+from model.training.metrics_log import MetricsLog
 from model.training.optimizer import learning_rate
 from model.training.out_of_memory import OutOfMemoryError
 from model.training.process import StopNow, Stopped, StopRequest, StopSignal, sole_owner

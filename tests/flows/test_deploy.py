@@ -31,15 +31,24 @@ from flows.deploy import (
 from flows.recipe import Recipe, load_recipe
 from tasks.catalog import connect
 from tests.fake_endpoint import FakeEndpoint
+from tests.flows.conftest import own_prefect_server
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 FLOWS = ("factory", "audit", "generate", "distil", "refine", "evaluate", "rerun")
 MONTH = timedelta(days=30)
 
 
+@pytest.fixture(scope="module")
+def prefect_api(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> Iterator[str]:
+    """A server of its own: where runs of other tests write, SQLite refuses some of a deployment's long writes at once,
+    and Prefect's client tries again for a minute and more."""
+    with own_prefect_server(tmp_path_factory.mktemp("server") / "prefect", shared_folder) as url:
+        yield url
+
+
 @pytest.fixture
 def client(prefect_api: str, tmp_path: Path) -> Iterator[SyncPrefectClient]:
-    """A client of the shared test server."""
+    """A client of this server."""
     with (
         temporary_settings({PREFECT_API_URL: prefect_api, PREFECT_HOME: tmp_path / "prefect-home"}),
         get_client(sync_client=True) as connected,

@@ -19,8 +19,8 @@ import pytest
 
 from model.sampling import reaper
 from tasks.catalog import connect
-from tests.conftest import fill_prefect_home, own_prefect_server
 from tests.fake_endpoint import FakeEndpoint
+from tests.flows.conftest import fill_prefect_home, own_prefect_server
 from tests.preloaded import Preloaded, Started
 
 KILLS = 5

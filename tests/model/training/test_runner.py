@@ -40,7 +40,7 @@ from model.training.runner import run_job
 from tasks.processes import GRACE_SECONDS
 from tests.model.training.tiny import ALONE, PREFILL, make_tokenizer
 from tests.model.training.tiny_engine import install
-from tests.preloaded import Preloaded
+from tests.preloaded import TRAINERS, Preloaded
 
 MakeJob = Callable[..., dict[str, Any]]
 
@@ -81,6 +81,14 @@ def make_job(tiny_folder: Path, examples_file: Path, problems_file: Path, tmp_pa
         return {name: str(value) if isinstance(value, Path) else value for name, value in job.items()}
 
     return make
+
+
+@pytest.fixture(scope="module")
+def trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Preloaded]:
+    """What carries out jobs as processes of their own."""
+    preloaded = Preloaded(TRAINERS, tmp_path_factory.mktemp("prefect-home"))
+    yield preloaded
+    preloaded.end()
 
 
 def run(raw: dict[str, Any], stop: StopSignal | None = None) -> Path:
@@ -145,7 +153,7 @@ def test_a_stopped_run_with_an_engine_gives_it_the_checkpoints_weights(
 
 
 def test_kill_9_and_resume_with_refills_gives_the_same_metrics_bit_for_bit(
-    make_job: MakeJob, trainers: Callable[[], Preloaded]
+    make_job: MakeJob, trainers: Preloaded
 ) -> None:
     """The number of problems a step takes is known only once it is over: the cursor is in the checkpoint.
 
@@ -156,11 +164,11 @@ def test_kill_9_and_resume_with_refills_gives_the_same_metrics_bit_for_bit(
     whole = run(make_job("grpo", "whole", **settings))
     killed = make_job("grpo", "killed", **settings)
     out = Path(killed["out"])
-    process = trainers().start("model.training", [job_file(killed)])
+    process = trainers.start("model.training", [job_file(killed)])
     wait_for(lambda: (out / "checkpoints/step-000006").exists() or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL, process.errors
-    assert trainers().run("model.training", [job_file(killed)]).returncode == 0
+    assert trainers.run("model.training", [job_file(killed)]).returncode == 0
     assert read_metrics(out / "metrics.jsonl") == read_metrics(whole / "metrics.jsonl")
     lines = read_metrics(out / "metrics.jsonl")
     assert len({line["groups_sampled"] for line in lines}) > 1
@@ -529,12 +537,10 @@ def is_running(pid: int) -> bool:
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
-def test_sigterm_writes_a_checkpoint_and_asks_to_be_resumed(
-    make_job: MakeJob, trainers: Callable[[], Preloaded]
-) -> None:
+def test_sigterm_writes_a_checkpoint_and_asks_to_be_resumed(make_job: MakeJob, trainers: Preloaded) -> None:
     job = make_job(epochs=100_000, checkpoint_every=1_000_000)
     out = Path(job["out"])
-    process = trainers().start("model.training", [job_file(job)])
+    process = trainers.start("model.training", [job_file(job)])
     wait_for(lambda: len(read_losses(out / "metrics.jsonl")) > 1 or process.poll() is not None)
     process.send_signal(signal.SIGTERM)
     assert process.wait(GRACE_SECONDS) == 75, process.errors
@@ -549,10 +555,10 @@ def test_a_wrong_job_is_one_line_and_exit_2(make_job: MakeJob) -> None:
     assert done.stderr == "JobError: a sft job has no field 'epoch'; the nearest is 'epochs'\n"
 
 
-def test_the_verb_train_carries_out_the_same_file(make_job: MakeJob, trainers: Callable[[], Preloaded]) -> None:
+def test_the_verb_train_carries_out_the_same_file(make_job: MakeJob, trainers: Preloaded) -> None:
     job = make_job("ppo", steps=1)
     for ends in ("done: 1 steps, model in", "done before: 1 steps, model in"):
-        found = trainers().run("flows.cli", ["train", job_file(job)])
+        found = trainers.run("flows.cli", ["train", job_file(job)])
         assert found.returncode == 0
         assert found.stderr.splitlines()[-1] == f"{ends} {job['out']}/model"
     assert json.loads((Path(job["out"]) / "manifest.json").read_text())["steps"] == 1

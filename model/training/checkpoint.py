@@ -192,9 +192,13 @@ def trained_state(optimizer: MasterAdamW, stage: Any) -> dict[str, Tensor]:
 
 def differences(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """In which settings one job differs from another; empty where in none."""
+
+    def told(job: Mapping[str, Any], name: str) -> str:
+        value = job.get(name)
+        return "the default" if name not in job else repr(str(value) if isinstance(value, str) else value)
+
     names = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
-    told = [(repr(job[name]) if name in job else "the default" for job in (begun, wanted)) for name in names]
-    return "; ".join(f"{name} was {was}, now {now}" for name, (was, now) in zip(names, told, strict=True))
+    return "; ".join(f"{name} was {told(begun, name)}, now {told(wanted, name)}" for name in names)
 
 
 def require_names(checkpoint: Path, state: Mapping[str, Tensor]) -> None:

@@ -62,6 +62,11 @@ class Precision(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+# What a run would not notice. A recipe has bounds of its own.
+_LEAST = {"max_steps": 0, "epochs": 1, "steps": 1, "tokens_per_batch": 1, "tokens_per_micro_batch": 1, "max_length": 1}
+_LEAST |= {"checkpoint_every": 1, "learning_rate": 0, "problems_per_step": 1, "group_size": 1, "max_tokens": 1}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """Settings of every stage."""
@@ -111,6 +116,9 @@ class Job:
     peak_tflops: float = 0.0  # of one device, 10^12 operations a second, for the metric mfu; 0: known from its name
 
     def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if getattr(self, name, least) < least:
+                raise JobError(f"{name} = {getattr(self, name)}: at least {least}")
         if self.lora_rank < 0 or self.lora_alpha <= 0:
             raise JobError(f"lora_rank = {self.lora_rank} must not be negative, lora_alpha = {self.lora_alpha} not 0")
         if self.processes < 1:
@@ -338,6 +346,8 @@ def _value(name: str, hint: Any, raw: Any) -> Any:
     try:
         if origin is tuple and isinstance(raw, list):
             return tuple(raw)
+        if issubclass(origin, StrEnum) and raw not in list(origin):
+            raise JobError(f"{name}: {raw!r} is none of {', '.join(origin)}")
         if issubclass(origin, (Path, StrEnum)):
             return origin(raw)
     except (TypeError, ValueError) as error:

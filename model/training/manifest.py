@@ -78,7 +78,8 @@ def bind(out: Path, wanted: dict[str, Any]) -> None:
         write_file(path, json.dumps(wanted, indent=2))
         return
     if differs := differences(json.loads(path.read_text(encoding="utf-8")), wanted):
-        raise JobError(f"{out} holds another job's training ({differs}): remove it or train elsewhere")
+        remedy = "set these back to go on with it, or train elsewhere"
+        raise JobError(f"{out} holds another job's training ({differs}): {remedy}")
 
 
 def identity_of(out: Path) -> dict[str, Any] | None:

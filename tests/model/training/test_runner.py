@@ -592,6 +592,9 @@ def test_another_job_in_the_same_folder_is_refused_field_by_field(make_job: Make
     run(make_job(checkpoint_every=99))
     with pytest.raises(JobError, match=r"another job's training \(learning_rate was 0\.003, now 0\.001\)"):
         run(make_job(learning_rate=1e-3))
+    told = r"0\.003, now 0\.001; schedule was 'cosine', now 'linear'; optimizer_state was the default, now 'bfloat16'\)"
+    with pytest.raises(JobError, match=told):
+        run(make_job(learning_rate=1e-3, schedule="linear", optimizer_state="bfloat16"))
 
 
 def test_a_checkpoint_of_another_job_is_refused_field_by_field(make_job: MakeJob) -> None:

@@ -23,12 +23,13 @@ import queue
 import random
 import re
 import socket
+import ssl
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
@@ -54,6 +55,9 @@ BACKOFF_SECONDS = 0.5  # before the second try; doubles, with jitter
 LONGEST_BACKOFF_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 WATCH_SECONDS = 1.0  # between two looks at the engine's process
+# httpcore 1.0 goes through all connections of a pool for each of its requests: with 256 in one, a request took 17 ms of
+# a core, in pools of 8 it takes 1 (benchmarks/completions_client.json).
+POOL_CONNECTIONS = 8
 REFUSALS_THAT_STOP = 32  # refusals in a row that speak of something other than length
 EXCERPT = 200  # characters of foreign text in an error
 
@@ -91,17 +95,42 @@ class _TryAgainError(Exception):
         self.cost, self.wait_seconds = cost, wait_seconds
 
 
+@dataclass(slots=True)
+class _Pool:
+    """Some of an endpoint's connections."""
+
+    http: httpx.AsyncClient
+    in_flight: int = 0
+
+
 class _Endpoint:
-    """One base URL with its own connection pool; rests for a while after a failure."""
+    """One base URL with its own connections; rests for a while after a failure."""
 
     def __init__(self, url: str, concurrency: int, timeout_seconds: float, headers: dict[str, str]) -> None:
         self.url = url.rstrip("/")
         self.in_flight = self.served = self.failures = 0
         self.rests_until = 0.0
         timeout = httpx.Timeout(timeout_seconds, connect=min(CONNECT_SECONDS, timeout_seconds), pool=None)
-        self.http = httpx.AsyncClient(headers=headers, timeout=timeout, transport=_transport(self.url, concurrency))
+        certificates = httpx.create_ssl_context()  # takes longer than all else here, so once
+        self._pools = [
+            _Pool(httpx.AsyncClient(headers=headers, timeout=timeout, transport=_transport(self.url, certificates)))
+            for _ in range(0, concurrency, POOL_CONNECTIONS)
+        ]
 
-    def address(self, path: str) -> str:
+    async def post(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        """Over the least busy pool, so that none has to queue."""
+        pool = min(self._pools, key=lambda pool: pool.in_flight)
+        pool.in_flight += 1
+        try:
+            return await pool.http.post(self._address(path), json=body)
+        finally:
+            pool.in_flight -= 1
+
+    async def close(self) -> None:
+        for pool in self._pools:
+            await pool.http.aclose()
+
+    def _address(self, path: str) -> str:
         """vLLM has /classify beside /v1, not below it."""
         root = self.url.removesuffix("/v1") if path == CLASSIFY else self.url
         return f"{root}/{path}"
@@ -204,7 +233,7 @@ class CompletionsClient:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         for endpoint in self._endpoints:
-            await endpoint.http.aclose()
+            await endpoint.close()
 
     async def _complete_all(
         self, requests: Sequence[AnyRequest], done: queue.SimpleQueue[Completion | None]
@@ -276,7 +305,7 @@ class CompletionsClient:
         try:
             # The sum bounds an endpoint that sends a byte now and then; httpx itself bounds each read.
             async with asyncio.timeout(self._timeout_seconds):
-                return await endpoint.http.post(endpoint.address(path), json=body)
+                return await endpoint.post(path, body)
         except (TimeoutError, httpx.ReadTimeout):
             raise _TryAgainError(f"no answer within {self._timeout_seconds:g} s", cost=TIMEOUT_COST) from None
         except httpx.TransportError as error:
@@ -397,14 +426,15 @@ def _next(done: queue.SimpleQueue[Completion | None], timeout: float) -> Complet
         return None
 
 
-def _transport(url: str, concurrency: int) -> httpx.AsyncHTTPTransport:
+def _transport(url: str, certificates: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
     """Connections to `url`, through the environment's proxy unless the address is this machine's own."""
     limits = httpx.Limits(
-        max_connections=concurrency,
-        max_keepalive_connections=concurrency,
+        max_connections=POOL_CONNECTIONS,
+        max_keepalive_connections=POOL_CONNECTIONS,
         keepalive_expiry=KEEPALIVE_EXPIRY_SECONDS,
     )
     return httpx.AsyncHTTPTransport(
+        verify=certificates,
         limits=limits,
         proxy=_proxy(url),
         socket_options=_SOCKET_OPTIONS,

@@ -14,7 +14,7 @@ import pytest
 from model.errors import SamplerError
 from model.records import FinishReason
 from model.sampling import client as client_module
-from model.sampling.client import CompletionsClient, is_too_long
+from model.sampling.client import POOL_CONNECTIONS, CompletionsClient, is_too_long
 from model.sampling.request import (
     ChatRequest,
     ClassifyRequest,
@@ -170,6 +170,14 @@ def test_one_bound_holds_over_all_calling_threads(endpoint: FakeEndpoint) -> Non
         results = list(threads.map(client.complete, calls))
     assert [len(completions) for completions in results] == [10] * 4
     assert endpoint.most_in_flight == 5
+
+
+def test_as_many_are_under_way_as_the_bound_says_however_many_pools_they_take(endpoint: FakeEndpoint) -> None:
+    endpoint.faults.seconds = 0.3
+    bound = 2 * POOL_CONNECTIONS + 3
+    with make_client(endpoint.url, concurrency=bound) as client:
+        assert len(client.complete([question(number) for number in range(3 * bound)])) == 3 * bound
+    assert endpoint.most_in_flight == bound
 
 
 def test_a_call_need_not_wait_for_another_calls_last_answer(endpoint: FakeEndpoint) -> None:

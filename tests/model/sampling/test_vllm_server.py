@@ -243,6 +243,7 @@ def test_the_command_line_on_cpu_and_gpu() -> None:
     assert "--tensor-parallel-size" not in cpu
     assert "--no-enable-chunked-prefill" in cpu
     assert cpu[cpu.index("--max-logprobs") + 1] == "20"
+    assert cpu[cpu.index("--block-size") + 1] == "32"
     options = EngineOptions(gpus=2, enforce_eager=False, max_logprobs=64, extra_args=("--swap-space", "8"))
     gpu = vllm_server.server_arguments("org/model", "teacher", 8000, options)
     assert gpu[gpu.index("--tensor-parallel-size") + 1] == "2"
@@ -250,6 +251,7 @@ def test_the_command_line_on_cpu_and_gpu() -> None:
     assert gpu[gpu.index("--max-logprobs") + 1] == "64"
     assert "--enforce-eager" not in gpu
     assert "--no-enable-chunked-prefill" not in gpu
+    assert "--block-size" not in gpu
 
 
 def test_every_prompt_fits_into_one_prefill_step_on_the_cpu() -> None:

@@ -202,7 +202,8 @@ def train(
 ) -> None:
     """Trains one stage, resuming where it was left; or checks the losses against their papers.
 
-    Exit codes of a job: 0 done, 1 failed, 2 failed and would again, 75 stopped on request and resumable.
+    Exit codes of a job: 0 done, 1 failed, 2 wrong and would fail again, 3 out of memory, 75 stopped
+    on request and resumable.
     """
     if (job is None) != check_losses:
         raise RecipeError("say what to do: a JOB (JSON file), or --check-losses")

@@ -56,6 +56,12 @@ class TrainingError(StillhouseError):
     """A training process failed; its first line names the cause."""
 
 
+class NothingToLearnError(TrainingError):
+    """Not one sample was accepted, or no problem is fit to learn from: trying again ends the same."""
+
+    retryable = False
+
+
 class ShardsFailedError(StillhouseError):
     """Some shards are failed after all their attempts; the others are done and kept."""
 

@@ -14,7 +14,7 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from model.errors import ProblemsError, TrainingError
+from model.errors import NothingToLearnError, ProblemsError
 from model.records import SCHEMAS, Problem, TaughtProblem, TrainingExample, rows_hash, to_table
 from model.templates import ChatTokenizer, PromptTemplate
 from tasks.catalog import connect, training_rows
@@ -34,7 +34,7 @@ class Rendering:
 
 @task(name="select", task_run_name="select for {student}", cache_policy=NO_CACHE)
 def select_examples(run: Run, rendering: Rendering, student: str) -> Path:
-    """Writes the accepted samples as training examples; TrainingError when there is not one.
+    """Writes the accepted samples as training examples; NothingToLearnError when there is not one.
 
     They are read twice, once for the name and once to be written, and never held whole.
     """
@@ -55,7 +55,7 @@ def select_examples(run: Run, rendering: Rendering, student: str) -> Path:
                 for row in rows
             ]
         if not rows:
-            raise TrainingError(
+            raise NothingToLearnError(
                 "not one sample is accepted, so there is nothing to train on; "
                 f'see `stillhouse sql {run.dataset.path} "select * from funnel"`'
             )
@@ -69,7 +69,7 @@ def select_problems(
 ) -> Path:
     """Writes the problems to learn from, rendered for the student, and where it is `taught` for its teacher too.
 
-    TrainingError for none.
+    NothingToLearnError for none.
     """
     alone = rendering.template.without_shots()
     chosen = problems_to_learn_from(connect(run.dataset), run.dataset, band)
@@ -79,7 +79,7 @@ def select_problems(
         rows = [TaughtProblem(**asdict(row), teacher_prompt=text) for row, text in zip(rows, asked, strict=True)]
     if not rows:
         low, high = band
-        raise TrainingError(
+        raise NothingToLearnError(
             "no training problem that is not excluded has a gold answer and a pass rate "
             f"from {low:g} to {high:g}: widen {student}.pass_rate"
         )

@@ -32,7 +32,7 @@ from tasks.attempts import attempt
 from tasks.engine import Engine
 from tasks.follow import Follower
 from tasks.processes import GRACE_SECONDS, last_lines, run_watched
-from tasks.progress import ticking
+from tasks.progress import announce, ticking
 from tasks.run import Run
 from tasks.snapshot import SET_ASIDE
 from tasks.store import STUDENTS
@@ -60,10 +60,8 @@ def train(
     Raises TrainingError with the process's last words; not retryable when the job itself is wrong.
     """
     out = run.dataset.file(f"{STUDENTS}/{student}")
-    if is_done(out, job):
+    if is_done(out, job) or _claim(run, student, job):
         return out / "model"
-    lent = {"rollout_lent": engine.lend()} if engine else {}
-    _prepare(run, student, {**job, **lent})
     job_file = out / "job.json"
     log = run.dataset.file(f"logs/train-{student}.log")
     begun = log.stat().st_size if log.exists() else 0
@@ -73,6 +71,7 @@ def train(
     ):
         follower = Follower(out / "metrics.jsonl", ticker, publish)
         command = [sys.executable, "-m", "model.training", str(job_file), "--parent", str(os.getpid())]
+        command += ["--rollout-lent", engine.lend()] if engine else []
         killed_for_memory = kills_from_now()
         status = run_watched(
             command, log, ENVIRONMENT, follower.poll, grace_seconds=lambda: grace_seconds(job, follower.step_seconds)
@@ -103,14 +102,27 @@ def is_done(out: Path, job: Mapping[str, Any]) -> bool:
     return (out / "manifest.json").is_file() and _begun(out) == _identity(job)
 
 
-def _prepare(run: Run, student: str, job: Mapping[str, Any]) -> None:
-    """Writes the job; a student that another job began is moved aside, never overwritten."""
-    out = run.dataset.file(f"{STUDENTS}/{student}")
-    begun = _begun(out)
-    if begun is not None and begun != _identity(job):
-        out.rename(run.dataset.file(f"{STUDENTS}/{SET_ASIDE}{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
+def _claim(run: Run, student: str, job: Mapping[str, Any]) -> bool:
+    """Makes the student's folder this job's, and writes the job; is it done already?
+
+    What another job began there is set aside, never overwritten, and taken up again by that very job.
+    """
+    out, wanted = run.dataset.file(f"{STUDENTS}/{student}"), _identity(job)
+    if (begun := _begun(out)) is not None and begun != wanted:
+        # Imports torch, so not before a training stage needs it.
+        from model.training.checkpoint import differences
+
+        aside = out.with_name(f"{SET_ASIDE}{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
+        out.rename(aside)
+        announce(f"{student}: the recipe has changed ({differences(begun, wanted)}): the earlier one is {aside.name}")
+    if not out.exists():
+        earlier = [old for old in sorted(out.parent.glob(f"{SET_ASIDE}{student}-*")) if _begun(old) == wanted]
+        if earlier:
+            earlier[-1].rename(out)
+            announce(f"{student}: {earlier[-1].name} was trained by this very job, and is taken up again")
     known = {"tokens_that_fit": fit} if (fit := _number(out / MEMORY_FILE, "tokens_that_fit")) else {}
     run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps({**job, **known}, indent=1))
+    return is_done(out, job)
 
 
 def _number(path: Path, name: str) -> int:

@@ -14,6 +14,7 @@ import argparse
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,24 +39,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m model.training", description=__doc__)
     parser.add_argument("job", type=Path, help="JSON file with every setting resolved")
     parser.add_argument("--parent", type=int, help="process id to die with")
+    parser.add_argument(
+        "--rollout-lent", default="", metavar="URL", help="engine of the starter, on a CPU, for rollouts"
+    )
     arguments = parser.parse_args()
     if arguments.parent is not None:
         die_with(arguments.parent)
-    status = run_file(arguments.job)
+    status = run_file(arguments.job, arguments.rollout_lent)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is over: a late request must not change how it ended
     return status
 
 
-def run_file(path: Path) -> int:
-    """Carries out the job of a JSON file, in this process or in several; returns the exit status."""
+def run_file(path: Path, rollout_lent: str = "") -> int:
+    """Carries out the job of a JSON file, in this process or in several; returns the exit status.
+
+    `rollout_lent`: as in `RolloutJob`; it is not in the file, since it is gone when the starter is.
+    """
     stop = StopRequest()
-    from model.training.job import read_job
+    from model.training.job import RolloutJob, read_job
     from model.training.launch import launch, launched_by_torch
 
     try:
         job = read_job(path)
+        if rollout_lent and isinstance(job, RolloutJob):
+            job = replace(job, rollout_lent=rollout_lent)
         if job.processes > 1 and not launched_by_torch():
             command = [sys.executable, "-m", "model.training", str(path), "--parent", str(os.getpid())]
+            command += ["--rollout-lent", rollout_lent] if rollout_lent else []
             return launch(command, job.processes, stop)
     except StillhouseError as error:
         say(f"{type(error).__name__}: {error}")

@@ -23,7 +23,6 @@ from model.losses.uld import uld_part
 from model.training.data import Row, TokenBatch, Tokenizer, completion_tokens
 from model.training.distill import (
     LiveTeacherStage,
-    PrefixedModel,
     teacher_contexts,
     vocabulary_of,
 )
@@ -35,6 +34,8 @@ from model.training.process import StopSignal
 
 class CrossTokenizerStage(LiveTeacherStage):
     """Cross-entropy, and sorted probabilities drawn to the teacher's where both stand at the same place of the text."""
+
+    teacher_completion = "teacher_completion"
 
     def __init__(self, job: DistillJob, tokenizer: Tokenizer, world: World, stop: StopSignal) -> None:
         assert job.teacher is not None, "a job checks that"
@@ -50,7 +51,7 @@ class CrossTokenizerStage(LiveTeacherStage):
         }
         super().__init__(job, tokenizer, world, stop, own)
         self.vocabulary, self.teacher_vocabulary = vocabulary_of(tokenizer), vocabulary_of(theirs)
-        self.teacher = PrefixedModel(model, self.shared_context(), self.device)
+        self.take_teacher(model)
 
     def teacher_row(self, index: int) -> Row:
         """See `LiveTeacherStage`."""

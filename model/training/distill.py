@@ -48,6 +48,15 @@ class LiveTeacherStage(TaughtStage):
     """What stages with a teacher beside the student share: its last hidden states for a step's examples."""
 
     teacher: PrefixedModel
+    teacher_completion = "completion"  # the column that the teacher reads after its context
+
+    def take_teacher(self, model: Model) -> None:
+        """Has a model be the teacher; what it reads of a row beyond what all its rows open with counts as the row's."""
+        lengths = self.examples.lengths
+        shared = shared_prefix(self.examples.array("teacher_context", int(place)) for place in self.kept)
+        self.teacher = PrefixedModel(model, shared, self.device)
+        read = (lengths["teacher_context"] + lengths[self.teacher_completion])[self.kept] - len(self.teacher.prefix)
+        self.run_lengths = np.maximum(self.lengths, read)
 
     def prepare(self, step: int) -> StepWork:
         """The step's examples, with the teacher's last hidden states for its tokens of them."""
@@ -62,10 +71,6 @@ class LiveTeacherStage(TaughtStage):
         """The loss on some examples' tokens."""
         raise NotImplementedError
 
-    def shared_context(self) -> list[int]:
-        """The tokens that all the teacher's rows open with."""
-        return shared_prefix(self.examples.array("teacher_context", int(place)) for place in self.kept)
-
 
 class DistillStage(LiveTeacherStage):
     """Forward, reverse or Jensen-Shannon distance to a live teacher, token by token."""
@@ -77,7 +82,7 @@ class DistillStage(LiveTeacherStage):
         require_same_tokens(tokenizer, teacher_tokenizer, first_completions(job.examples))
         super().__init__(job, tokenizer, world, stop, teacher_contexts(tokenizer, job))
         self.vocabulary = vocabulary_of(tokenizer)
-        self.teacher = PrefixedModel(model, self.shared_context(), self.device)
+        self.take_teacher(model)
 
     def kernel_of(self, _indices: Sequence[int], batch: TokenBatch, teacher_hidden_NH: Tensor) -> Kernel:
         """See `LiveTeacherStage`."""

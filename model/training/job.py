@@ -65,6 +65,12 @@ class Precision(StrEnum):
 # What a run would not notice. A recipe has bounds of its own.
 _LEAST = {"max_steps": 0, "epochs": 1, "steps": 1, "tokens_per_batch": 1, "tokens_per_micro_batch": 1, "max_length": 1}
 _LEAST |= {"checkpoint_every": 1, "learning_rate": 0, "problems_per_step": 1, "group_size": 1, "max_tokens": 1}
+_LEAST |= {"threads": 0, "warmup_share": 0, "min_lr_share": 0, "weight_decay": 0, "uld_weight": 0, "kl_weight": 0}
+_LEAST |= {"clip_low": 0, "clip_high": 0, "overlong_tokens": 0, "max_refills": 0, "updates_per_step": 1}
+_LEAST |= {"validate_every": 0, "validation_limit": 0, "validation_samples": 1, "validation_temperature": 0}
+_LEAST |= {"validation_max_tokens": 1, "validation_batch": 1}
+_MOST = {"warmup_share": 1, "min_lr_share": 1, "validation_top_p": 1}
+_ABOVE_0 = ("grad_clip", "temperature", "validation_top_p", "check_timeout_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +122,7 @@ class Job:
     peak_tflops: float = 0.0  # of one device, 10^12 operations a second, for the metric mfu; 0: known from its name
 
     def __post_init__(self) -> None:
-        for name, least in _LEAST.items():
-            if getattr(self, name, least) < least:
-                raise JobError(f"{name} = {getattr(self, name)}: at least {least}")
+        require_bounds(self)
         if self.lora_rank < 0 or self.lora_alpha <= 0:
             raise JobError(f"lora_rank = {self.lora_rank} must not be negative, lora_alpha = {self.lora_alpha} not 0")
         if self.processes < 1:
@@ -136,6 +140,19 @@ class Job:
     def step_seed(self, step: int) -> int:
         """What a step's random numbers start from."""
         return self.seed * 1_000_003 + step
+
+
+def require_bounds(job: Job) -> None:
+    """Raises JobError for a number out of its bounds."""
+    for name, least in _LEAST.items():
+        if (value := getattr(job, name, least)) < least:
+            raise JobError(f"{name} = {value}: at least {least}")
+    for name, most in _MOST.items():
+        if (value := getattr(job, name, most)) > most:
+            raise JobError(f"{name} = {value}: at most {most}")
+    for name in _ABOVE_0:
+        if (value := getattr(job, name, 1)) <= 0:
+            raise JobError(f"{name} = {value}: more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +189,8 @@ class DistillJob(SFTJob):
             raise JobError("stored log-probabilities allow divergence = 'forward' and temperature = 1 only")
         if self.divergence is Divergence.ULD and self.temperature != 1.0:
             raise JobError("divergence = 'uld' allows temperature = 1 only")
+        if not 0 < self.beta < 1:
+            raise JobError(f"beta = {self.beta}: it must lie between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +255,8 @@ class GRPOJob(RolloutJob):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.stage == "grpo" and self.group_size < 2 and self.advantage is not Advantage.RFT:
+            raise JobError("group_size = 1 leaves nothing to compare a rollout with: at least 2")
         if self.rollouts is not Sampler.VLLM and self.mismatch is not Mismatch.NONE:
             raise JobError("mismatch is for rollouts = 'vllm'")
         if self.advantage is Advantage.RFT and (self.format_weight >= 1 or self.overlong_tokens):
@@ -345,6 +366,8 @@ def _value(name: str, hint: Any, raw: Any) -> Any:
     origin = _origin(hint)
     try:
         if origin is tuple and isinstance(raw, list):
+            if other := [each for each in raw if not isinstance(each, str)]:
+                raise JobError(f"{name}: {other[0]!r} is not a text")
             return tuple(raw)
         if issubclass(origin, StrEnum) and raw not in list(origin):
             raise JobError(f"{name}: {raw!r} is none of {', '.join(origin)}")

@@ -13,13 +13,16 @@ from typing import Any
 
 import torch
 
-from model.errors import ModelFolderError, TrainingError
+from model.errors import ModelFolderError, StillhouseError, TrainingError
 from model.training.data import Tokenizer
 from model.training.documents import attend_by_document, compile_layers
 from model.training.forward import Model
 from model.training.job import Job, JobError, Precision
 from model.training.out_of_memory import out_of_memory
 from model.training.parallel import World, named_tensors
+
+# Token ids that a model may have and no tokenizer knows, to round the head up: 2 % in phi-2, less in others.
+_PADDING = 1024
 
 
 def load_model(
@@ -33,6 +36,7 @@ def load_model(
 
     with folder_errors(folder), room_for(folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, precision), local_files_only=True)
+    with room_for(folder):
         model = model.to(device)
     return model.eval(), ready(folder, model, compiled=compiled and device.type != "cpu")
 
@@ -49,11 +53,17 @@ def outline(folder: Path, precision: Precision, device: torch.device, *, compile
 
 @contextmanager
 def folder_errors(folder: Path) -> Iterator[None]:
-    """Tells transformers' errors about what it reads by one name."""
+    """Tells what goes wrong in reading a folder by one name, and in one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelFolderError(f"{folder} does not hold a model with its tokenizer: {error}") from error
+    except StillhouseError:
+        raise
+    # What cannot be read is told by transformers, safetensors, torch's unpickler, and tokenizers by a mere Exception.
+    except Exception as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelFolderError(
+            f"{folder} does not hold a model with its tokenizer ({type(error).__name__}: {why}): copy it anew"
+        ) from error
 
 
 def room_for(folder: Path) -> AbstractContextManager[None]:
@@ -138,8 +148,9 @@ def require_tokenizer(folder: Path, tokenizer: Tokenizer, embeddings: int) -> No
             f"{folder}: the tokenizer names no eos_token: set it to what ends a turn (tokenizer_config.json)"
         )
     last = max(tokenizer.get_vocab().values())
-    if last >= embeddings:
-        wrong = f"the tokenizer knows token ids up to {last}, the model only {embeddings}"
+    if last >= embeddings or embeddings - last > max(_PADDING, embeddings // 10):
+        only = "only " if last >= embeddings else ""
+        wrong = f"the tokenizer knows token ids up to {last}, the model {only}{embeddings}"
         raise JobError(f"{folder}: {wrong}: this is another model's tokenizer; put the model's own beside it")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import Field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,9 @@ from model.training.checkpoint import differences, write_file
 from model.training.job import Job, JobError, Keep, as_json
 
 STARTED = "job-started.json"
+TOKENS = "tokens"  # a job's examples as token ids, until it is done
+# What a job leaves once it has begun to train.
+_TRAINED = ("metrics.jsonl", "validation.jsonl", "skipped.json", "checkpoints", "manifest.json")
 # How the work is carried out; not what comes out of it.
 _NOT_IDENTITY = {"out", "threads", "checkpoint_every", "keep_checkpoints", "check_timeout_seconds"}
 _NOT_IDENTITY |= {"tokens_per_micro_batch", "tokens_that_fit"}
@@ -72,20 +76,35 @@ def content_digest(path: Path) -> str:
 
 
 def bind(out: Path, wanted: dict[str, Any]) -> None:
-    """Ties the folder to this job, or raises JobError saying which settings differ from the job begun there."""
-    path = out / STARTED
-    if not path.exists():
-        write_file(path, json.dumps(wanted, indent=2))
-        return
-    if differs := differences(json.loads(path.read_text(encoding="utf-8")), wanted):
-        remedy = "set these back to go on with it, or train elsewhere"
-        raise JobError(f"{out} holds another job's training ({differs}): {remedy}")
+    """Ties the folder to this job, or raises JobError saying which settings differ from the job begun there.
+
+    A job that came to no step has nothing there to lose: whoever mends it may stay in the folder.
+    """
+    begun = identity_of(out)
+    if begun is not None and (differs := differences(begun, wanted)):
+        if any(_holds_something(out / name) for name in _TRAINED):
+            remedy = "set these back to go on with it, or train elsewhere"
+            raise JobError(f"{out} holds another job's training ({differs}): {remedy}")
+        shutil.rmtree(out / TOKENS, ignore_errors=True)
+        begun = None
+    if begun is None:
+        write_file(out / STARTED, json.dumps(wanted, indent=2))
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists() and path.stat().st_size > 0
 
 
 def identity_of(out: Path) -> dict[str, Any] | None:
-    """Of the job that the folder is bound to, if it is."""
+    """Of the job that the folder is bound to, if it is. Raises JobError for a file that is not what was written."""
     path = out / STARTED
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None  # type: ignore[no-any-return]
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise JobError(f"{path} is damaged ({error}): train in another folder, or restore it") from error
+    return found
 
 
 def is_done(out: Path) -> bool:

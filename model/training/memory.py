@@ -198,8 +198,9 @@ def require_budget(job: Job, longest: int) -> None:
     """Raises JobError for a row that is longer than what is to run at once: the memory's bound would not hold."""
     if longest > job.tokens_per_micro_batch:
         limit = "max_tokens" if isinstance(job, RolloutJob) else "max_length"
+        what = "a row, or what its teacher reads," if isinstance(job, DistillJob | OnPolicyJob) else "a row"
         raise JobError(
-            f"a row may have {longest} tokens, and tokens_per_micro_batch = {job.tokens_per_micro_batch}: raise it to "
+            f"{what} may have {longest} tokens, and tokens_per_micro_batch = {job.tokens_per_micro_batch}: raise it to "
             f"{longest} at least, or lower {limit} = {getattr(job, limit)}"
         )
 
@@ -385,10 +386,10 @@ def kept_bytes(model: Model, length: int, device: torch.device) -> int:
 def longest_row(stage: Stage, tokenizer: Tokenizer) -> int:
     """Tokens of the longest row that a step may have."""
     if isinstance(stage, ExampleStage):
-        return int(stage.lengths.max())
+        return int(stage.run_lengths.max())
     assert isinstance(stage, RolloutStage), "there is no other kind"
-    contexts = [problem.prompt + stage.job.prefill for problem in stage.problems]
-    return max(len(tokenize(tokenizer, context)) for context in contexts) + stage.job.max_tokens
+    contexts = [len(tokenize(tokenizer, problem.prompt + stage.job.prefill)) for problem in stage.problems]
+    return max(*contexts, *stage.teacher_lengths()) + stage.job.max_tokens
 
 
 def most_tokens(stage: Stage, longest: int) -> int:

@@ -72,8 +72,17 @@ class OnPolicyStage(RolloutStage):
         weights = token_weights(lengths_of(rows), self.job.normalise, self.job.max_tokens).tolist()
         return [
             self._micro_batch([rows[b] for b in pack], [weights[b] for b in pack], [chosen[b] for b in pack])
-            for pack in self.packs(rows)
+            for pack in self.packs([self._longer(row, problem) for row, problem in zip(rows, chosen, strict=True)])
         ]
+
+    def teacher_lengths(self) -> list[int]:
+        """See `RolloutStage`."""
+        return [len(context) - len(self.teacher.prefix) for context in self.teacher_contexts.values()]
+
+    def _longer(self, row: Row, problem: Problem) -> Row:
+        """The student's row, or where it is longer what the teacher reads beyond what all its prompts open with."""
+        own = self.teacher_contexts[problem][len(self.teacher.prefix) :]
+        return Row(own, row.completion) if len(own) > len(row.context) else row
 
     def _micro_batch(self, rows: Sequence[Row], weights: Sequence[float], chosen: Sequence[Problem]) -> MicroBatch:
         job, batch = self.job, collate(rows, weights, self.world.device)

@@ -135,19 +135,19 @@ class Returns:
         """How often training went back for this."""
         return sum(each["why"] == why for each in self.all)
 
-    def add(self, why: Broken, lines: Sequence[Line], blamed: int, back_to: int, rate: str) -> None:
+    def add(self, why: Broken, lines: Sequence[Line], blamed: int, back_to: int, remedy: str) -> None:
         """Notes the update of the step `blamed` (0: there was none), from which a run goes back to a checkpoint.
 
-        Raises DivergedError, which names the setting `rate`, where numbers are missing and that can hardly help: it was
-        tried too often, or there is only the beginning (`back_to` = 0) to go back to, and it was tried before or the
-        first of all updates broke the weights, as no batch does. Else StartOverError from the beginning.
+        Raises DivergedError, with the remedy, where numbers are missing and that can hardly help: it was tried too
+        often, or there is only the beginning (`back_to` = 0) to go back to, and it was tried before or the first of all
+        updates broke the weights, as no batch does, or none was made. Else StartOverError from the beginning.
         """
         last = int(lines[-1]["step"])
         found, before = f"step {last}: {why}", self.count(why)
         at_once = not back_to and (before > 0 or blamed == next(_updates(lines), 0))
         if why is Broken.NO_NUMBERS and (not blamed or before >= MOST_RETURNS or at_once):
             tried = f" (going back and leaving out steps {self.left_out} did not help)" if before else ""
-            raise DivergedError(f"{found}: lower {rate}{tried}")
+            raise DivergedError(f"{found}: {remedy}{tried}")
         self.all.append({"step": blamed, "noticed": last, "why": why})
         self._write()
         if not back_to:
@@ -213,8 +213,10 @@ class Recovery:
         if blamed:
             self.checkpoints.distrust(blamed, broken)
         step = self.checkpoints.restore(self.optimizer, self.stage)
-        rate = "learning_rate or value_learning_rate" if self.stage.beside else "learning_rate"
-        self.returns.add(broken, lines, blamed, step, rate)
+        remedy = "lower learning_rate or value_learning_rate" if self.stage.beside else "lower learning_rate"
+        if not blamed and not self.stage.beside:
+            remedy = "no update was made yet, so the weights or the data that it begins with give none"
+        self.returns.add(broken, lines, blamed, step, remedy)
         if self.optimizer.world.leads:
             say(f"step {lines[-1]['step']:.0f}: {broken}: back to the checkpoint of step {step}, without step {blamed}")
         self.log.keep(step)

@@ -63,6 +63,10 @@ class RolloutStage:
         """What `reward` gives for each rollout; every process asks it about its share."""
         return self.world.collected(reward(self.world.dealt(rollouts), self.world.dealt(problems)))
 
+    def teacher_lengths(self) -> list[int]:
+        """Tokens that a live teacher reads before a problem's completion, beyond what it reads once for all."""
+        return [0]
+
     def packs(self, rows: Sequence[Row]) -> Sequence[list[int]]:
         """Indices of the rows of each micro-batch that this process runs; an empty one where it has less to do."""
         return self.world.share(row_packs(rows, self.tokens_at_once, self.world.size))

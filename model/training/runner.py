@@ -42,7 +42,7 @@ from model.training.job import (
 )
 from model.training.load import checkpoint_activations, dropout_of, load_cut, load_frozen, load_model, outline
 from model.training.loop import train
-from model.training.manifest import bind, identity, is_done, write_manifest
+from model.training.manifest import TOKENS, bind, identity, is_done, write_manifest
 from model.training.memory import Activations, Packing, measure_outline, peak_memory, plan_memory, runs_again
 from model.training.on_policy import OnPolicyStage
 from model.training.out_of_memory import out_of_memory
@@ -53,7 +53,7 @@ from model.training.process import StopSignal, sole_owner
 from model.training.rewards import verifier_reward
 from model.training.rollout_stage import RolloutStage
 from model.training.rollouts import LocalRollouts, Rollouts
-from model.training.sft import TOKENS, SFTStage
+from model.training.sft import SFTStage
 from model.training.step import Stage
 from model.training.validation import Answers, contexts_of
 from model.training.value_model import ValueModel

@@ -26,11 +26,10 @@ from model.training.data import (
 )
 from model.training.examples import Columns, open_examples
 from model.training.job import JobError, SFTJob
+from model.training.manifest import TOKENS
 from model.training.parallel import World
 from model.training.process import StopSignal
 from model.training.step import MicroBatch, StepWork
-
-TOKENS = "tokens"  # of a job: its examples as token ids, until it is done
 
 
 class ExampleStage:
@@ -57,6 +56,7 @@ class ExampleStage:
             )
         self.left_out = len(lengths) - len(self.kept)
         self.lengths, self.completion_lengths = lengths[self.kept], of["completion"][self.kept]  # tokens, by row
+        self.run_lengths = self.lengths  # of what runs for a row: a teacher may read more than the student
         self.batches = Batches(self.lengths, job.tokens_per_batch, job.seed, job.epochs, job.max_steps or None)
 
     @property
@@ -77,7 +77,7 @@ class ExampleStage:
         chosen = self.batches[step - 1]
         lengths_B = torch.from_numpy(self.completion_lengths[chosen].astype(np.int64))
         weights = token_weights(lengths_B, self.job.normalise, self.job.max_length).tolist()
-        packs = micro_batches(self.lengths[chosen].tolist(), self.tokens_at_once, self.world.size)
+        packs = micro_batches(self.run_lengths[chosen].tolist(), self.tokens_at_once, self.world.size)
         return [([chosen[b] for b in pack], [weights[b] for b in pack]) for pack in self.world.share(packs)]
 
     def collate(self, indices: Sequence[int], weights: Sequence[float]) -> TokenBatch:

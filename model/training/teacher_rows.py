@@ -37,7 +37,8 @@ class TeacherRows:
             files = table["file"].combine_chunks().dictionary_encode()
             rows = table["row"].to_numpy()
         except (OSError, KeyError, ValueError) as error:
-            raise JobError(f"{places} is no list of a teacher's rows: {error}") from error
+            why = str(error).splitlines()[0]
+            raise JobError(f"{places} is no list of a teacher's rows: {why}") from error
         if len(missing := np.flatnonzero(at < 0)):
             sample = sample_ids[int(missing[0])]
             raise JobError(f"sample {sample} has no stored log-probabilities: run the recipe's stage distill again")

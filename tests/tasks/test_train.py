@@ -50,7 +50,9 @@ def states(run: Run) -> list[tuple[str, int, str, int | None]]:
     return [(a.stage, a.attempt, a.state, a.rows) for a in read_attempts(run.dataset)]
 
 
-def test_a_job_is_trained_once_and_again_when_it_changes(run: Run, job: dict[str, Any]) -> None:
+def test_a_job_is_trained_once_and_again_when_it_changes(
+    run: Run, job: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     model = train.fn(run, "sft", job)
     assert model == run.dataset.file("students/sft/model")
     first = (model / "model.safetensors").read_bytes()
@@ -64,6 +66,12 @@ def test_a_job_is_trained_once_and_again_when_it_changes(run: Run, job: dict[str
     assert (model / "model.safetensors").read_bytes() != first
     [old] = run.dataset.file("students").glob("old-sft-*")
     assert (old / "model/model.safetensors").read_bytes() == first
+
+    assert train.fn(run, "sft", job) == model  # back to the first recipe: what it trained is taken up, nothing trained
+    assert (model / "model.safetensors").read_bytes() == first
+    assert len(states(run)) == 2
+    assert "old-sft-" in caplog.text
+    assert "learning_rate was" in caplog.text
 
 
 def test_a_job_that_fails_says_so_in_the_last_words_of_its_log(run: Run, job: dict[str, Any]) -> None:
@@ -97,7 +105,7 @@ def test_a_process_that_is_killed_for_memory_goes_on_with_half_the_tokens_at_onc
     with pytest.raises(TrainingError, match="killed by signal 9") as caught:
         train.fn(run, "sft", job)
     assert (half in str(caught.value)) is for_memory
-    train_module._prepare(run, "sft", job)
+    train_module._claim(run, "sft", job)
     written = json.loads(run.dataset.file("students/sft/job.json").read_text())
     assert written == job | ({"tokens_that_fit": 30} if for_memory else {})
 

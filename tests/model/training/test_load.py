@@ -38,6 +38,19 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path, Precision.FLOAT32, CPU)
 
 
+def test_a_tokenizer_that_leaves_most_of_the_head_unused_is_refused(tmp_path: Path) -> None:
+    make_model(vocabulary=2000).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(JobError, match=r"token ids up to 44, the model 2000: this is another model's tokenizer"):
+        load_model(tmp_path, Precision.FLOAT32, CPU)
+
+
+def test_a_head_that_was_rounded_up_is_none_of_another_model(tmp_path: Path) -> None:
+    make_model(vocabulary=1024).save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    load_model(tmp_path, Precision.FLOAT32, CPU)
+
+
 def test_a_tokenizer_that_ends_no_turn_is_refused(tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.eos_token = None

@@ -26,7 +26,7 @@ from model.training.memory import NoRoomError, Plan
 from model.training.parallel import World
 from model.training.process import Stopped
 from model.training.runner import run_job
-from tests.model.training.tiny import ALONE, PREFILL, Never, make_model, make_tokenizer, save_tiny
+from tests.model.training.tiny import ALONE, LETTERS, PREFILL, Never, make_model, make_tokenizer, save_tiny
 
 GIB = 2**30
 PLAN = Plan(loaded=GIB, trained=2 * GIB, per_token=2**20, tokens=1024, tables=2**28, sampled=0, saved=0)
@@ -325,7 +325,7 @@ def test_a_real_process_comes_to_what_was_expected(examples_file: Path, tmp_path
     """Large enough that its 300 MB stand out beside what torch itself takes."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(LETTERS + "".join(map(chr, range(0x4E00, 0x4E00 + 7900))))
     config = LlamaConfig(
         vocab_size=8000, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8
     )

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -29,7 +30,8 @@ from model.training import checkpoint, forward, optimizer, step
 from model.training.checkpoint import DiskError, disk_errors
 from model.training.data import Row
 from model.training.degenerate import DegenerateError
-from model.training.job import JOBS, JobError, SFTJob, job_from
+from model.training.distill import DistillStage
+from model.training.job import JOBS, DistillJob, JobError, SFTJob, job_from
 from model.training.metrics_log import MetricsLog
 from model.training.optimizer import learning_rate
 from model.training.out_of_memory import OutOfMemoryError
@@ -38,7 +40,7 @@ from model.training.recovery import DivergedError, StartOverError
 from model.training.rollouts import LocalRollouts
 from model.training.runner import run_job
 from tasks.processes import GRACE_SECONDS
-from tests.model.training.tiny import ALONE, PREFILL, make_tokenizer
+from tests.model.training.tiny import ALONE, PREFILL, make_model, make_tokenizer
 from tests.model.training.tiny_engine import install
 from tests.preloaded import TRAINERS, Preloaded
 
@@ -555,6 +557,98 @@ def test_a_wrong_job_is_one_line_and_exit_2(make_job: MakeJob) -> None:
     assert done.stderr == "JobError: a sft job has no field 'epoch'; the nearest is 'epochs'\n"
 
 
+def _other_tokenizer(folder: Path) -> None:
+    make_model(vocabulary=3000).save_pretrained(folder)
+
+
+def _unknown_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"WordLevel"', '"Unheard"'))
+
+
+def _no_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def _no_end_of_turn(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "eos_token"}))
+
+
+def _cut_weights(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (
+            _other_tokenizer,
+            "knows token ids up to 44, the model 3000: this is another model's tokenizer; ",
+        ),
+        (_unknown_tokenizer, "does not hold a model with its tokenizer (Exception: "),
+        (_no_tokenizer, "does not hold a model with its tokenizer ("),
+        (_no_end_of_turn, "the tokenizer names no eos_token: set it to what ends a turn (tokenizer_config.json)"),
+        (_cut_weights, "does not hold a model with its tokenizer (SafetensorError: "),
+    ],
+)
+def test_a_spoilt_model_folder_is_one_line_of_the_command_and_exit_2(
+    make_job: MakeJob, trainers: Preloaded, tmp_path: Path, spoil: Callable[[Path], None], told: str
+) -> None:
+    folder = shutil.copytree(make_job()["init"], tmp_path / "spoilt")
+    spoil(folder)
+    done = trainers.run("flows.cli", ["train", job_file(make_job(init=folder))])
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert str(folder) in line
+    assert told in line
+    assert not (tmp_path / "out/metrics.jsonl").exists()
+
+
+def test_wrong_data_is_one_line_of_the_command_and_exit_2(
+    make_job: MakeJob, trainers: Preloaded, examples_file: Path, tmp_path: Path
+) -> None:
+    """Nothing accepted, rows beyond the budget (a student's, a live teacher's), a folder of another recipe."""
+    table = pq.read_table(examples_file)
+    pq.write_table(table.slice(0, 0), tmp_path / "none.parquet")
+    long = ["q: 1 + 1? a: 2. " * (3 + i) for i in range(len(table))]  # they open with the same 48 tokens, at least
+    place = table.schema.get_field_index("teacher_prompt")
+    pq.write_table(table.set_column(place, table.schema.field(place), [long]), tmp_path / "long.parquet")
+    run(make_job(out="begun", max_steps=1))
+    wrong = {
+        "holds no training examples: loosen the recipe's [accept] rule": make_job(examples=tmp_path / "none.parquet"),
+        "tokens_per_micro_batch = 20: raise it to": make_job(out="short", tokens_per_micro_batch=20),
+        "or what its teacher reads, may have": make_job("distill", "taught", examples=tmp_path / "long.parquet"),
+        "another job's training (learning_rate was 0.003, now 0.5)": make_job(
+            out="begun", max_steps=1, learning_rate=0.5
+        ),
+    }
+    for told, job in wrong.items():
+        done = trainers.run("flows.cli", ["train", job_file(job)])
+        assert (done.returncode, done.stdout) == (2, ""), told
+        [line] = done.stderr.splitlines()
+        assert told in line
+
+
+def test_what_a_teacher_reads_beyond_the_student_counts_in_the_packs(make_job: MakeJob, examples_file: Path) -> None:
+    """Its prompts share no opening here, so each is run whole: no pass runs more than the budget."""
+    table = pq.read_table(examples_file)
+    place = table.schema.get_field_index("teacher_prompt")
+    own = [f"{chr(ord('a') + i)}" * 30 for i in range(len(table))]  # beside 10 to 20 of the student's
+    long = Path(make_job()["out"]).with_name("long.parquet")
+    pq.write_table(table.set_column(place, table.schema.field(place), [own]), long)
+    raw = make_job("distill", examples=long, tokens_per_batch=200, tokens_per_micro_batch=120)
+    job = job_from(JOBS[raw.pop("stage")], raw)
+    assert isinstance(job, DistillJob)
+    stage = DistillStage(job, make_tokenizer(), ALONE, Stop())
+    packs = [indices for n in range(1, stage.total_steps + 1) for indices, _ in stage.step_rows(n)]
+    read = [sum(stage.teacher_row(i).length for i in pack) for pack in packs]
+    assert max(read) <= 120 < max(sum(stage.teacher_row(i).length for i in step) for step in stage.batches)
+    assert max(map(len, packs)) > 1
+
+
 def test_the_verb_train_carries_out_the_same_file(make_job: MakeJob, trainers: Preloaded) -> None:
     job = make_job("ppo", steps=1)
     for ends in ("done: 1 steps, model in", "done before: 1 steps, model in"):
@@ -585,6 +679,27 @@ def test_the_final_folder_is_a_model_that_has_learned(make_job: MakeJob) -> None
     tokens = model.generate(torch.tensor([context]), max_new_tokens=12, do_sample=False)[0, len(context) :].tolist()
     assert tokenizer.decode(tokens, skip_special_tokens=True).endswith("4.")
     assert tokens[-1] == tokenizer.eos_token_id
+
+
+def test_a_job_that_came_to_no_step_may_be_mended_in_its_folder(make_job: MakeJob) -> None:
+    """Its tokens, of the other setting, are made anew."""
+    with pytest.raises(JobError, match="longer than max_length = 5 tokens: raise it"):
+        run(make_job(max_length=5))
+    assert (Path(make_job()["out"]) / "tokens").exists()
+    out = run(make_job(prefill="a:"))
+    whole = run(make_job(out="whole", prefill="a:"))
+    assert read_losses(out / "metrics.jsonl") == read_losses(whole / "metrics.jsonl")
+
+
+def test_weights_that_give_no_numbers_from_the_first_are_no_learning_rates_fault(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    broken = make_model()
+    broken.model.norm.weight.data.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "broken")
+    make_tokenizer().save_pretrained(tmp_path / "broken")
+    with pytest.raises(DivergedError, match=r"step 2: .*no update was made yet, so the weights or the data"):
+        run(make_job(init=tmp_path / "broken"))
 
 
 def test_another_job_in_the_same_folder_is_refused_field_by_field(make_job: MakeJob) -> None:

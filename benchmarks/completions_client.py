@@ -2,7 +2,7 @@
 
 Our client (`model/sampling/client.py`) beside `openai.AsyncOpenAI`, which distilabel and curator send with, at the same
 bound of requests in flight: 4 requests a slot, to an endpoint on loopback in another process (`tests/fake_endpoint.py`)
-that answers each after a second. Milliseconds of this process's processor time a request, and requests a second, both
+that answers each after a second. Ours also with all connections in one pool, as httpx has it by itself. Milliseconds of this process's processor time a request, and requests a second, all
 in one run by turns. Not measured: the endpoint, long texts.
 
     python -m benchmarks.completions_client
@@ -19,10 +19,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 from openai import AsyncOpenAI
 
 from benchmarks.machine import describe
+from model.sampling import client
 from model.sampling.client import CompletionsClient
 from model.sampling.request import Request, SamplingParams
 
@@ -54,8 +56,14 @@ def ours(url: str, in_flight: int) -> int:
     """Sends with our client; how many were answered."""
     params = SamplingParams(0.7, max_tokens=MOST_TOKENS)
     requests = [Request(str(n), PROMPT, n, MOST_TOKENS) for n in range(REQUESTS_A_SLOT * in_flight)]
-    with CompletionsClient([url], "fake", params, concurrency=in_flight, timeout_seconds=60) as client:
-        return len(client.complete(requests))
+    with CompletionsClient([url], "fake", params, concurrency=in_flight, timeout_seconds=60) as sending:
+        return len(sending.complete(requests))
+
+
+def one_pool(url: str, in_flight: int) -> int:
+    """Sends with ours, its connections not parted."""
+    with patch.object(client, "POOL_CONNECTIONS", in_flight):
+        return ours(url, in_flight)
 
 
 def openai(url: str, in_flight: int) -> int:
@@ -63,11 +71,11 @@ def openai(url: str, in_flight: int) -> int:
 
     async def send() -> int:
         slots = asyncio.Semaphore(in_flight)
-        async with AsyncOpenAI(base_url=url, api_key="none", timeout=60) as client:
+        async with AsyncOpenAI(base_url=url, api_key="none", timeout=60) as peer:
 
             async def one(seed: int) -> str:
                 async with slots:
-                    answer = await client.completions.create(
+                    answer = await peer.completions.create(
                         model="fake", prompt=PROMPT, seed=seed, temperature=0.7, max_tokens=MOST_TOKENS
                     )
                 return answer.choices[0].text
@@ -86,7 +94,7 @@ def cost(send: Callable[[str, int], int], url: str, in_flight: int) -> dict[str,
 
 
 def main() -> None:
-    """Runs both by turns and writes the JSON."""
+    """Runs all by turns and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
@@ -94,7 +102,7 @@ def main() -> None:
     with endpoint() as url:
         ours(url, 16), openai(url, 16)  # imports and first connections
         for in_flight in IN_FLIGHT:
-            found[in_flight] = {send.__name__: cost(send, url, in_flight) for send in (ours, openai)}
+            found[in_flight] = {send.__name__: cost(send, url, in_flight) for send in (ours, one_pool, openai)}
             print(in_flight, found[in_flight], flush=True)
     result = {"in_flight": found, "machine": describe(["httpx", "httpcore", "openai"])}
     arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -99,7 +99,7 @@ def test_spikes_that_are_there_again_are_the_batches_fault_with_those_that_adjoi
     """Missing numbers stay the weights' fault, and so do spikes that come after a good step."""
     first = [update(1), update(2), update(3), spike(4), spike(5)]
     assert recovery(first, tmp_path).broken() is SPIKE
-    Returns(tmp_path / "skipped.json", ALONE).add(SPIKE, first, 3, back_to=2, rate="learning_rate")
+    Returns(tmp_path / "skipped.json", ALONE).add(SPIKE, first, 3, back_to=2, remedy="lower learning_rate")
     again = [update(1), update(2), left_out(3), spike(4), spike(5)]
     assert recovery(again, tmp_path).broken() is None
     assert recovery([*again[:3], no_numbers(4), no_numbers(5)], tmp_path).broken() is NUMBERS
@@ -127,7 +127,7 @@ def test_spikes_send_training_back_three_times_and_never_end_it(tmp_path: Path) 
     for step in (4, 14, 24):
         lines = [*map(update, range(1, step)), spike(step), spike(step + 1)]
         assert recovery(lines, tmp_path).broken() is SPIKE
-        returns.add(SPIKE, lines, step - 1, back_to=step - 2, rate="learning_rate")
+        returns.add(SPIKE, lines, step - 1, back_to=step - 2, remedy="lower learning_rate")
     assert recovery([*map(update, range(1, 34)), spike(34), spike(35)], tmp_path).broken() is None
     assert recovery([*map(update, range(1, 34)), no_numbers(34), no_numbers(35)], tmp_path).broken() is NUMBERS
 
@@ -175,21 +175,21 @@ LINES = [update(1), update(2), update(3), no_numbers(4), no_numbers(5)]
 def test_a_step_is_left_out_from_a_checkpoint_up_to_three_times(tmp_path: Path) -> None:
     returns = Returns(tmp_path / "skipped.json", ALONE)
     for blamed in (3, 5, 7):
-        returns.add(NUMBERS, LINES, blamed, back_to=2, rate="learning_rate")
+        returns.add(NUMBERS, LINES, blamed, back_to=2, remedy="lower learning_rate")
     assert Returns(tmp_path / "skipped.json", ALONE).left_out == [3, 5, 7]
     with pytest.raises(DivergedError, match=r"step 5: .* lower learning_rate \(.* steps \[3, 5, 7\] did not help"):
-        returns.add(NUMBERS, LINES, 9, back_to=2, rate="learning_rate")
+        returns.add(NUMBERS, LINES, 9, back_to=2, remedy="lower learning_rate")
 
 
 def test_from_the_beginning_it_is_tried_once_and_not_for_the_first_update(tmp_path: Path) -> None:
     returns = Returns(tmp_path / "skipped.json", ALONE)
     for blamed in (0, 1):
         with pytest.raises(DivergedError):
-            returns.add(NUMBERS, LINES, blamed, back_to=0, rate="learning_rate")
+            returns.add(NUMBERS, LINES, blamed, back_to=0, remedy="lower learning_rate")
     assert not (tmp_path / "skipped.json").exists()
     with pytest.raises(StartOverError, match=r"step 5: .* after step 3, .* the same job starts over without it"):
-        returns.add(NUMBERS, LINES, 3, back_to=0, rate="learning_rate")
+        returns.add(NUMBERS, LINES, 3, back_to=0, remedy="lower learning_rate")
     told = {"step": 3, "noticed": 5, "why": "loss or gradient is no number"}
     assert json.loads((tmp_path / "skipped.json").read_text()) == [told]
     with pytest.raises(DivergedError):
-        returns.add(NUMBERS, LINES, 2, back_to=0, rate="learning_rate")
+        returns.add(NUMBERS, LINES, 2, back_to=0, remedy="lower learning_rate")

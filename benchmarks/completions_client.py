@@ -2,8 +2,9 @@
 
 Our client (`model/sampling/client.py`) beside `openai.AsyncOpenAI`, which distilabel and curator send with, at the same
 bound of requests in flight: 4 requests a slot, to an endpoint on loopback in another process (`tests/fake_endpoint.py`)
-that answers each after a second. Ours also with all connections in one pool, as httpx has it by itself. Milliseconds of this process's processor time a request, and requests a second, all
-in one run by turns. Not measured: the endpoint, long texts.
+that answers each after a second. Ours also with all connections in one pool, as httpx has it by itself. Milliseconds of
+this process's processor time a request, and requests a second, all in one run by turns. Not measured: the endpoint,
+long texts.
 
     python -m benchmarks.completions_client
 """

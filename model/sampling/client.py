@@ -55,8 +55,8 @@ BACKOFF_SECONDS = 0.5  # before the second try; doubles, with jitter
 LONGEST_BACKOFF_SECONDS = 30.0
 CONNECT_SECONDS = 10.0
 WATCH_SECONDS = 1.0  # between two looks at the engine's process
-# httpcore 1.0 goes through all connections of a pool for each of its requests: with 256 in one, a request took 17 ms of
-# a core, in pools of 8 it takes 1 (benchmarks/completions_client.json).
+# httpcore 1.0 goes through all connections of a pool for each of its requests: with 256 in one, a request takes 19 ms
+# of a core, in pools of 8 it takes 1.2 (benchmarks/completions_client.json).
 POOL_CONNECTIONS = 8
 REFUSALS_THAT_STOP = 32  # refusals in a row that speak of something other than length
 EXCERPT = 200  # characters of foreign text in an error

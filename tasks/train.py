@@ -60,8 +60,9 @@ def train(
     Raises TrainingError with the process's last words; not retryable when the job itself is wrong.
     """
     out = run.dataset.file(f"{STUDENTS}/{student}")
-    if is_done(out, job) or _claim(run, student, job):
+    if _claim(run, student, job):
         return out / "model"
+    lent = ["--rollout-lent", engine.lend()] if engine else []
     job_file = out / "job.json"
     log = run.dataset.file(f"logs/train-{student}.log")
     begun = log.stat().st_size if log.exists() else 0
@@ -70,8 +71,7 @@ def train(
         ticking(f"train {student}", None, "steps") as ticker,
     ):
         follower = Follower(out / "metrics.jsonl", ticker, publish)
-        command = [sys.executable, "-m", "model.training", str(job_file), "--parent", str(os.getpid())]
-        command += ["--rollout-lent", engine.lend()] if engine else []
+        command = [sys.executable, "-m", "model.training", str(job_file), "--parent", str(os.getpid()), *lent]
         killed_for_memory = kills_from_now()
         status = run_watched(
             command, log, ENVIRONMENT, follower.poll, grace_seconds=lambda: grace_seconds(job, follower.step_seconds)
@@ -97,17 +97,19 @@ def grace_seconds(job: Mapping[str, Any], step_seconds: float) -> float:
     return max(GRACE_SECONDS, 2 * step_seconds + weights * 14 / 2 / 50e6)
 
 
-def is_done(out: Path, job: Mapping[str, Any]) -> bool:
+def _is_done(out: Path, wanted: dict[str, Any]) -> bool:
     """Whether the student in `out` is complete and was trained by this very job, on these very contents."""
-    return (out / "manifest.json").is_file() and _begun(out) == _identity(job)
+    return (out / "manifest.json").is_file() and _begun(out) == wanted
 
 
 def _claim(run: Run, student: str, job: Mapping[str, Any]) -> bool:
-    """Makes the student's folder this job's, and writes the job; is it done already?
+    """Makes the student's folder this job's, and writes the job, unless it is done already: is it?
 
     What another job began there is set aside, never overwritten, and taken up again by that very job.
     """
     out, wanted = run.dataset.file(f"{STUDENTS}/{student}"), _identity(job)
+    if _is_done(out, wanted):
+        return True
     if (begun := _begun(out)) is not None and begun != wanted:
         # Imports torch, so not before a training stage needs it.
         from model.training.checkpoint import differences
@@ -120,9 +122,11 @@ def _claim(run: Run, student: str, job: Mapping[str, Any]) -> bool:
         if earlier:
             earlier[-1].rename(out)
             announce(f"{student}: {earlier[-1].name} was trained by this very job, and is taken up again")
+            if _is_done(out, wanted):
+                return True
     known = {"tokens_that_fit": fit} if (fit := _number(out / MEMORY_FILE, "tokens_that_fit")) else {}
     run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps({**job, **known}, indent=1))
-    return is_done(out, job)
+    return False
 
 
 def _number(path: Path, name: str) -> int:

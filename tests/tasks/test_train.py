@@ -136,7 +136,7 @@ def test_two_processes_stop_when_asked_and_one_goes_on_with_the_losses_of_one(
         values = {name: value for name, value in job.items() if name != "stage"}
         run_job(job_from(SFTJob, values | {"out": str(out)}), Never())
     assert losses(run.dataset.file("students/sft")) == pytest.approx(losses(tmp_path / "whole"), abs=1e-4)
-    assert train_module.is_done(run.dataset.file("students/sft"), job | {"processes": 2})
+    assert train_module._claim(run, "sft", job | {"processes": 2})
 
 
 def test_a_stop_is_waited_for_as_long_as_a_checkpoint_takes(tmp_path: Path) -> None:

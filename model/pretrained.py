@@ -159,8 +159,10 @@ def load_tokenizer(model: Path | str, revision: str = "main") -> Any:
         from transformers import AutoTokenizer as Kind
     try:
         return Kind.from_pretrained(str(model), revision=revision)
-    # `tokenizers` raises Exception itself for a file that it cannot read.
     except Exception as error:
+        # `tokenizers` raises Exception itself for a file that it cannot read.
+        if not isinstance(error, OSError | ValueError | KeyError) and type(error) is not Exception:
+            raise
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelFolderError(f"no tokenizer for {model} ({type(error).__name__}: {cause})") from None
 

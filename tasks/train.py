@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -41,6 +42,7 @@ from tasks.store import STUDENTS
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
 MEMORY_FILE = "memory.json"  # of a student: how many tokens at once are tried, once more did not fit
+STARTED_FILE = "job-started.json"  # of a student: the identity of the job that it is of (model/training/manifest.py)
 PLANNED_FILE = "planned.json"  # of a student: how many its trainer ran (model/training/runner.py)
 
 
@@ -117,16 +119,22 @@ def _claim(run: Run, student: str, job: Mapping[str, Any]) -> bool:
         aside = out.with_name(f"{SET_ASIDE}{student}-{datetime.now(UTC):%Y%m%dT%H%M%S}")
         out.rename(aside)
         announce(f"{student}: the recipe has changed ({differences(begun, wanted)}): the earlier one is {aside.name}")
-    if not out.exists():
-        earlier = [old for old in sorted(out.parent.glob(f"{SET_ASIDE}{student}-*")) if _begun(old) == wanted]
-        if earlier:
-            earlier[-1].rename(out)
-            announce(f"{student}: {earlier[-1].name} was trained by this very job, and is taken up again")
-            if _is_done(out, wanted):
-                return True
+    if not (out / STARTED_FILE).exists() and (earlier := _set_aside_of(out, wanted)):
+        shutil.rmtree(out, ignore_errors=True)  # a job that was written, and nothing that it made
+        earlier.rename(out)
+        announce(f"{student}: {earlier.name} was begun by this very job, and is taken up again")
+        if _is_done(out, wanted):
+            (out / "manifest.json").touch()  # it is the newest again: what failed meanwhile was another job
+            return True
     known = {"tokens_that_fit": fit} if (fit := _number(out / MEMORY_FILE, "tokens_that_fit")) else {}
     run.dataset.write_text(f"{STUDENTS}/{student}/job.json", json.dumps({**job, **known}, indent=1))
     return False
+
+
+def _set_aside_of(out: Path, wanted: dict[str, Any]) -> Path | None:
+    """The student that this very job began and another replaced: a finished one, if there is any, else the newest."""
+    found = [old for old in out.parent.glob(f"{SET_ASIDE}{out.name}-*") if _begun(old) == wanted]
+    return max(found, key=lambda old: (_is_done(old, wanted), old.name), default=None)
 
 
 def _number(path: Path, name: str) -> int:
@@ -166,7 +174,7 @@ def _identity(job: Mapping[str, Any]) -> dict[str, Any]:
 def _begun(out: Path) -> dict[str, Any] | None:
     """The identity of the job that this folder is bound to, if any."""
     try:
-        begun: dict[str, Any] = json.loads((out / "job-started.json").read_text(encoding="utf-8"))
+        begun: dict[str, Any] = json.loads((out / STARTED_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return begun

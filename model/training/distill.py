@@ -51,11 +51,14 @@ class LiveTeacherStage(TaughtStage):
     teacher_completion = "completion"  # the column that the teacher reads after its context
 
     def take_teacher(self, model: Model) -> None:
-        """Has a model be the teacher; what it reads of a row beyond what all its rows open with counts as the row's."""
+        """Has a model be the teacher; what it reads of a row beyond what all its rows open with counts as the row's.
+
+        That opening is run once for all, or, by compiled layers, once for each pack, beyond its budget.
+        """
         lengths = self.examples.lengths
         shared = shared_prefix(self.examples.array("teacher_context", int(place)) for place in self.kept)
         self.teacher = PrefixedModel(model, shared, self.device)
-        read = (lengths["teacher_context"] + lengths[self.teacher_completion])[self.kept] - len(self.teacher.prefix)
+        read = (lengths["teacher_context"] + lengths[self.teacher_completion])[self.kept] - len(shared)
         self.run_lengths = np.maximum(self.lengths, read)
 
     def prepare(self, step: int) -> StepWork:

@@ -56,13 +56,14 @@ def folder_errors(folder: Path) -> Iterator[None]:
     """Tells what goes wrong in reading a folder by one name, and in one line."""
     try:
         yield
-    except StillhouseError:
+    except (StillhouseError, MemoryError):
         raise
     # What cannot be read is told by transformers, safetensors, torch's unpickler, and tokenizers by a mere Exception.
     except Exception as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        remedy = "is the folder complete, and of a kind that this version of transformers reads?"
         raise ModelFolderError(
-            f"{folder} does not hold a model with its tokenizer ({type(error).__name__}: {why}): copy it anew"
+            f"{folder} does not hold a model with its tokenizer ({type(error).__name__}: {why}): {remedy}"
         ) from error
 
 

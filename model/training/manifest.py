@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from model.training.checkpoint import differences, write_file
+from model.training.checkpoint import differences, disk_errors, write_file
 from model.training.job import Job, JobError, Keep, as_json
 
 STARTED = "job-started.json"
@@ -85,7 +85,9 @@ def bind(out: Path, wanted: dict[str, Any]) -> None:
         if any(_holds_something(out / name) for name in _TRAINED):
             remedy = "set these back to go on with it, or train elsewhere"
             raise JobError(f"{out} holds another job's training ({differs}): {remedy}")
-        shutil.rmtree(out / TOKENS, ignore_errors=True)
+        if (out / TOKENS).exists():
+            with disk_errors(out):
+                shutil.rmtree(out / TOKENS)  # of the other job
         begun = None
     if begun is None:
         write_file(out / STARTED, json.dumps(wanted, indent=2))
@@ -103,7 +105,7 @@ def identity_of(out: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise JobError(f"{path} is damaged ({error}): train in another folder, or restore it") from error
+        raise JobError(f"{path} is damaged ({error}): restore it, or remove the folder") from error
     return found
 
 

@@ -145,7 +145,7 @@ def plan_memory(
     kept as long as it fits at all. Raises NoRoomError, and JobError for a row longer than the job's token budget.
     """
     longest = longest_row(stage, tokenizer)
-    require_budget(job, longest)
+    require_budget(job, longest, longest_read(stage))
     if before:
         stage.tokens_at_once = before.budget
         if before.again and may_run_again(model):
@@ -194,14 +194,18 @@ def shares_device(job: RolloutJob) -> bool:
     return job.rollouts is Sampler.VLLM and not (job.rollout_urls or job.rollout_lent)
 
 
-def require_budget(job: Job, longest: int) -> None:
+def require_budget(job: Job, longest: int, read: int) -> None:
     """Raises JobError for a row that is longer than what is to run at once: the memory's bound would not hold."""
     if longest > job.tokens_per_micro_batch:
         limit = "max_tokens" if isinstance(job, RolloutJob) else "max_length"
-        what = "a row, or what its teacher reads," if isinstance(job, DistillJob | OnPolicyJob) else "a row"
         raise JobError(
-            f"{what} may have {longest} tokens, and tokens_per_micro_batch = {job.tokens_per_micro_batch}: raise it to "
+            f"a row may have {longest} tokens, and tokens_per_micro_batch = {job.tokens_per_micro_batch}: raise it to "
             f"{longest} at least, or lower {limit} = {getattr(job, limit)}"
+        )
+    if read > job.tokens_per_micro_batch:
+        raise JobError(
+            f"the teacher may read {read} tokens of a row, and tokens_per_micro_batch = {job.tokens_per_micro_batch}: "
+            f"raise it to {read} at least, or shorten the teacher's prompts"
         )
 
 
@@ -386,10 +390,18 @@ def kept_bytes(model: Model, length: int, device: torch.device) -> int:
 def longest_row(stage: Stage, tokenizer: Tokenizer) -> int:
     """Tokens of the longest row that a step may have."""
     if isinstance(stage, ExampleStage):
+        return int(stage.lengths.max())
+    assert isinstance(stage, RolloutStage), "there is no other kind"
+    contexts = [problem.prompt + stage.job.prefill for problem in stage.problems]
+    return max(len(tokenize(tokenizer, context)) for context in contexts) + stage.job.max_tokens
+
+
+def longest_read(stage: Stage) -> int:
+    """Tokens of the longest row that a live teacher may read, beyond what all its rows open with; 0 without one."""
+    if isinstance(stage, ExampleStage):
         return int(stage.run_lengths.max())
     assert isinstance(stage, RolloutStage), "there is no other kind"
-    contexts = [len(tokenize(tokenizer, problem.prompt + stage.job.prefill)) for problem in stage.problems]
-    return max(*contexts, *stage.teacher_lengths()) + stage.job.max_tokens
+    return max((length + stage.job.max_tokens for length in stage.teacher_lengths()), default=0)
 
 
 def most_tokens(stage: Stage, longest: int) -> int:

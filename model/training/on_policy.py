@@ -52,7 +52,8 @@ class OnPolicyStage(RolloutStage):
         self.teacher_contexts = {
             problem: tokenize(tokenizer, teacher_prompt(problem) + job.prefill) for problem in self.problems
         }
-        self.teacher = PrefixedModel(teacher, shared_prefix(list(self.teacher_contexts.values())), world.device)
+        shared = shared_prefix(list(self.teacher_contexts.values()))
+        self.teacher, self.shared = PrefixedModel(teacher, shared, world.device), len(shared)
 
     def prepare(self, step: int) -> StepWork:
         """Samples the step's rollouts; the teacher reads them."""
@@ -77,11 +78,11 @@ class OnPolicyStage(RolloutStage):
 
     def teacher_lengths(self) -> list[int]:
         """See `RolloutStage`."""
-        return [len(context) - len(self.teacher.prefix) for context in self.teacher_contexts.values()]
+        return [len(context) - self.shared for context in self.teacher_contexts.values()]
 
     def _longer(self, row: Row, problem: Problem) -> Row:
         """The student's row, or where it is longer what the teacher reads beyond what all its prompts open with."""
-        own = self.teacher_contexts[problem][len(self.teacher.prefix) :]
+        own = self.teacher_contexts[problem][self.shared :]
         return Row(own, row.completion) if len(own) > len(row.context) else row
 
     def _micro_batch(self, rows: Sequence[Row], weights: Sequence[float], chosen: Sequence[Problem]) -> MicroBatch:

@@ -64,8 +64,8 @@ class RolloutStage:
         return self.world.collected(reward(self.world.dealt(rollouts), self.world.dealt(problems)))
 
     def teacher_lengths(self) -> list[int]:
-        """Tokens that a live teacher reads before a problem's completion, beyond what it reads once for all."""
-        return [0]
+        """Tokens that a live teacher reads before each problem's completion, beyond what it reads once for all."""
+        return []
 
     def packs(self, rows: Sequence[Row]) -> Sequence[list[int]]:
         """Indices of the rows of each micro-batch that this process runs; an empty one where it has less to do."""

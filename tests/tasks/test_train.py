@@ -64,12 +64,14 @@ def test_a_job_is_trained_once_and_again_when_it_changes(
     assert train.fn(run, "sft", job | {"learning_rate": 0.01}) == model
     assert states(run) == [("sft", 1, "completed", 2), ("sft", 2, "completed", 2)]
     assert (model / "model.safetensors").read_bytes() != first
+    trained_again = run.dataset.file("students/sft/manifest.json").stat().st_mtime
     [old] = run.dataset.file("students").glob("old-sft-*")
     assert (old / "model/model.safetensors").read_bytes() == first
 
     assert train.fn(run, "sft", job) == model  # back to the first recipe: what it trained is taken up, nothing trained
     assert (model / "model.safetensors").read_bytes() == first
     assert len(states(run)) == 2
+    assert run.dataset.file("students/sft/manifest.json").stat().st_mtime > trained_again
     assert "old-sft-" in caplog.text
     assert "learning_rate was" in caplog.text
 

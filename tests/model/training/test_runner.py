@@ -620,7 +620,7 @@ def test_wrong_data_is_one_line_of_the_command_and_exit_2(
     wrong = {
         "holds no training examples: loosen the recipe's [accept] rule": make_job(examples=tmp_path / "none.parquet"),
         "tokens_per_micro_batch = 20: raise it to": make_job(out="short", tokens_per_micro_batch=20),
-        "or what its teacher reads, may have": make_job("distill", "taught", examples=tmp_path / "long.parquet"),
+        "the teacher may read": make_job("distill", "taught", examples=tmp_path / "long.parquet"),
         "another job's training (learning_rate was 0.003, now 0.5)": make_job(
             out="begun", max_steps=1, learning_rate=0.5
         ),

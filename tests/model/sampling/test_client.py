@@ -349,11 +349,17 @@ def test_an_engine_that_died_ends_the_call_within_a_second_or_two(endpoint: Fake
 def test_ctrl_c_cancels_the_requests(endpoint: FakeEndpoint) -> None:
     endpoint.faults.mode, endpoint.faults.fail_first = "hang", -1
     with make_client(endpoint.url, timeout_seconds=3600) as client:
-        threading.Timer(0.3, _thread.interrupt_main).start()
-        start = time.monotonic()
+        interrupted = []
+
+        def interrupt_what_is_under_way() -> None:
+            wait_until(lambda: endpoint.in_flight == 8, seconds=60)
+            interrupted.append(time.monotonic())
+            _thread.interrupt_main()
+
+        threading.Thread(target=interrupt_what_is_under_way).start()
         with pytest.raises(KeyboardInterrupt):
             client.complete([question(number) for number in range(8)])
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - interrupted[0] < 2
         wait_until(lambda: endpoint.cancelled == 8)  # the engine was told: the connections are closed
 
 

@@ -68,7 +68,7 @@ _LEAST |= {"checkpoint_every": 1, "learning_rate": 0, "problems_per_step": 1, "g
 _LEAST |= {"threads": 0, "warmup_share": 0, "min_lr_share": 0, "weight_decay": 0, "uld_weight": 0, "kl_weight": 0}
 _LEAST |= {"clip_low": 0, "clip_high": 0, "overlong_tokens": 0, "max_refills": 0, "updates_per_step": 1}
 _LEAST |= {"validate_every": 0, "validation_temperature": 0}  # more of these: validation.py
-_LEAST |= {"value_learning_rate": 0, "discount": 0, "gae_lambda": 0, "value_clip": 0}
+_LEAST |= {"value_learning_rate": 0}  # more of these: ppo.py
 _MOST = {"warmup_share": 1, "min_lr_share": 1, "validation_top_p": 1}
 _ABOVE_0 = ("grad_clip", "temperature", "validation_top_p", "check_timeout_seconds", "validation_check_timeout_seconds")
 

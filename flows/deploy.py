@@ -38,7 +38,7 @@ from rich.console import Console
 
 from flows.forms import form
 from flows.recipe import Recipe, load_recipe
-from model.errors import StillhouseError
+from model.errors import StillhouseError, first_line
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PREFECT_FILE = CHECKOUT / "deployments" / "prefect.yaml"
@@ -121,9 +121,10 @@ def connected() -> SyncPrefectClient:
     try:
         httpx.get(f"{url}/health", timeout=10).raise_for_status()
     except httpx.HTTPError as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         remedy = "start it with `prefect server start`, or name another: `prefect config set PREFECT_API_URL=…`"
-        raise PrefectServerError(f"the Prefect server at {url} does not answer ({cause}): {remedy}") from error
+        raise PrefectServerError(
+            f"the Prefect server at {url} does not answer ({first_line(error)}): {remedy}"
+        ) from error
     return get_client(sync_client=True)
 
 

@@ -12,6 +12,11 @@ class StillhouseError(Exception):
     retryable = True
 
 
+def first_line(error: Exception) -> str:
+    """What another library's error says first, or its kind where it says nothing: room in one line of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class RecipeError(StillhouseError):
     """The recipe cannot be read, names an unknown key, or does not fit the dataset it points to."""
 

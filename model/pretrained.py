@@ -30,7 +30,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from model.errors import ModelFolderError
+from model.errors import ModelFolderError, first_line
 
 BUILTIN_PREFIX = "builtin:"
 CONVERSION = 1  # raise it when `_convert` changes what it writes
@@ -163,8 +163,7 @@ def load_tokenizer(model: Path | str, revision: str = "main") -> Any:
         # `tokenizers` raises Exception itself for a file that it cannot read.
         if not isinstance(error, OSError | ValueError | KeyError) and type(error) is not Exception:
             raise
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFolderError(f"no tokenizer for {model} ({type(error).__name__}: {cause})") from None
+        raise ModelFolderError(f"no tokenizer for {model} ({type(error).__name__}: {first_line(error)})") from None
 
 
 def default_cache() -> Path:

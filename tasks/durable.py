@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from model.errors import StoreError
+from model.errors import StoreError, first_line
 
 SCRATCH = ".scratch"
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -109,7 +109,7 @@ def _flush(path: Path) -> None:
 
 
 def _store_error(path: Path, error: OSError) -> StoreError:
-    cause = os.strerror(error.errno) if error.errno else str(error).splitlines()[0]
+    cause = os.strerror(error.errno) if error.errno else first_line(error)
     if error.errno == errno.ENOSPC:
         return refused(f"the disk is full: cannot write {path} ({cause}); free some space, then run again")
     if error.errno in (errno.EFBIG, errno.EDQUOT):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from model.errors import ModelFolderError, StillhouseError, TrainingError
+from model.errors import ModelFolderError, StillhouseError, TrainingError, first_line
 from model.training.data import Tokenizer
 from model.training.documents import attend_by_document, compile_layers
 from model.training.forward import Model
@@ -60,7 +60,7 @@ def folder_errors(folder: Path) -> Iterator[None]:
         raise
     # What cannot be read is told by transformers, safetensors, torch's unpickler, and tokenizers by a mere Exception.
     except Exception as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         remedy = "is the folder complete, and of a kind that this version of transformers reads?"
         raise ModelFolderError(
             f"{folder} does not hold a model with its tokenizer ({type(error).__name__}: {why}): {remedy}"

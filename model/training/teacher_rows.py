@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.errors import first_line
 from model.records import context_digest
 from model.training.data import Row
 from model.training.job import JobError
@@ -37,8 +38,7 @@ class TeacherRows:
             files = table["file"].combine_chunks().dictionary_encode()
             rows = table["row"].to_numpy()
         except (OSError, KeyError, ValueError) as error:
-            why = str(error).splitlines()[0]
-            raise JobError(f"{places} is no list of a teacher's rows: {why}") from error
+            raise JobError(f"{places} is no list of a teacher's rows: {first_line(error)}") from error
         if len(missing := np.flatnonzero(at < 0)):
             sample = sample_ids[int(missing[0])]
             raise JobError(f"sample {sample} has no stored log-probabilities: run the recipe's stage distill again")

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from model.errors import ModelFolderError, StillhouseError
+from model.errors import ModelFolderError, StillhouseError, first_line
 from model.pretrained import check_model_folder
 from model.rewards.reward_model import (
     MOST_LOGITS,
@@ -168,8 +168,7 @@ def _load_classifier(spec: ScorerSpec) -> Any:
             spec.model, revision=spec.revision, dtype=getattr(torch, spec.dtype), output_loading_info=True
         )
     except (OSError, ValueError, KeyError) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFolderError(f"no reward model at {spec.model}: {cause}") from None
+        raise ModelFolderError(f"no reward model at {spec.model}: {first_line(error)}") from None
     if info["missing_keys"]:  # transformers would fill a missing head with random numbers
         absent = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelFolderError(f"{spec.model} is no reward model: its weights lack {absent}")

@@ -607,15 +607,20 @@ def test_a_spoilt_model_folder_is_one_line_of_the_command_and_exit_2(
     assert not (tmp_path / "out/metrics.jsonl").exists()
 
 
+def _with_teacher_prompts(examples: Path, path: Path, prompt_of: Callable[[int], str]) -> None:
+    table = pq.read_table(examples)
+    place = table.schema.get_field_index("teacher_prompt")
+    prompts = [prompt_of(i) for i in range(len(table))]
+    pq.write_table(table.set_column(place, table.schema.field(place), [prompts]), path)
+
+
 def test_wrong_data_is_one_line_of_the_command_and_exit_2(
     make_job: MakeJob, trainers: Preloaded, examples_file: Path, tmp_path: Path
 ) -> None:
     """Nothing accepted, rows beyond the budget (a student's, a live teacher's), a folder of another recipe."""
-    table = pq.read_table(examples_file)
-    pq.write_table(table.slice(0, 0), tmp_path / "none.parquet")
-    long = ["q: 1 + 1? a: 2. " * (3 + i) for i in range(len(table))]  # they open with the same 48 tokens, at least
-    place = table.schema.get_field_index("teacher_prompt")
-    pq.write_table(table.set_column(place, table.schema.field(place), [long]), tmp_path / "long.parquet")
+    pq.write_table(pq.read_table(examples_file).slice(0, 0), tmp_path / "none.parquet")
+    # They open with the same 48 tokens, at least.
+    _with_teacher_prompts(examples_file, tmp_path / "long.parquet", lambda i: "q: 1 + 1? a: 2. " * (3 + i))
     run(make_job(out="begun", max_steps=1))
     wrong = {
         "holds no training examples: loosen the recipe's [accept] rule": make_job(examples=tmp_path / "none.parquet"),
@@ -634,11 +639,8 @@ def test_wrong_data_is_one_line_of_the_command_and_exit_2(
 
 def test_what_a_teacher_reads_beyond_the_student_counts_in_the_packs(make_job: MakeJob, examples_file: Path) -> None:
     """Its prompts share no opening here, so each is run whole: no pass runs more than the budget."""
-    table = pq.read_table(examples_file)
-    place = table.schema.get_field_index("teacher_prompt")
-    own = [f"{chr(ord('a') + i)}" * 30 for i in range(len(table))]  # beside 10 to 20 of the student's
     long = Path(make_job()["out"]).with_name("long.parquet")
-    pq.write_table(table.set_column(place, table.schema.field(place), [own]), long)
+    _with_teacher_prompts(examples_file, long, lambda i: chr(ord("a") + i) * 30)  # beside 10 to 20 of the student's
     raw = make_job("distill", examples=long, tokens_per_batch=200, tokens_per_micro_batch=120)
     job = job_from(JOBS[raw.pop("stage")], raw)
     assert isinstance(job, DistillJob)
